@@ -1,19 +1,19 @@
 """Patching: replace states of one forward pass by states of a second one, and measure the answer.
 
-    activation_patching.py   patch between a query and the same query with one token exchanged
-    cross_query_patching.py  patch the bridge state of one query into a query with another bridge
-    pair_patching.py         patch between the prompts of any pair, and measure with any metrics
-    neurons.py               patch single neurons between the prompts of any pair
-    back_patching.py         patch the state of a later layer into an earlier layer
-    parameters.py            patch the weights of one checkpoint into another checkpoint
+    activation_patching.py   patches between a query and the same query with one token exchanged
+    cross_query_patching.py  patches the bridge state of a query into a query with another bridge
+    pair_patching.py         patches between the prompts of any pair, with any metrics
+    neurons.py               patches single neurons between the prompts of any pair
+    back_patching.py         patches the state of a later layer into an earlier layer
+    parameters.py            patches the weights of one checkpoint into another checkpoint
 
-    grids.py                 grids of patches over all layers and positions
-    outcomes.py              outcomes of a patch, and graded metrics of an answer
-    query_pairs.py           selection of query pairs from the world
-    pairs.py                 clean and corrupt prompt pairs, and functions that make them
-    metrics.py               metrics of an answer
-    functions.py             functions of the user for pairs and metrics, found by import path
-    pair_instrument.py       base class of instruments that take pairs and metrics
+    grids.py                 computes patches of all layers and positions
+    outcomes.py              classifies the answer after a patch, and computes its probability
+    query_pairs.py           chooses pairs of queries from the world
+    pairs.py                 makes pairs of a clean and a corrupt prompt
+    metrics.py               defines metrics of an answer, such as the logit difference
+    functions.py             finds the pairs and metrics that users define in their own files
+    pair_instrument.py       defines the base class of instruments that take pairs and metrics
 
 Most patches replace a whole state. If the answer changes, the state holds information on which the
 answer depends. The patch does not show which information this is. For example, a state that holds

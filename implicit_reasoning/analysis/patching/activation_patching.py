@@ -1,13 +1,13 @@
 """Activation patching between a query and the same query with one token corrupted.
 
-Noising patches states of the corrupted run into the clean run. Denoising patches states of the
-clean run into the corrupted run. Every (layer, position) is patched. For the counterfactual
-corruption, the outputs of attention, of the MLP and of each head are also patched. A corruption
-changes one token of the query. There are three corruptions:
+A run is a forward pass here. Noising patches states of the corrupted run into the clean run.
+Denoising patches states of the clean run into the corrupted run. Every (layer, position) is
+patched. For the counterfactual corruption, the outputs of attention, of the MLP and of each head
+are also patched. A corruption changes one token of the query. There are three corruptions:
 
-- `counterfactual` replaces the token by an entity or relation such that the answer to the new query
-  is known and differs from the clean answer. If possible, the new query is a training query, so
-  that a model that has only memorised its training chains also knows the new answer.
+- `counterfactual` replaces the token by an entity or relation. The answer to the new query is known
+  and differs from the clean answer. If possible, the new query is a training query, which a model
+  can answer even if it has only memorised its training chains.
 - `symmetric` replaces the token by a random token of the same kind. The new query may have no
   answer, or the clean answer.
 - `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is
@@ -76,7 +76,7 @@ _PARTS_GRADED = tuple(f"part_{name}" for name in GRADED_METRICS)
 
 
 class ActivationPatching(Instrument):
-    """Instrument for activation patching; see the module docstring."""
+    """Instrument that patches states between the clean and the corrupted run of each query."""
 
     name = "activation_patching"
     version = 3
@@ -121,7 +121,7 @@ class ActivationPatching(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
+        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
@@ -146,7 +146,7 @@ class ActivationPatching(Instrument):
         return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the default dimensions, of the blocks and of the block parts."""
+        """Return the default labels, with the labels of the blocks and of the block parts."""
         of_parts = {"block": range(model.spec.depth), "part": part_names(model)}
         return super().coords(model, dataset) | of_parts
 
@@ -157,7 +157,7 @@ class ActivationPatching(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example that counts for at least one token."""
+        """Compute the effects of all patches on examples that count for at least one token."""
         correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
         # A query counts for a token if the model answers the query correctly and the query with
         # this token exchanged has a known answer.
@@ -218,9 +218,9 @@ class ActivationPatching(Instrument):
         """Claim that a state carries a token if patching the state changes answers as predicted.
 
         Claims are made for states at the token's own position only, because states at other
-        positions may hold a variable that was computed from the token. Claims use noising and
-        queries that the model answers correctly with both tokens. One split with enough such
-        answers is sufficient for a claim.
+        positions may hold a variable that was computed from the token. Claims use noising, and only
+        queries that the model answers correctly with both tokens. One split in which enough answers
+        change as predicted is sufficient for a claim.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)

@@ -1,11 +1,11 @@
-"""Back-patching: replace the state of an earlier layer by that of a later layer, at one position.
+"""Back-patching: patch the state of a later layer into an earlier layer, at one position.
 
-Suppose that the model resolves the first hop only after the layers that compute the second hop. The
-answer is then wrong. Patching the state of a later layer into those layers can correct the answer.
-The grid has every pair (from layer, to layer). Patches with equal layers change nothing. The grid
-also has patches of earlier states into later layers. Wrong answers that stay the same are counted
-separately from wrong answers that become a different wrong answer, which is damage. If there is
-much damage, some corrected answers are expected by chance.
+If the model resolves the first hop only after the layers that compute the second hop, its answer is
+wrong. A patch of the later state, which holds the bridge, into an earlier layer can then correct
+the answer. The grid has every pair (from layer, to layer), including pairs in which the state comes
+from an earlier layer. Patches with equal layers change nothing. A wrong answer that becomes a
+different wrong answer is counted as damage, and separately from one that stays the same. If there
+is much damage, some corrected answers are expected by chance.
 
 Source: Biran et al. 2024, "Hopping too late", section 6.
 """
@@ -37,7 +37,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 DONORS = ("own", "another's")
 OUTCOMES = ("unchanged", "repaired", "other")
-"""Outcomes for a wrong answer: it is unchanged, becomes right, or becomes another wrong answer."""
+"""What a patch does to a wrong answer: leaves it, makes it right, or makes it wrong differently."""
 
 _MAX_ROWS = 150  # maximum number of rows per split
 _SEED = 0
@@ -45,7 +45,7 @@ _CELLS = ("donor", "pos", "from_layer", "layer", "example")
 
 
 class BackPatching(Instrument):
-    """Instrument for back-patching; see the module docstring."""
+    """Instrument that patches states of later layers into earlier layers, for wrong answers."""
 
     name = "back_patching"
     version = 4
@@ -66,7 +66,7 @@ class BackPatching(Instrument):
     nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
+        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
@@ -77,7 +77,7 @@ class BackPatching(Instrument):
         return Examples(inputs, splits, group, clusters, coords={"donor": DONORS})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the default dimensions, and of the layer that a state comes from."""
+        """Return the default labels, with the labels of `from_layer`, where a state comes from."""
         return super().coords(model, dataset) | {"from_layer": range(model.spec.depth + 1)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class BackPatching(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every query that is answered wrongly."""
+        """Compute the effects of all patches on every query that is answered wrongly."""
         sites = cache_sites(model)
 
         def outcomes(question: dict[str, Array]) -> dict[str, Array]:

@@ -1,9 +1,9 @@
 """Cross-query semantic patching: patch the bridge state of a source query into a target query.
 
-The source query is (e1', r1', r2') with bridge b'. The target query is (e1, r1, r2). `S[layer,
-pos]` of the source replaces that of the target in the forward pass of the target. If the state
-represents b', the answer becomes the tail of (b', r2). This tail is the answer to the composed
-chain (e1', r1', r2).
+The source query is (e1', r1', r2') with bridge b'. The target query is (e1, r1, r2). In the forward
+pass of the target, the state at one layer and position is replaced by the state of the source at
+the same layer and position. If this state represents b', the answer becomes the tail of (b', r2).
+This tail is the answer to the composed chain (e1', r1', r2).
 
 Source: Ye et al. 2025, section 4. This instrument has three conditions that the paper does not
 have:
@@ -11,11 +11,11 @@ have:
 - The composed chain is not in the training data, except in the group `TRAINED`. Otherwise a model
   that has memorised the composed chain could give its answer without using a bridge.
 - The composed answer differs from the clean answer.
-- The source's own answer differs from the composed answer. The patch then changes the answer to the
-  composed answer only through the bridge, not by copying the source's answer.
+- The source's own answer differs from the composed answer. A patch that only copies the source's
+  answer then does not give the composed answer.
 
-A further difference from the paper is that the states of the last layer are taken before the final
-norm.
+  A further difference from the paper is that this instrument takes the states of the last layer
+  before the final norm.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _SEED = 0
 
 
 class CrossQueryPatching(Instrument):
-    """Instrument for cross-query patching; see the module docstring."""
+    """Instrument that patches bridge states of source queries into target queries."""
 
     name = "cross_query_patching"
     version = 2
@@ -99,7 +99,7 @@ class CrossQueryPatching(Instrument):
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose pairs of queries. The cluster of a pair is the bridge of its source."""
+        """Choose pairs of source and target queries. The source's bridge is a pair's cluster."""
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
@@ -131,7 +131,7 @@ class CrossQueryPatching(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every pair whose target is answered correctly."""
+        """Compute the effects of all patches on every pair whose target is answered correctly."""
         sites = cache_sites(model)
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
@@ -179,21 +179,23 @@ class CrossQueryPatching(Instrument):
 
         "carried" needs two conditions at a (layer, position):
 
-        - Most answers become the composed answer if source and target have different bridges and
-          the composed chain is not a training chain (group `BRIDGE`). The lower end of the share's
-          interval is at least `MAJORITY`, and the share is above chance; see `above_chance`.
-        - Most answers do not change if source and target have the same bridge and different
-          prefixes (group `SAME`).
+        - In the group `BRIDGE`, most answers become the composed answer. In this group, source and
+          target have different bridges and the composed chain is not a training chain. The lower
+          end of the share's interval is at least `MAJORITY`, and the share is above chance; see
+          `above_chance`.
+        - In the group `SAME`, most answers do not change. In this group, source and target have the
+          same bridge and different prefixes.
 
         "composes" needs a (layer, position) that carries e2, and at which most answers also become
-        the composed answer if no training chain begins with the source's first fact (group `OOD`).
+        the composed answer in the group `OOD`. In this group, no training chain begins with the
+        source's first fact.
 
-        "memorised" needs that there is no (layer, position) at which most answers of group `BRIDGE`
-        become the composed answer. In addition, the model must answer composed chains correctly in
-        the group `TRAINED`, and wrongly in the groups `BRIDGE` and `SAME`. The facts of the
-        composed chains in `BRIDGE` and `SAME` have roles that training chains use, and a composed
-        chain in `SAME` has the bridge of its target. A model that composes would therefore answer
-        these chains correctly.
+        "memorised" needs two conditions:
+
+        - At no (layer, position) do most answers of the group `BRIDGE` become the composed answer.
+        - The model answers composed chains correctly in the group `TRAINED`, and wrongly in the
+          groups `BRIDGE` and `SAME`. A model that composes would answer the composed chains of
+          these two groups correctly, because their facts have roles that training chains use.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY

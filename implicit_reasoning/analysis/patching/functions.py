@@ -1,7 +1,7 @@
-"""Functions of the user, found by import path and identified by a digest of their source.
+"""Find the user's functions by import path, and identify them by a digest of their source.
 
 Results of different functions must not be merged. A file may change and keep its name. The options
-of a result therefore hold the name of each function and a digest of the function's file.
+of a result therefore hold both the name of each function and a digest of its source.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class NamedFunction(NamedTuple):
 
     Attributes:
       name: name of a built-in function; otherwise `file.py:function` or `package.module:function`.
-      source: digest of the source. It is empty for built-in functions. If a built-in function
-        changes, the version of the instrument changes.
+      source: digest of the source code; empty for a built-in function. When a built-in function
+        changes, the version of the instrument is increased instead.
       call: the function.
     """
 

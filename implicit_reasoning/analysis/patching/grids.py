@@ -1,6 +1,7 @@
-"""Grids of patches from a donor run into a base run: states, outputs of block parts, neurons.
+"""Patch every state, block part or neuron of a donor run into a base run, one at a time.
 
-A run is a forward pass here. A block part is the attention, the MLP or a head.
+A run is a forward pass here. A block part is the attention, the MLP or a head. The results of all
+patches are a grid.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from implicit_reasoning.model.cones import Cache, patched_logits, state, value_a
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
-    """Return the names of the parts of a block, in the order of `patch_parts` along `part`."""
+    """Return the names of the block's parts, in the order of the axis `part` of `patch_parts`."""
     return model.block.parts(model.spec)
 
 
@@ -30,9 +31,9 @@ def patch_states(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "layer pos example d_vocab"]:
-    """Compute the logits of `base` with `S[layer, pos]` of `donor`, for every layer and position.
+    """For every layer and position, compute the logits of `base` with the state taken from `donor`.
 
-    Layer `depth` is the input of the final norm.
+    Layer 0 is the sum of the embeddings, and layer `depth` is the input of the final norm.
 
     Args:
       model: the model; static.
@@ -40,9 +41,9 @@ def patch_states(
       base: cached sites of the run to patch; see `cache_sites`.
       donor: cached sites of the run that the states are taken from.
       only: the position of the only token that differs between the two runs; None if more tokens
-        may differ. `only` may be traced. It makes some patches trivial: patching layer 0 at `only`
-        gives the logits of `donor`, and patching layer 0 at any other position, or any layer at an
-        earlier position, changes nothing.
+        may differ. `only` may be traced. If it is given, patches with known results are not
+        computed. A patch of layer 0 at `only` gives the logits of `donor`. A patch of layer 0 at
+        any other position, or of any layer at an earlier position, changes nothing.
 
     Returns:
       Logits at the last position.
@@ -81,9 +82,9 @@ def patch_parts(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "block part pos example d_vocab"]:
-    """Compute the logits of `base` with the output of one part of one block taken from `donor`.
+    """For every block, part and position, compute the logits of `base` with the part of `donor`.
 
-    The grid has every block, part and position. The arguments are those of `patch_states`.
+    A patch replaces the output of the part. The arguments are those of `patch_states`.
 
     Returns:
       Logits at the last position.
@@ -116,11 +117,11 @@ def patch_parts(
 def patch_neurons(
     model: Transformer, params: Params, base: Cache, donor: Cache
 ) -> Float[Array, "block neuron pos example d_vocab"]:
-    """Compute the logits of `base` with one neuron (`mlp.hook_post`) taken from `donor`.
+    """For every block, position and neuron, compute logits of `base` with the neuron of `donor`.
 
-    The grid has every block, neuron and position. A neuron adds its activation times its row of
-    `W_out` to the residual stream. A patch therefore adds the difference between the two
-    activations times this row.
+    A neuron is an element of `mlp.hook_post`. It adds its activation times its row of `W_out` to
+    the residual stream. A patch therefore adds the difference between the two activations times
+    this row.
 
     Returns:
       Logits at the last position.
@@ -208,7 +209,7 @@ def noising_and_denoising(
     one: Cache,
     other: Cache,
 ) -> Float[Array, " direction *grid"]:
-    """Compute two grids: `other` patched into `one`, then `one` patched into `other`.
+    """Compute two grids of patches: first from `other` into `one`, then from `one` into `other`.
 
     `patch` is compiled once for both grids.
     """

@@ -1,4 +1,4 @@
-"""Metrics of an answer, which measure the effect of a patch.
+"""Define metrics of an answer, which measure the effect of a patch.
 
 A metric is a function that JAX can trace. Its arguments are the logits at the last position of a
 prompt, and the pair that the prompt belongs to. A metric is one of `METRICS`, or a function of the
@@ -21,7 +21,7 @@ from implicit_reasoning.errors import InputError
 
 
 class PairBatch(NamedTuple):
-    """Prompt pairs, and the model's logits for both prompts of each pair. Arrays may be traced.
+    """Prompt pairs, with the model's logits for both prompts of each pair. Arrays may be traced.
 
     Attributes:
       clean: tokens of the clean prompts.
@@ -66,7 +66,7 @@ def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
 
 
 def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Return KL(clean run || run with these logits), in nats."""
+    """Return the KL divergence KL(clean || logits) from the unpatched clean run, in nats."""
     return outcomes.divergence(logits, pair.clean_logits)
 
 

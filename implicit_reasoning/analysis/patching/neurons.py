@@ -1,8 +1,8 @@
-"""Activation patching of single neurons, over prompt pairs.
+"""Patch single neurons between the prompts of pairs.
 
-The method is that of `pair_patching`, but each patch replaces one neuron (`mlp.hook_post`) of one
-block at one position. The grid has one cell for each neuron and position and is expensive. The
-instrument is therefore separate, and runs only if the user names it.
+The method is that of `pair_patching`, except that each patch replaces one neuron (`mlp.hook_post`)
+of one block at one position. Patching every neuron at every position is expensive. The instrument
+is therefore separate from `pair_patching`, and runs only if the user names it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 15  # number of neurons in the figure
 
 
 class NeuronPatching(PairPatching):
-    """Instrument for neuron patching; see the module docstring."""
+    """Instrument that patches single neurons between the prompts of pairs."""
 
     name = "neuron_patching"
     definition = (
@@ -50,7 +50,7 @@ class NeuronPatching(PairPatching):
     patches = {"neuron_": patch_neurons}
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the dimensions of `pair_patching`, and of the neurons."""
+        """Add the labels of the neurons to the labels of `pair_patching`."""
         return super().coords(model, dataset) | {"neuron": range(model.spec.d_mlp)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""Outcomes of a patch: three shares that add up to 1, and graded metrics.
+"""Compute the outcomes of a patch: one of three kinds of answers, and continuous metrics.
 
-A changed answer may be the effect of the patched information, or damage. Each prediction is
-therefore one of three outcomes: the clean answer; the counterfactual, which is the answer that the
-world predicts for the patch; or any other answer, which is damage.
+A patch can change an answer because of the information that is patched, or because it damages the
+computation. Each answer is therefore one of three kinds: the clean answer; the counterfactual
+answer, which the world predicts for the patch; or any other answer, which is damage.
 
-Source of the graded metrics: Zhang and Nanda 2024, "Towards best practices of activation patching"
-(logit difference, probability, KL divergence).
+Source of the continuous metrics: Zhang and Nanda 2024, "Towards best practices of activation
+patching" (logit difference, probability, KL divergence).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.model.edits import expand_to_rank
 
 OUTCOMES = ("clean answer", "counterfactual", "other")
-"""Outcomes. In noising, "clean answer" means unchanged. In denoising, it means restored."""
+"""Kinds of answers after a patch.
+
+In noising, "clean answer" means that the answer is unchanged. In denoising, it means that the
+answer is restored.
+"""
 
 GRADED_METRICS = ("logit_difference", "probability", "divergence")
 """Names of the metrics that `graded_metrics` returns."""
@@ -29,8 +33,8 @@ Tokens = Int[Array, "example"]
 def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
     """Return whether a token has the highest logit.
 
-    The result is false if another token has the same logit, if logits are nan, or if the token is
-    -1. Token -1 means that there is no answer.
+    The result is false if another token has the same logit, or if logits are nan. It is also false
+    for token -1, which means that there is no answer.
     """
     own = _at(logits, token)[..., None]
     return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
@@ -48,7 +52,7 @@ def outcomes_of(
         `clean`.
 
     Returns:
-      A bool array. Its first axis has the order of `OUTCOMES` and is one-hot.
+      A bool array, one-hot along its first axis. The first axis has the order of `OUTCOMES`.
     """
     old, new = answers_with(logits, clean), answers_with(logits, counterfactual)
     return jnp.stack([old, new, ~(old | new)])
@@ -57,7 +61,7 @@ def outcomes_of(
 def graded_metrics(
     logits: Logits, clean: Tokens, counterfactual: Tokens, whole: Float[Array, "example d_vocab"]
 ) -> dict[str, Float[Array, "*cell example"]]:
-    """Return the metrics of `GRADED_METRICS`, by name.
+    """Return logit difference, probability and KL divergence, by their names in `GRADED_METRICS`.
 
     The logit difference is meaningless for a query without a counterfactual answer.
 
@@ -89,7 +93,7 @@ def probability(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
 def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
-    """Return KL(clean run || patched run) in nats. It is 0 if both distributions are equal.
+    """Return the KL divergence KL(clean run || patched run) in nats.
 
     Args:
       logits: logits of the patched run.

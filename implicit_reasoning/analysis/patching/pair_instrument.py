@@ -1,4 +1,4 @@
-"""Base class of instruments that take prompt pairs and metrics as options."""
+"""Define the base class of instruments that take prompt pairs and metrics as options."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SEED = 0
 
 
 class PairInstrument(Instrument):
-    """An instrument that compares the prompts of pairs with metrics.
+    """An instrument that measures prompt pairs with metrics. The user can choose both.
 
-    The pairs and the metrics are options of the results; see `Instrument.options`.
+    Results with different pairs or metrics are never merged.
 
     Attributes:
       pairs: the function that makes the pairs.
@@ -39,7 +39,7 @@ class PairInstrument(Instrument):
         pairs: str | PairsFunction = "bridge",
         metrics: Sequence[str | Metric] = ("logit_difference", "probability"),
     ):
-        """Find the functions for pairs and metrics.
+        """Find the function that makes the pairs, and the metrics.
 
         Args:
           pairs: a key of `pairs.PAIRS`, an import path, or a function.
@@ -51,7 +51,7 @@ class PairInstrument(Instrument):
         self.pairs, self.metrics = find_pairs(pairs), find_metrics(metrics)
 
     def options(self) -> dict[str, Any]:
-        """Return the name and source digest of every function."""
+        """Return the name and source digest of the pairs function and of every metric."""
         return {
             "pairs": self.pairs.identity(),
             "metrics": [metric.identity() for metric in self.metrics],
@@ -60,8 +60,8 @@ class PairInstrument(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Make the pairs, and check the pairs and the metrics.
 
-        The inputs also hold, for each pair, the prompts of another pair of the same group, for the
-        null control.
+        For the null control, the inputs also hold the prompts of a different pair of the same
+        group, for each pair.
 
         Raises:
           InputError: the pairs function does not return valid pairs, or a metric does not return a
@@ -92,7 +92,7 @@ class PairInstrument(Instrument):
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
-    """Return the pairs of `PairInstrument.examples`, with the model's logits for both prompts."""
+    """Run the model on both prompts of each pair, and return the pairs with the logits."""
     clean, corrupt, answer, corrupt_answer = (
         jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
     )
@@ -117,9 +117,9 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """Return, for each example, the mean value of its group.
+    """Return, for each example, the mean value of the example's group.
 
-    The mean is over the examples that count. It is 0 if no example of the group counts.
+    The mean is over the examples of the group that count; it is 0 if none counts.
 
     Args:
       values: a value for each example.

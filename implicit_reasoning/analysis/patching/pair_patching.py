@@ -1,15 +1,16 @@
-"""Activation patching between the clean and the corrupt prompt of pairs, for any pairs and metrics.
+"""Patch activations between the clean and the corrupt prompt of pairs.
 
-Noising patches values of the corrupt run into the clean run. Denoising patches values of the clean
-run into the corrupt run. The patched values are `S[layer, pos]`, and the outputs of attention, of
-the MLP and of each head of each block, at every position.
+The user can choose the pairs and the metrics. A run is a forward pass here. Noising patches values
+of the corrupt run into the clean run. Denoising patches values of the clean run into the corrupt
+run. The patched values are the state of each layer, and the outputs of attention, of the MLP and of
+each head of each block, at every position.
 
-The recovery of a metric is (patched - base) / (donor - base). Noising has the clean run as base and
-the corrupt run as donor, and denoising the reverse. Recovery is 0 if a patch does not change the
-metric, and 1 if the metric becomes that of the donor run. The denominator is the mean over those
-pairs of the group that count. The mean recovery is thus a ratio of means, in which pairs with a
-small difference between the two runs do not dominate. The confidence intervals treat the
-denominator as known.
+The recovery of a metric is (patched - base) / (donor - base). In noising, the base is the clean run
+and the donor is the corrupt run; in denoising, the base is the corrupt run and the donor is the
+clean run. Recovery is 0 if a patch does not change the metric, and 1 if the metric becomes equal to
+that of the donor run. The denominator is the mean of (donor - base) over the pairs of the group
+that count. The mean recovery is thus a ratio of means, and pairs with a small difference between
+the two runs do not dominate it. The confidence intervals treat the denominator as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
 (normalised logit difference); Zhang and Nanda 2024.
@@ -57,10 +58,10 @@ DONORS = ("pair", "another pair")
 _MIN_GAP = 1e-4  # recovery is not computed if the metrics of the two runs differ by less
 
 Patch = Callable[[Transformer, Params, Cache, Cache], Array]
-"""Function that patches a donor run into a base run, in every cell of a grid.
+"""Type of a function that patches each cell of a grid from a donor run into a base run.
 
-Its arguments are the model, the parameters, the base run and the donor run. It returns logits
-[*cell, example, d_vocab].
+The arguments of the function are the model, the parameters, the base run and the donor run. It
+returns logits [*cell, example, d_vocab].
 """
 
 _STATES = ("direction", "donor", "layer", "pos", "example")
@@ -68,7 +69,7 @@ _PARTS = ("direction", "donor", "block", "part", "pos", "example")
 
 
 class PairPatching(PairInstrument):
-    """Instrument for patching of prompt pairs; see the module docstring."""
+    """Instrument that patches states and block parts between the prompts of pairs."""
 
     name = "pair_patching"
     definition = (
@@ -102,12 +103,13 @@ class PairPatching(PairInstrument):
     nulls = {"another pair's run": {"donor": DONORS[1]}}
     default = False
     patches: ClassVar[Mapping[str, Patch]] = {"": patch_states, "part_": patch_parts}
-    """Functions that compute grids of patches. Each key is the prefix of the names of outputs."""
+    """Functions that compute grids of patches. The key begins the names of their outputs."""
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of all dimensions except `pos` and `metric`.
 
-        `examples` returns the labels of `pos` and `metric`.
+        The labels of `pos` and `metric` depend on the pairs and metrics, so `examples` returns
+        them.
         """
         return {
             "direction": DIRECTIONS,
@@ -124,7 +126,7 @@ class PairPatching(PairInstrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every pair whose clean prompt is answered correctly."""
+        """Compute the effects of all patches on pairs whose clean prompt is answered correctly."""
         batch = batch_of(model, params, inputs)
         correct = answers_with(batch.clean_logits, batch.answer)
         both = correct & answers_with(batch.corrupt_logits, batch.corrupt_answer)
@@ -242,17 +244,17 @@ class PairPatching(PairInstrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim which states carry the variable that differs between the prompts of built-in pairs.
 
-        Pairs `bridge`: e2 may be claimed at positions e1 and r1. In the group with another bridge,
-        most answers must become the answer to the corrupt prompt. In the group with the same
-        bridge, most answers must stay the same.
+        With pairs `bridge`, e2 may be claimed at positions e1 and r1. If the two prompts have
+        different bridges, most answers must become the answer to the corrupt prompt. If they have
+        the same bridge, most answers must stay the same.
 
-        Pairs `exchange_X`: X may be claimed at its own position. The share of answers that become
-        the answer to the corrupt prompt must have a lower end of at least `MIN_LOWER_BOUND`, in at
-        least one group.
+        With pairs `exchange_X`, X may be claimed at its own position. In at least one group, the
+        share of answers that become the answer to the corrupt prompt must have an interval whose
+        lower end is at least `MIN_LOWER_BOUND`.
 
-        All claims use noising and pairs whose two prompts are both answered correctly. The share of
-        answers that become the answer to the corrupt prompt must be above the null control. Pairs
-        of the user give no claims.
+        All claims use noising, and only pairs whose prompts are both answered correctly. The share
+        of answers that become the answer to the corrupt prompt must also be above the null control.
+        Pairs that a user defines give no claims.
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":

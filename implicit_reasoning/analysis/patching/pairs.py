@@ -1,11 +1,12 @@
-"""Pairs of a clean and a corrupt prompt, for patching and attribution.
+"""Make pairs of a clean and a corrupt prompt, for patching and attribution.
 
-The two prompts of a pair have the same length, so positions correspond. The prompts usually have
-different answers. If the value of a site in the run of one prompt is patched into the run of the
-other prompt, the answer shows whether the site holds information on which the answers depend.
+The two prompts of a pair have the same length, so each position of one prompt corresponds to the
+same position of the other. The prompts usually have different answers. If the value of a site in
+the run of one prompt is patched into the run of the other prompt, the answer shows whether the site
+holds information on which the answers depend.
 
-A function makes the pairs of a dataset. It is one of `PAIRS`, or a function of the user that is
-found by import path.
+A pairs function makes the pairs of a dataset. It is either one of `PAIRS`, or a function of the
+user that is found by import path.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class PromptPairs:
       corrupt: int [pair, pos], tokens of the corrupt prompts.
       answer: int [pair], the token that answers the clean prompt.
       corrupt_answer: int [pair], the token that answers the corrupt prompt.
-      positions: names of the positions. If it is empty, the names are the position numbers.
+      positions: names of the positions. If there are no names, the position numbers are used.
       groups: names of the groups, such as splits. Outcomes are averaged over each group.
       group: int [pair], the index in `groups` of each pair's group. None means that all pairs are
         in the first group.
@@ -68,10 +69,11 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """Make pairs of queries with different first facts and the same later relations.
 
-    The clean prompt is a training query, a target of `cross_query_patching`. The corrupt prompt is
-    its composed query. The groups are those of `cross_query_patching`. The two prompts have
-    different bridges and answers in all groups except "same bridge". The cluster of a pair is the
-    bridge of its corrupt prompt.
+    The clean prompts are the targets of `cross_query_patching`, which are training queries. The
+    corrupt prompt of a target is its composed query: the first fact of a source query, followed by
+    the later relations of the target. The groups are those of `cross_query_patching`. In all groups
+    except "same bridge", the two prompts have different bridges and answers. The cluster of a pair
+    is the bridge of its corrupt prompt.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)
@@ -94,9 +96,9 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
 def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     """Make pairs of a query and the same query with one token exchanged.
 
-    The exchange changes the answer. The exchanged tokens are chosen as for the counterfactual
-    corruption of `activation_patching`. The groups are the chain splits. The cluster of a pair is
-    the bridge of its clean prompt.
+    The exchange changes the answer. If possible, the query with the new token is a training query,
+    as in the counterfactual corruption of `activation_patching`. The groups are the splits with
+    full chains. The cluster of a pair is the bridge of its clean prompt.
 
     Args:
       token: name of the position of the exchanged token, such as "r1".
@@ -140,7 +142,7 @@ PAIRS: Mapping[str, PairsFunction] = {
 
 
 def find_pairs(which: str | PairsFunction) -> functions.NamedFunction:
-    """Find a pairs function by name in `PAIRS` or by import path. A function is also accepted."""
+    """Find a pairs function by its name in `PAIRS` or by import path; accept a function too."""
     return functions.find_function(which, PAIRS, "pairs")
 
 

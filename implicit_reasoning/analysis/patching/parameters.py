@@ -9,11 +9,11 @@ directions:
   right, the later training of this part was not necessary.
 
 A part is the attention or the MLP of a block, together with the norm in front of it. In a looped
-model, a block is one of the n_layers sets of weights.
+model, which applies each set of weights several times, a block is one set of weights.
 
-Compare the results with the two unpatched checkpoints (`alone`). Two checkpoints may represent the
-same variable in different ways. If a patch makes answers wrong, the parts of the two checkpoints do
-not work together. This does not show what a part computes.
+Compare the results with those of the two unpatched checkpoints (`alone`). Two checkpoints may
+represent the same variable in different ways. If a patch makes answers wrong, parts of the two
+checkpoints do not work together. Wrong answers therefore do not show what a part computes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_ROWS = 150  # maximum number of rows per split
 
 
 class ParameterPatching(Instrument):
-    """Instrument for parameter patching; see the module docstring."""
+    """Instrument that exchanges parts of blocks between a checkpoint and the last checkpoint."""
 
     name = "parameter_patching"
     version = 3
@@ -64,7 +64,7 @@ class ParameterPatching(Instrument):
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
+        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -74,13 +74,13 @@ class ParameterPatching(Instrument):
         return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the blocks. A block is a set of weights."""
+        """Return the labels of the blocks. In a looped model, a block is a set of weights."""
         return {"block": range(model.spec.n_layers)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every query."""
+        """Compute both checkpoints' answers to every query, with and without each exchange."""
         # The indices of part and block are traced, so that the model is compiled only once.
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 

@@ -1,4 +1,4 @@
-"""Selection of query pairs: queries with one token exchanged, and chains composed of two queries.
+"""Choose pairs of queries: queries that differ in one token, and a source and a target query.
 
 Pairs are drawn at random, once, on the host. The facts of the world determine which pairs are
 possible; see `queries`.
@@ -18,7 +18,10 @@ from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
-"""Groups of pairs. The composed chain is a training chain in `TRAINED`, and in no other group.
+"""Groups of pairs of a source and a target query.
+
+The composed chain has the first fact of the source and the later relations of the target. It is a
+training chain in `TRAINED`, and in no other group.
 
 - `BRIDGE`: source and target have different bridges. The source's first fact has a role that the
   first facts of training chains have.
@@ -39,9 +42,10 @@ _SEED = 0
 def replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of each query, choose a different value that changes the answer.
+    """For each part of each query, choose a new value that changes the answer.
 
-    The value is chosen at random. If possible, the new query is a training query.
+    A part is e1 or a relation. The value is chosen at random. If possible, the query with the new
+    value is a training query.
 
     Args:
       dataset: a dataset of a chain task.
@@ -105,7 +109,10 @@ def _exchanged(
 def symmetric_replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of each query, draw a different random token of the same kind.
+    """For each part of each query, draw a new token of the same kind at random.
+
+    A part is e1 or a relation, so the new token is an entity or a relation that differs from the
+    old one. Nothing else restricts the draw.
 
     Returns:
       `(token, answer)`, both [part, row]: the new token and the answer to the new query. The answer
@@ -125,7 +132,7 @@ def symmetric_replacements(
 
 
 class ComposedPairs(NamedTuple):
-    """Pairs of a source and a target query, with the query that is composed of both.
+    """Pairs of a source and a target query, each with the query that is composed of the two.
 
     Attributes:
       source: queries whose states are patched into the target.
@@ -142,10 +149,12 @@ class ComposedPairs(NamedTuple):
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
-    """Choose up to `_MAX_PAIRS` pairs for each group. Targets are probes that are training chains.
+    """Choose up to `_MAX_PAIRS` pairs for each group. Targets are training chains.
+
+    Targets are drawn from the rows that evaluation uses (`Dataset.probe`).
 
     Raises:
-      NotApplicable: no training chain is a probe.
+      NotApplicable: evaluation uses no training chains.
     """
     table, random = queries.all_queries(dataset), np.random.default_rng(_SEED)
     trained = np.flatnonzero(dataset.probe[: dataset.n_train])

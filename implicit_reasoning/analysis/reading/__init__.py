@@ -1,13 +1,13 @@
 """Instruments that read states without changing the model.
 
-    lens.py         the logit lens, which reads states with the unembedding
-    tuned_lens.py   the tuned lens, which applies a fitted affine map before the unembedding
-    decoding.py     decoding of facts by the model's own later blocks
-    probes.py       linear probes, which are fitted to each variable
-    geometry.py     geometry of states: cohesion, alignment, enrichment, projections
+    lens.py         unembeds states: the logit lens
+    tuned_lens.py   applies a fitted affine map before the unembedding: the tuned lens
+    decoding.py     lets the later blocks of the model decode a fact from a state
+    probes.py       fits linear probes for each variable
+    geometry.py     measures whether states with the same bridge form a cluster
 
-    ranking.py      rank of a token among the logits
-    ridge.py        cross-validated ridge regression
+    ranking.py      ranks a token among the logits
+    ridge.py        fits ridge regressions with cross-validation
 
 These instruments do not show whether the model uses a variable that can be read; see `variables`
 and `used.py`.

@@ -1,12 +1,12 @@
-"""Decoding of a fact from the state after (e1, r1), by three methods.
+"""Decode the tail of a fact from the state after (e1, r1), by three methods.
 
 - *Immediate probing* unembeds S[layer, r1], with and without the final norm.
 - *Full-run probing* patches the state into the same layer of a recipient prompt, at position r1.
   The later layers of the forward pass on the recipient prompt decode the state.
-- *Bottleneck probing* does the same with a projection of the state. The projection keeps at most 32
-  dimensions, in which the class means by bridge (e2) differ most. These dimensions are found
-  without the fact that is decoded. The projection therefore keeps only what the state has in common
-  with the states of other facts with the same bridge.
+- *Bottleneck probing* is full-run probing of a projection of the state. The projection keeps at
+  most 32 dimensions, in which the mean states of the bridges (e2) differ most. These dimensions are
+  found without the fact that is decoded. The projection therefore keeps only what the state has in
+  common with the states of other facts with the same bridge.
 
 The first two methods give the decoding table of Ye et al. 2025, with two corrections. Here, the
 state is patched into the layer that it comes from; in the paper, it is patched one block later.
@@ -15,9 +15,9 @@ Here, results for OOD facts are means over OOD facts only.
 Some results are true by construction. In most tasks, training includes the prompt (e1, r1), so the
 last layer of this prompt decodes to the taught answer. `by_construction` marks these cases. From
 layer 1 on, full-run probing decodes correctly by construction (`full_run_by_construction`): the
-state is a function of e1 and r1, and later blocks compute the same from the state as in its own
-prompt. This shows only that the state holds the prefix. Claims therefore use the bottleneck, and
-not the full run.
+state holds e1 and r1, and the later blocks compute the same result from it as they do in the prompt
+(e1, r1). A correct full run therefore shows only that the state holds the prefix. Claims use the
+bottleneck instead.
 
 The bottleneck is inconclusive if its controls (shuffled classes, random directions) also decode e2.
 This happens if states hold little except the representation of the bridge, or if states have few
@@ -72,7 +72,10 @@ _CONTROL = 0.5  # maximum upper end of top-1 for the controls of the bottleneck
 
 
 class Decoding(Instrument):
-    """Instrument for decoding after (e1, r1); see the module docstring."""
+    """Instrument that decodes the tail of a fact from the state after (e1, r1), by three methods.
+
+    The methods are immediate probing, full-run probing and bottleneck probing.
+    """
 
     name = "decoding"
     definition = (
@@ -108,9 +111,10 @@ class Decoding(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the prompts (e1, r1) of facts, and a recipient prompt for each of them.
+        """Choose facts that are the first hop of a chain, and a recipient prompt for each fact.
 
-        The facts are those that are the first hop of a chain.
+        The prompt of a fact is (e1, r1). The recipient prompt is that of another fact, whose e1 and
+        tail both differ.
         """
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
@@ -152,7 +156,7 @@ class Decoding(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every fact."""
+        """Compute, for every fact, layer and method, whether the tail is decoded."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = residuals(model, params, inputs["tokens"])[:, :, 1]
         at_r1 = jnp.array([False, True])[None, :, None]
@@ -193,9 +197,9 @@ class Decoding(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" where most tails are decoded through the bottleneck.
 
-        In addition, the controls of the bottleneck must decode few tails, or immediate probing with
-        the final norm must decode most tails. The full run supports no claims, because it decodes
-        correctly by construction.
+        A claim also needs one of two conditions: the controls of the bottleneck decode few tails,
+        or immediate probing with the final norm decodes most tails. The full run supports no
+        claims, because it decodes correctly by construction.
         """
         first = result.isel(group=0, drop=True)
         true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])

@@ -1,19 +1,20 @@
-"""Geometry of states: do the states of facts with the same bridge form a cluster?
+"""Measure whether the states of facts with the same bridge form a cluster.
 
-The cosine lens of Ye et al. 2025 has two measures. ID cohesion is the mean cosine between the state
-of an ID fact and the centroid of the states of all ID facts with the same bridge e2. OOD alignment
-is the mean cosine between the state of an OOD fact and this centroid. The paper has no controls.
+The cosine lens of Ye et al. 2025 has two measures. The centroid of a bridge e2 is the mean state of
+the ID facts whose tail is e2. ID cohesion is the mean cosine between the state of an ID fact and
+the centroid of its bridge. OOD alignment is the same mean for OOD facts. The paper has no controls.
 This module adds four:
 
-- The centroid is also computed without the state that it is compared with.
+- The centroid is also computed without the state that is compared with it.
 - Each state is also compared with the centroids of other bridges.
 - Cosines are also computed after the mean of the ID states is subtracted, because all states of a
   transformer share one large direction.
 - Retrieval is the share of states whose nearest centroid is that of their own bridge.
 
 The module also projects the states of some bridges to two dimensions. Finally, it measures
-attribute enrichment at e1 (Geva et al. 2023): the share of the tails of e1 among the entities that
-the state at e1 promotes most.
+attribute enrichment at e1 (Geva et al. 2023). If e1 has facts with m different tails, attribute
+enrichment is the share of these tails among the m entities with the highest logits when the state
+at e1 is unembedded.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ _PICTURED, _EACH = 5, 12  # number of bridges in the projections, and maximum st
 
 
 class Geometry(Instrument):
-    """Instrument for the geometry of states; see the module docstring."""
+    """Instrument that measures whether states of facts with the same bridge form a cluster.
+
+    It computes cosines of states with the centroids of bridges, retrieval of the nearest centroid,
+    attribute enrichment at e1, and projections to two dimensions.
+    """
 
     name = "geometry"
     definition = (
@@ -135,7 +140,7 @@ class Geometry(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every state, and the projections."""
+        """Compute cosines, retrieval and attribute enrichment of every state, and projections."""
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         bridge, bridges = jnp.asarray(inputs["bridge"]), jnp.asarray(inputs["bridges"])
 
@@ -172,8 +177,8 @@ class Geometry(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" for e2 where most states are nearest to the centroid of their bridge.
 
-        The centroid is computed without the state itself. The share of these states must also be
-        above the null control.
+        Each centroid is computed without the state that is compared with it. The share of these
+        states must also be above the null control.
         """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
         by_chance = {"truth": ("true", "shuffled")}

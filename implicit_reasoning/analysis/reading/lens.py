@@ -45,7 +45,7 @@ _MAX_ROWS = 300  # maximum number of rows per split, as in the paper of Wang et 
 
 
 class LogitLens(Instrument):
-    """Instrument for the logit lens; see the module docstring."""
+    """Instrument that unembeds each state and ranks the tokens of the truth variables."""
 
     name = "lens"
     version = 2
@@ -63,7 +63,11 @@ class LogitLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split. Clusters are those of `state_clusters`."""
+        """Choose rows of every split with full chains.
+
+        The cluster of a row at a position is its bridge if the prefix determines the bridge, and
+        otherwise the prefix.
+        """
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         variables = chain_variables(dataset, rows)
@@ -93,7 +97,7 @@ class LogitLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example."""
+        """Compute the top-1 outcome and the reciprocal rank of every example."""
         states = residuals(model, params, inputs["tokens"])
         network = model.bind(params)
 
@@ -120,8 +124,9 @@ class LogitLens(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" where the variable's token has rank 0 in most examples of a split.
 
-        The share of these examples must also be above the null control. The split must have
-        `MIN_CLUSTERS` distinct clusters, because the null control is too imprecise with fewer.
+        The share of these examples must also be above the null control. The split must have at
+        least `MIN_CLUSTERS` distinct clusters. With fewer clusters, the null control is too
+        imprecise.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
         by_chance = {"truth": ("true", "shuffled")}

@@ -1,9 +1,9 @@
-"""Linear probes, which read variables from held-out states by ridge regression.
+"""Read variables from held-out states with linear probes, which are ridge regressions.
 
 A ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
-probe that was fitted without this state. States are held out in two ways. Either all states with
-the same prefix are held out together, or all states with the same e1. The second way is the harder
-test. There are three controls:
+probe that was fitted without this state. The measurement is done twice. The first time, all states
+with the same prefix are held out together. The second time, all states with the same e1 are held
+out together, which is the harder test. There are three controls:
 
 - A probe that is fitted to shuffled labels shows the accuracy on noise.
 - The control task (Hewitt and Liang 2019) assigns a random label to each e1. If a probe is as
@@ -13,8 +13,8 @@ test. There are three controls:
 - A variable that is unknown at a position, such as r2 at position r1, must be read at chance level.
 
 Claims require a high accuracy when all states with the same e1 are held out, which rules out
-memorisation of e1. Claims do not use the selectivity. If states are held out by prefix and hold
-both e1 and the bridge, the probe also solves the control task, and the selectivity is 0.
+memorisation of e1. Claims do not use the selectivity. If a state holds both e1 and the bridge, a
+probe with held-out prefixes also solves the control task, and the selectivity is 0.
 
 Sparse probes for e2 (Gurnee et al. 2023) read k dimensions of the residual stream, or k neurons of
 the last MLP before the state. The k dimensions are chosen for each class. They are the dimensions
@@ -79,7 +79,7 @@ _MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of som
 
 
 class Probes(Instrument):
-    """Instrument for linear probes; see the module docstring."""
+    """Instrument that reads each variable with a linear probe fitted to other states."""
 
     name = "probes"
     version = 2
@@ -157,7 +157,10 @@ class Probes(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example. Its probe was fitted without the example."""
+        """Compute whether probes read the class of every example.
+
+        The probe that reads an example was fitted without it.
+        """
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=neuron_sites(model))
         neurons = jnp.stack([found[site] for site in neuron_sites(model)])
@@ -191,9 +194,9 @@ class Probes(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" where probes are accurate with prefixes held out and with e1 held out.
 
-        Holding out e1 replaces the control task, because a probe that has memorised a label for
-        each e1 fails. The accuracy must also be above that for shuffled labels and above that of
-        the best constant answer.
+        The accuracy must also be above the accuracy for shuffled labels and above the accuracy of
+        the best constant answer. The control task is not needed: with e1 held out, a probe that has
+        memorised a label for each e1 fails.
         """
         best = result.isel(group=0)
         low = best["accuracy_low"].sel(truth="true", drop=True)
@@ -227,13 +230,13 @@ def _labels(
 
 
 class Outputs(NamedTuple):
-    """Layout of a regression that predicts several labels, with one output per class of each label.
+    """Layout of a regression that predicts several labels. Each class of each label is one output.
 
     Attributes:
       label: int32 [out], the index of the label that each output belongs to.
       number: int32 [out], the class of each output.
-      place: int32 [label, most], the index of the output for each class of each label. For classes
-        that a label does not have, it is the number of outputs.
+      place: int32 [label, most], the index of the output for each class of each label. If a label
+        does not have a class, the entry is the number of outputs.
     """
 
     label: Int[Array | np.ndarray, " out"]

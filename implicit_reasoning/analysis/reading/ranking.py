@@ -1,4 +1,4 @@
-"""Ranks of tokens by logit. Rank 0 is the highest logit, and a tie counts against the token."""
+"""Rank tokens by logit. Rank 0 is the highest logit, and a tie makes the rank of a token worse."""
 
 from __future__ import annotations
 

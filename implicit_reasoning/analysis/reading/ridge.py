@@ -1,8 +1,9 @@
 """Cross-validated ridge regression in closed form, for all variables at once.
 
 Rows are grouped by fold. The regression for a fold is fitted to all rows outside of the fold, and
-predicts the rows of the fold. Its sums are the sums over all rows minus the sums over the fold, so
-the regressions of all folds cost about as much as one. All variables share one Gram matrix.
+predicts the rows of the fold. The sums that it needs are the sums over all rows minus the sums over
+the fold. The regressions of all folds therefore cost about as much as one regression. All variables
+share one Gram matrix.
 """
 
 from __future__ import annotations
@@ -64,7 +65,14 @@ def arrange_by_fold(
 
 
 class Sums(NamedTuple):
-    """Means, and products of centred values, over the rows outside of each fold."""
+    """Means of x and y, and sums of products of centred values, over the rows outside of each fold.
+
+    Attributes:
+      mean_x: the means of the inputs.
+      mean_y: the means of the targets.
+      gram: sums of products of the centred inputs with each other.
+      cross: sums of products of the centred inputs with the centred targets.
+    """
 
     mean_x: Float[Array, "fold width"]
     mean_y: Float[Array, "fold out"]
@@ -77,7 +85,7 @@ def leave_fold_out_sums(
     y: Float[Array, "fold member out"],
     weight: Float[Array, "fold member"],
 ) -> Sums:
-    """Compute the sums for the regression of each fold, over the rows outside of the fold.
+    """Compute the sums that the regression of each fold needs, over the rows outside of the fold.
 
     Args:
       x: inputs of the regression, by fold.
@@ -111,8 +119,9 @@ def leave_fold_out_sums(
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
     """Compute the regression weights of centred y on centred x, `(gram + c I)^-1 cross`.
 
-    The inverse is computed explicitly. The penalty c makes the matrix well-conditioned. A product
-    of the inverse with the many columns of y is several times faster than a solve for each column.
+    The penalty c makes the matrix well-conditioned, so its inverse can be computed explicitly. To
+    multiply the inverse by the many columns of `cross` is several times faster than to solve a
+    system for each column.
     """
     eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
@@ -125,14 +134,15 @@ def sparse_ridge(
 ) -> Float[Array, "size fold width out"]:
     """Compute regression weights on few dimensions, which are chosen separately for each output.
 
-    For output o, the dimensions d with the largest standardised difference of means are chosen.
-    `cross[d, o]` is the difference between the mean of d over class o and the mean of d over all
-    other rows, times a factor that depends on o only. Division by the spread of d standardises it.
+    The dimensions chosen for output o are those whose mean differs most, in standard deviations,
+    between the rows of class o and all other rows. `cross[d, o]` is proportional to this difference
+    for dimension d, with a factor that depends on o only. The code divides `cross[d, o]` by the
+    spread of dimension d.
 
     Args:
       sums: sums for one-hot targets y.
       most: the largest number in `sizes`.
-      sizes: numbers of dimensions; weights are computed for each number.
+      sizes: numbers of dimensions. Separate weights are computed for each number.
     """
     spread = jnp.sqrt(jnp.diagonal(sums.gram, axis1=1, axis2=2)) + 1e-12
     difference = jnp.abs(sums.cross) / spread[:, :, None]
@@ -186,7 +196,7 @@ def _swept(
 def predict(
     sums: Sums, weights: Float[Array, "fold width out"], x: Float[Array, "fold member width"]
 ) -> Float[Array, "fold member out"]:
-    """Predict the rows of each fold with the regression that is fitted without this fold."""
+    """Predict the targets of each fold with the regression that is fitted without this fold."""
     centred = x - sums.mean_x[:, None]
     said = jnp.einsum("fmd,fdo->fmo", centred, weights, precision=_HIGHEST)
     return said + sums.mean_y[:, None]

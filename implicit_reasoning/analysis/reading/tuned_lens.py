@@ -1,9 +1,10 @@
 """The tuned lens, which applies a fitted affine map to each state before the unembedding.
 
 The map `h -> h + A h + b` is fitted for every (layer, position) (Belrose et al. 2023). The loss is
-the KL divergence from the model's final logits at the same position, on training prefixes. The lens
-is scored on held-out prefixes. The initial map is a ridge regression: it predicts from the state
-what the later layers add to the residual stream. Adam then optimises the map.
+the KL divergence between the lens's prediction and the model's final prediction at the same
+position. The map is fitted to some prefixes, and the lens is scored on held-out prefixes. The
+initial map is a ridge regression: it predicts from the state what the later layers add to the
+residual stream. Adam then optimises the map.
 
 The lens is fitted to predict the model's output. A correct prediction does not show that the state
 holds the answer. The state may hold only the prefix that determines the answer.
@@ -51,7 +52,7 @@ _STEPS, _RATE = 100, 1e-3  # steps and learning rate of Adam
 
 
 class TunedLens(Instrument):
-    """Instrument for the tuned lens; see the module docstring."""
+    """Instrument that fits an affine map to states and ranks tokens by the unembedded result."""
 
     name = "tuned_lens"
     version = 2
@@ -113,7 +114,10 @@ class TunedLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example. `scored` marks the examples that count."""
+        """Fit the lenses, and compute ranks and KL divergences of every example.
+
+        The output `scored` marks the held-out examples.
+        """
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         final = states[-1]
