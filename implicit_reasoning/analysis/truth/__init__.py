@@ -1,6 +1,5 @@
-"""Validation of instruments on models whose mechanism is known.
+"""Check instruments on models whose mechanism is known.
 
-known.py   models with known mechanisms: planted, untrained, or trained on worlds that allow only
-           one mechanism
-score.py   the verdict (right, wrong or silent) of each instrument on each model
+known.py   makes the models: planted, untrained, or trained on worlds that allow one mechanism only
+score.py   judges the claims of each instrument on each model as right, wrong or silent
 """

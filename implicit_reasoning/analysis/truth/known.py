@@ -1,4 +1,4 @@
-"""Models with known mechanisms, which any instrument can measure.
+"""Make models whose mechanism is known, so that instruments can be checked on them.
 
 There are three types. The mechanism of a planted model (`model.planted`) is written into its
 weights. Some planted models are fixed, and others are drawn from a random family. An untrained
@@ -81,8 +81,8 @@ def known_models(
         minutes.
       seeds: the seeds of the random family. Each seed gives a world, with one model for each
         planted mechanism.
-      configs: the configurations of the trained models by name (see `TRAINED`). The default is the
-        configurations of the package at scale `pocket`.
+      configs: the configurations of the trained models by name (see `TRAINED`). By default, the
+        configurations of the package at scale `pocket` are used.
 
     Raises:
       InputError: the cache contains a run with a different configuration.
@@ -99,8 +99,8 @@ def known_models(
 def planted_models(seed: int | None = None) -> list[KnownModel]:
     """Return one model for every planted mechanism.
 
-    Most models know the chains of all splits. `prefix_memoriser` knows the training chains only,
-    because its behaviour on held-out chains distinguishes it from the models of other mechanisms.
+    Most models answer the chains of all splits. The model `prefix_memoriser` answers the training
+    chains only. Its wrong answers to held-out chains distinguish it from models that compose.
 
     Args:
       seed: the seed of the random family; None returns the fixed models.
@@ -121,7 +121,7 @@ def planted_model(
 
     Args:
       name: the name of the mechanism, a key of `MECHANISMS`.
-      dataset: the dataset. The model knows all facts of the dataset's world.
+      dataset: the dataset. The model is made to know all facts of the dataset's world.
       splits: the splits whose chains the model knows.
       seed: the seed of the random family; None returns the fixed model.
     """
@@ -134,7 +134,11 @@ def planted_model(
 
 
 def small_world(**changes: Any) -> Dataset:
-    """Build a dataset that a CPU can process in seconds. `changes` are fields of `config.task`."""
+    """Build a small dataset, with 160 facts and 640 chains, that a CPU can process in seconds.
+
+    Args:
+      changes: fields of `config.task` to change, with their values.
+    """
     return build(SimpleNamespace(**_WORLD | changes))
 
 
@@ -199,11 +203,11 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
 def scrambled_mechanism(depth: int) -> Mechanism:
     """Return the mechanism of a model that has learnt `scrambled`.
 
-    In this world, the facts are true, but the answers to chains are random. e2 is the target of the
-    atomic prompt, so e2 is decodable from the state at position r1 after the last layer. e2 is
-    unused at this state, because no later computation reads the state. Chain answers do not follow
-    from e2, so the model does not compute them from e2. It may still use e2 as a part of the key
-    under which it memorises a chain. It is open whether e2 is decodable at other states.
+    In this world, the facts are true, but the answers to chains are random. e2 is the training
+    target of the prompt (e1, r1), so e2 is decodable from the state at position r1 after the last
+    layer. The model does not use this state, because no later computation reads it. Chain answers
+    do not follow from e2, so the model does not compute them from e2. It may still use e2 as a part
+    of the key under which it memorises a chain. It is open whether e2 is decodable at other states.
 
     Args:
       depth: the number of blocks of the model.
@@ -223,8 +227,8 @@ def scrambled_mechanism(depth: int) -> Mechanism:
 def shadow_mechanism(depth: int) -> Mechanism:
     """Return the mechanism of a model that has learnt `shadow`.
 
-    In this world, atomic prompts and chains use different tables of facts. The decoy is the target
-    of the atomic prompt, so the decoy is decodable from the state at position r1 after the last
+    In this world, single facts and chains use different tables. The decoy is the training target of
+    the prompt (e1, r1), so the decoy is decodable from the state at position r1 after the last
     layer. No chain answer follows from the decoy. e2 is the bridge in the table of the chains. It
     is open whether the model computes chain answers through e2 or memorises them.
 

@@ -1,6 +1,6 @@
-"""Scores of instruments on models whose mechanism is known.
+"""Score instruments on models whose mechanism is known.
 
-Every instrument that makes claims is run on the last checkpoint of every model. Its claims are
+Every instrument that makes claims is run on the last checkpoint of every model. The claims are then
 compared with the truth. The thresholds for claims are fixed in the module of the instrument and are
 the same for every model. The verdict is "wrong" if a claim is false, "right" if no claim is false
 and at least one is true, and "silent" otherwise. Instruments without a `claims` method are not run.
@@ -42,8 +42,8 @@ class Score:
     Attributes:
       instrument: the name of the instrument.
       model: the name of the model.
-      verdict: the verdict of `claims.judge`; "not applicable" if the instrument cannot be run on
-        this model; "makes no claims" if the instrument has no `claims` method.
+      verdict: "right", "wrong" or "silent" (see `claims.judge`); "not applicable" if the instrument
+        cannot be run on this model; "makes no claims" if the instrument has no `claims` method.
       claims: the claims as text, under the keys "true", "false" and "open"; see `claims.describe`.
       why: the reason that the instrument gives, if the verdict is "not applicable".
     """
@@ -71,8 +71,8 @@ class Scores:
     def summary(self) -> str:
         """Return a Markdown table of counts, with one row per instrument.
 
-        The columns are the number of models with each verdict, and the number of claims that are
-        true, false or open. The instruments that make no claims are listed below the table.
+        The columns give the number of models with each verdict, and the number of true, false and
+        open claims. The instruments that make no claims are listed below the table.
         """
         lines = [_cells(_SUMMARY), _cells(["---"] * len(_SUMMARY)), *map(_cells, self._counts())]
         if mute := self._without_claims():

@@ -1,4 +1,4 @@
-"""Distributed alignment search (DAS): learn a subspace in which a variable can be interchanged.
+"""Learn a subspace in which a variable can be interchanged, by distributed alignment search (DAS).
 
 Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
 distributed neural representations*. The isolation criterion is from Huang et al. 2024, RAVEL.
@@ -35,9 +35,10 @@ class SearchSettings(NamedTuple):
 
 
 def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
-    """Return an orthonormal basis of the span of the columns (QR decomposition).
+    """Return an orthonormal basis of the span of the columns, by a QR decomposition.
 
-    The search optimises the weights without constraints. This function turns them into a basis.
+    The search optimises the weights without constraints. This function turns the weights into a
+    basis.
     """
     return jnp.linalg.qr(weights)[0]
 
@@ -64,8 +65,9 @@ class AlignmentData(NamedTuple):
     Attributes:
       states: the states `S[layer, pos]` of some rows, `[layer, row, n_pos, d_model]`.
       place: the indices of the positions at which a subspace is learnt, `[pos]`.
-      base: the base of each pair, as an index along `row` of `states`, `[pair]`.
-      source: the source of each pair, as an index along `row` of `states`, `[pos, pair]`.
+      base: the base row of each pair, as an index along the axis `row` of `states`, `[pair]`.
+      source: the source row of each pair, as an index along the axis `row` of `states`, `[pos,
+        pair]`. It may differ between positions.
       expected: the expected answer token of each pair, `[pos, pair]`; -1 if the base has no source.
     """
 

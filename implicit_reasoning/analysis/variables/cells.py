@@ -1,4 +1,4 @@
-"""Interventions in every cell (variable, layer, position), for `mean_swap` and `erasure`."""
+"""Edit the state of every cell (variable, layer, position), for `mean_swap` and `erasure`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, s
 
 
 class Place(NamedTuple):
-    """One (layer, position), with the states that means or erasers are fitted to.
+    """One (layer, position), with the states to which class means or erasers are fitted.
 
     Attributes:
-      layer: the number of blocks before the states, a traced scalar.
+      layer: the number of blocks that are applied before the states; a traced scalar.
       states: the states for fitting, `[fit, d_model]`.
       weight: the weight of each state for fitting, `[fit, ...]`; 0 for duplicates.
     """
@@ -32,15 +32,16 @@ class Place(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One variable at one place, with the states to edit.
+    """One variable at one (layer, position), with the states to edit.
 
     Attributes:
       place: the layer and position, with the states for fitting.
       states: the states to edit, `[example, d_model]`.
       old: the current value of the variable, int `[example]`.
-      new: the new value of the variable, int `[example]`; see `Cases`.
-      expected: the answer for the new value, int `[example]`; see `Cases`.
-      fit_values: the value of the variable in each state of `place`, int `[fit, ...]`.
+      new: the value that the edit gives to the variable, int `[example]`; -1 if there is none.
+      expected: the token that answers the query with the new value, int `[example]`; -1 if there is
+        none.
+      fit_values: the value of the variable in each state for fitting, int `[fit, ...]`.
       more: further arrays that the edit needs for this variable; see `make_inputs`.
     """
 
@@ -81,10 +82,10 @@ def intervene(
       model: the model (static).
       params: the parameters of one checkpoint.
       inputs: the inputs from `counterfactuals.make_inputs`.
-      prepare: function that computes the values that all variables share at a place. It is called
-        once per place.
-      edit: function that edits the states of a cell. Its second argument is the result of `prepare`
-        for the place. JAX traces `prepare` and `edit` once per position.
+      prepare: function that computes what the edits of all variables share at one (layer,
+        position), such as a whitening transform. It is called once per (layer, position).
+      edit: function that edits the states of a cell. Its second argument is the result of
+        `prepare`. JAX traces `prepare` and `edit` once per position.
 
     A cell is skipped if the prompt up to its position does not determine its variable (see
     `variables_at` of the inputs). The outputs of a skipped cell are 0, and no example counts.
@@ -167,7 +168,9 @@ def broadcast_to_cells(value: Array, like: Array) -> Array:
 def with_worst_control(
     result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
 ) -> xr.DataArray:
-    """Select an outcome and its worst control, as input for `maps_by_variable`.
+    """Select an outcome of one edit, and the worst outcome of the edit's controls.
+
+    The result is an input for `drawing.maps_by_variable`.
 
     Args:
       result: the result of an instrument.

@@ -1,10 +1,10 @@
-"""Controls for interventions on a variable: edits that must not have the effect of the real edit.
+"""Choose controls for edits of a variable. A control must not have the effect of the real edit.
 
-A control is useful only if it can fail. Adding a random direction almost never produces one
-specific answer among many, so this control would pass for every model. The controls of a swap
+A control is useful only if it can fail. A random direction, added to a state, almost never produces
+one specific answer among many, so such a control would pass for every model. The controls of a swap
 therefore insert class means of wrong values or of another variable. A control fails if it also
-produces the expected answer. In this case, the expected answer appears because the class mean of
-the old value is missing, and not because of the class mean that replaces it.
+produces the expected answer. The expected answer then appears because the class mean of the old
+value is missing, and not because of the class mean that replaces it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_ERASED = 16
 """Maximum number of values in one erasure. The differences of 16 class means span 15 dimensions."""
 
 N_DRAWS = 10
-"""Number of erasures per variable. Each erases a different random draw of values."""
+"""Number of erasures per variable. Each erasure erases a different random set of values."""
 
 
 def swap_controls(
@@ -38,13 +38,13 @@ def swap_controls(
     Returns:
       permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. No
         class keeps its own mean, except for classes without a fitted state.
-      third: int32 `[variable, case]`, a third value. It differs from the old and the new value, and
-        does not give the answer of the new value; -1 if there is no such value.
+      third: int32 `[variable, case]`, a value that differs from the old and the new value and does
+        not give the expected answer; -1 if there is no such value.
       beside_values: int32 `[variable, fit]`, the values of the control variable (see
         `control_variable`) in the fitted rows.
       beside_old: int32 `[variable, case]`, the current value of the control variable.
-      beside_new: int32 `[variable, case]`, a different value of the control variable. It does not
-        give the answer that is expected for `cases.new`; -1 if there is no such value.
+      beside_new: int32 `[variable, case]`, a new value of the control variable that does not give
+        `cases.expected`, the answer for `cases.new`; -1 if there is no such value.
     """
     known = chain_variables(dataset, fitted)
     names, random = cases.variables.names, np.random.default_rng(1)
@@ -133,11 +133,11 @@ def permuted_classes(
 def draw_values(
     values: Int[np.ndarray, "variable row"], old: Int[np.ndarray, "variable case"]
 ) -> dict[str, np.ndarray]:
-    """Draw sets of values to erase together, for each variable, and choose one set for each case.
+    """For each variable, draw sets of values to erase together, and choose one set for each case.
 
     Each draw takes the values that have been drawn least often so far. All values are therefore
     drawn about equally often, and every value is drawn if there are at most `N_DRAWS * MAX_ERASED`
-    values. A case is edited only once, by one of the draws that contain its value. The number of
+    values. Each case is edited only once, by one draw that contains the case's value. The number of
     forward passes is therefore the same as for a single erasure of all values.
 
     Args:

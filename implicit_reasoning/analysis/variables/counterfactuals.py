@@ -1,10 +1,10 @@
-"""Cases for interventions on a variable, with counterfactual answers. They are made on the host.
+"""Choose cases for interventions on a variable, with counterfactual answers, on the host.
 
 A case is a row of the dataset whose state is edited. The first facts of chains are divided into two
 halves. Class means and subspaces are fitted to chains whose first fact is in one half. The cases
-are chains whose first fact is in the other half. From the position on at which the first fact is
-complete, no state is in both sets. At earlier positions, a state does not determine the first fact,
-so the same state can be in both sets.
+are chains whose first fact is in the other half. If the prefix up to a position determines the
+first fact, no state at this position is in both sets. At earlier positions, the same state can be
+in both sets.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Cases(NamedTuple):
     Attributes:
       rows: the rows of the dataset, `[case]`.
       group: the index of the split of each row, `[case]`.
-      variables: the true variables of the rows; `values` is `[variable, case]`.
+      variables: the truth variables of the rows; the array `variables.values` is `[variable,
+        case]`.
       new: int32 `[variable, case]`, the new value; -1 if no value changes the answer.
       expected: int32 `[variable, case]`, the answer token for the new value; -1 if `new` is -1.
     """
@@ -54,13 +55,13 @@ class Cases(NamedTuple):
 def choose_cases(
     dataset: Dataset, splits: Sequence[str], most: int, fitted: Int[np.ndarray, " row"]
 ) -> Cases:
-    """Choose probe rows of each split as cases, and a new value of every variable for each case.
+    """Choose rows of each split as cases, and a new value of every variable for each case.
 
     The first fact of a case is not the first fact of any row in `fitted`. The cases of a split have
     as many different first facts as possible. The new value is drawn at random from the values that
-    occur in the fitted rows and change the answer. Other values have no class mean. Counterfactual
-    answers use only facts that training uses at the respective hop, because a model may not know
-    other facts at that hop.
+    change the answer and that occur in the fitted rows, because only those values have a class
+    mean. Counterfactual answers use a fact only at a hop at which training uses it, because a model
+    may not know the fact at a different hop.
 
     Args:
       dataset: the dataset.
@@ -83,7 +84,7 @@ def choose_cases(
 def held_out_probes(
     dataset: Dataset, splits: Sequence[str], most: int, fitted_facts: Int[np.ndarray, " fact"]
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Return at most `most` probe rows of each split, without those of fitted first facts.
+    """Return at most `most` evaluation rows of each split, without rows of fitted first facts.
 
     The rows of a split have as many different first facts as possible.
 
@@ -102,8 +103,8 @@ def held_out_probes(
 def rows_to_fit(dataset: Dataset) -> Int[np.ndarray, " row"]:
     """Return at most `MAX_FITTED` training chains for fitting, in ascending order.
 
-    The first facts of the chains are those of `fitting_half`. Chains are chosen such that their
-    number is about the same for each first fact.
+    The chains begin with the first facts that `fitting_half` chooses. The number of chains is about
+    the same for each of these facts.
     """
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
@@ -189,10 +190,10 @@ def counterfactual_answers(
 ) -> Int[np.ndarray, "row value"]:
     """Return the answer token that each row would have for given values of one variable.
 
-    The answer follows from the facts of the world, hop by hop. If the variable is `decoy`, the
-    chain continues from the given value, as from a bridge. There is one exception: if training
-    teaches answers that do not follow from the world (`scrambled`) and the variable is an input
-    token, the answer is the one that training teaches.
+    The answer usually follows from the facts of the world, hop by hop. If the variable is `decoy`,
+    the chain continues from the given value, as from a bridge. If the variable is an input token
+    and training teaches answers that do not follow from the world (`scrambled`), the answer is the
+    one that training teaches for the changed query.
 
     Args:
       dataset: the dataset.
@@ -221,7 +222,7 @@ def counterfactual_answers(
 
 
 def _taught_otherwise(dataset: Dataset) -> bool:
-    """Return whether some training chains have answers that do not follow from the world."""
+    """Return whether the answers of some training chains do not follow from the world."""
     trained = slice(dataset.n_train)
     last = dataset.truth[f"e{dataset.hops + 1}"][trained]
     return bool(((last >= 0) & (dataset.truth["answer"][trained] != last)).any())
@@ -272,8 +273,8 @@ def make_inputs(
       dataset: the dataset.
       cases: the cases to intervene on.
       fitted: the rows for fitting.
-      more: further arrays that the edit of an instrument needs, each `[variable, ...]`. `Cell.more`
-        has the entries for the variable of the cell.
+      more: further arrays that the edit of an instrument needs, each `[variable, ...]`. The edit
+        finds the entries of its variable in `Cell.more`.
     """
     variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
@@ -298,7 +299,7 @@ def make_examples(
     inputs: dict[str, Any],
     conditions: Sequence[str],
 ) -> Examples:
-    """Make the examples of an instrument. Groups are splits; each position has its own clusters.
+    """Make the examples of an instrument. Groups are splits, and clusters depend on the position.
 
     Args:
       dataset: the dataset.

@@ -1,22 +1,23 @@
-"""DAS: does a learnt subspace exist through which the value of a variable can be set?
+"""Learn a subspace through which the value of a variable can be set: distributed alignment search.
 
-A subspace is learnt at every (layer, position) (`alignment.py`). The component of a base's state in
-this subspace is then replaced by that of a source's state. The answer to the base should change
-with the variable's value in the source (cause), and with no other property of the source
-(isolation). The result is scored on held-out pairs of base and source. The pairs for training and
-the pairs for scoring have no first fact in common, and different facts at the last hop.
+A subspace is learnt at every (layer, position) (`alignment.py`). For a pair of queries, a base and
+a source, the component of the base's state in this subspace is then replaced by the component of
+the source's state. The answer to the base should depend on the variable's value in the source
+(cause), and on no other property of the source (isolation). The result is scored on held-out pairs.
+The pairs for training and the pairs for scoring have no first fact in common. In cause pairs, they
+also have no combination of new value and last relation in common.
 
-A learnt subspace can *make* a model compute something that the model does not compute by itself.
-Compare the result with `mean_swap`, which learns no subspace, and with the three edits of this
-instrument that need no search: the subspace in which class means differ most, a random subspace,
-and the whole state.
+An edit of a learnt subspace can *make* a model compute something that the model does not compute by
+itself. Compare the result with `mean_swap`, which learns no subspace. Compare it also with the
+three edits of this instrument that need no search: they replace the component in the subspace in
+which class means differ most, the component in a random subspace, or the whole state.
 
 A random subspace almost never produces one specific answer among many, so it is not a control for a
 search. Each of the two controls is therefore a search. The first control searches with pairs whose
 answers are shuffled. This search can learn which answers are frequent, and how to remove the old
 answer. The second control searches in a model at its initialisation. It shows what a search can
-achieve with states that compute nothing (see arXiv 2507.08802 for random models). Each control
-costs as much as the main search.
+achieve in a model that computes nothing (arXiv 2507.08802 measures this for random models). Each
+control costs as much as the main search.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _CONTROL = 0.5
 
 
 class Alignment(Instrument):
-    """Instrument for distributed alignment search; see the module docstring."""
+    """Instrument that learns a subspace through which the value of a variable can be set (DAS)."""
 
     name = "das"
     definition = (
@@ -129,7 +130,8 @@ class Alignment(Instrument):
           variable: the name of the variable; see `chain_variables`.
           positions: the positions at which a subspace is learnt. The default is the first position
             whose prefix determines the variable.
-          rank: the dimension of the subspace; at most `d_model // 2` is used.
+          rank: the dimension of the subspace. If it is larger than `d_model // 2`, `d_model // 2`
+            is used.
           steps: the number of steps of Adam.
         """
         self.variable, self.positions = variable, positions
@@ -180,7 +182,8 @@ class Alignment(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose pairs for training the search, and pairs for scoring.
 
-        The examples are the bases of the scoring pairs. They are from every chain split.
+        The examples are the bases of the pairs for scoring. They are rows of every split with full
+        chains.
         """
         random = np.random.default_rng(0)
         world, places = world_of(dataset), self.places(dataset)
@@ -299,7 +302,8 @@ class Alignment(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "used" where the learnt subspace sets the variable, and only the variable.
 
-        Cause and isolation must both be high, and neither control may set most answers.
+        The shares of expected answers must be high for cause pairs and for isolation pairs. Neither
+        control may give most of the expected answers.
         """
         learnt = result.sel(edit=EDITS[0], drop=True)
         sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)

@@ -1,4 +1,4 @@
-"""Erasure: do the answers survive if a variable is erased from a state with LEACE?
+"""Erase a variable from a state with LEACE, and measure how many answers stay the same.
 
 LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can predict
 the value of the variable. If the answers do not change, the model does not need the linear
@@ -6,18 +6,18 @@ representation that a probe finds in the state. The model may still use this rep
 can also compute the answer without it. A variable is therefore called unused only if a swap of its
 class mean does not change the answers either.
 
-To erase all values of a variable with many values would remove many directions, often all
-directions of a state, and then the model could not compute any answer. One erasure therefore makes
-at most 16 values indistinguishable, which removes at most 15 directions. There are ten random draws
-of values for each variable. A case is edited by one of the draws that contain its value. Every
-erased direction does some damage. Two controls therefore erase the same number of directions. The
-first control shuffles the values among the states before it fits the eraser, and the second control
-erases random directions.
+If a variable has many values, an erasure of all values removes many directions, often all
+directions of a state. The model then cannot compute any answer. One erasure therefore makes at most
+16 values indistinguishable, which removes at most 15 directions. There are ten random draws of
+values for each variable. A case is edited by one of the draws that contain the case's value. Every
+erased direction does some damage. Two controls therefore erase as many directions as the real
+erasure. The first control shuffles the values among the states before it fits the eraser, and the
+second control erases random directions.
 
-The number of forward passes is the same as for a single erasure of all values. In addition, a cell
-with n states for fitting, c cases and d dimensions needs about 640 n d operations for class means
-(2 labellings, 10 draws, 16 values), 1920 d^2 operations for the directions, and 1920 c d operations
-for the edits.
+The number of forward passes is the same as for a single erasure of all values. Fitting and editing
+need further operations for each variable, layer and position. With n states for fitting, c cases
+and d dimensions, they are about 640 n d operations for class means (2 labellings, 10 draws, 16
+values), 1920 d^2 operations for the directions, and 1920 c d operations for the edits.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _UNCHANGED = MIN_LOWER_BOUND  # minimum of the lower interval end of the unchang
 
 
 class Erasure(Instrument):
-    """Instrument for the erasure of variables; see the module docstring."""
+    """Instrument that erases a variable from states with LEACE and measures the answers."""
 
     name = "erasure"
     definition = (
@@ -110,10 +110,10 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split as cases.
+        """Choose rows of every split with full chains as cases.
 
-        Erasers are fitted to training chains and to the cases. The discriminant for decoding is
-        fitted to training chains only.
+        Erasers are fitted to training chains and to the cases. The linear discriminant that decodes
+        the variable is fitted to training chains only.
         """
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
@@ -132,13 +132,13 @@ class Erasure(Instrument):
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the layers, of the positions and of the draws."""
+        """Return the labels of the layers, of the positions and of the draws of values to erase."""
         return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every case in every cell."""
+        """Edit every case in every (variable, layer, position), and compute the outcomes."""
         n_classes = model.spec.d_vocab
 
         def prepare(place: Place) -> _Fitted:
@@ -200,7 +200,7 @@ class Erasure(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "unused" where a variable is decodable, and erasure and swap change few answers."""
+        """Claim "unused" where a variable is decodable, but erasure and swap change few answers."""
         there = (result["decoded_low"] >= _DECODED) & has_min_clusters(result, "decoded")
         edits = ["variable", "swapped"]
         stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")

@@ -1,10 +1,10 @@
-"""Pairs of base and source rows for interchange interventions.
+"""Choose pairs of base and source rows for interchange interventions.
 
-In a pair for *cause*, base and source have different values of the variable. The expected answer
-follows from the world if the base's value is replaced by the source's value. In a pair for
-*isolation*, base and source have the same value and different first facts. The expected answer is
-the answer of the base: it must not change, although the two states differ in other properties
-(Huang et al. 2024, RAVEL).
+An interchange replaces a part of the base's state by the same part of the source's state. In a pair
+for *cause*, base and source have different values of the variable. The expected answer is the one
+that the world gives for the base with the source's value. In a pair for *isolation*, base and
+source have the same value and different first facts. The expected answer is the answer to the base,
+because only properties other than the variable differ (Huang et al. 2024, RAVEL).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TRIES = 512
 
 
 class InterchangePairs(NamedTuple):
-    """The source and the expected answer of each base, for both kinds of pairs.
+    """The source and the expected answer for each base, for cause pairs and for isolation pairs.
 
     Attributes:
       source: int `[kind, base]`, the row of the source; -1 if no source was found.
@@ -42,10 +42,12 @@ class Rules(NamedTuple):
       variable: the name of the variable.
       pos: the index of the position at which states are interchanged.
       facts: bool `[value, relation]`, the combinations of new value and last relation that are
-        allowed in pairs for cause. Training and scoring use disjoint combinations.
-      untrained: reject pairs whose composed prompt is a training prompt. The composed prompt has
-        the tokens of the source up to `pos`, and the tokens of the base after `pos`. A model that
-        has memorised a training prompt gives the expected answer without using the variable.
+        allowed in cause pairs. The pairs for training and for scoring have no combination in
+        common.
+      untrained: whether to reject pairs whose composed prompt is a training prompt. The composed
+        prompt has the tokens of the source up to `pos`, and the tokens of the base after `pos`. If
+        it is a training prompt, a model that has memorised it gives the expected answer without
+        using the variable.
     """
 
     variable: str
@@ -61,9 +63,10 @@ def find_pairs(
     rules: Rules,
     random: np.random.Generator,
 ) -> InterchangePairs:
-    """For each base, find a source for cause and a source for isolation.
+    """For each base, find a source for a cause pair and a source for an isolation pair.
 
-    Sources are random rows of the pool.
+    In a cause pair, base and source have different values of the variable. In an isolation pair,
+    they have the same value and different first facts. Sources are random rows of the pool.
 
     Args:
       dataset: the dataset.

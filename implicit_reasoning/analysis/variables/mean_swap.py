@@ -1,14 +1,14 @@
-"""Mean swap: does the answer change as predicted if a variable's class mean is swapped?
+"""Swap a variable's class mean in a state, and measure whether the answer changes as predicted.
 
 In the state `S[layer, pos]`, the class mean of the current value a is replaced by the class mean of
 a new value b: `S + mean_b - mean_a`. If the model computes the answer from the representation of
-the variable in this state, the answer becomes the counterfactual answer, which the world gives for
-b. Each case with a correct clean answer has one of three outcomes: unchanged, counterfactual, or
-any other answer (damage).
+the variable in this state, the answer becomes the counterfactual answer: the one that the world
+gives if the variable has value b. Each case with a correct clean answer has one of three outcomes:
+unchanged, counterfactual, or any other answer (damage).
 
 The counterfactual answer can also appear because the mean of a is missing, or because the state is
-damaged. Three controls therefore insert means that should not give the answer of b. If this answer
-also appears with a control, nothing is claimed.
+damaged. Three controls therefore insert means that should not give the counterfactual answer. If a
+control gives many counterfactual answers too, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CONTROL = 0.2  # maximum of the upper interval end of counterfactual answers, f
 
 
 class MeanSwap(Instrument):
-    """Instrument for the swap of class means; see the module docstring."""
+    """Instrument that swaps the class mean of a variable in a state and measures the answer."""
 
     name = "mean_swap"
     definition = (
@@ -85,7 +85,7 @@ class MeanSwap(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split as cases, and a new value of each variable."""
+        """Choose rows of every split with full chains as cases, and new values for each case."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
@@ -97,7 +97,7 @@ class MeanSwap(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every case in every cell."""
+        """Swap in every (variable, layer, position) for every case, and compute the outcomes."""
         n_classes = model.spec.d_vocab
 
         def edit(cell: Cell, _: None) -> Edited:
@@ -151,7 +151,7 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where the swap gives most counterfactual answers, and every control few.
+        """Claim "used" where a swap gives many counterfactual answers and every control gives few.
 
         A control with fewer than `MIN_CLUSTERS` clusters is ignored. At least one control must have
         enough clusters.

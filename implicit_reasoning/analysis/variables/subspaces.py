@@ -1,6 +1,6 @@
-"""Class means, subspaces and erasers of a variable, for the states of one (layer, position).
+"""Compute class means, subspaces and erasers of a variable, from states of one (layer, position).
 
-All functions are pure. They take the states `[state, d_model]`, the class of each state (-1 if a
+All functions are pure. Most take the states `[state, d_model]`, the class of each state (-1 if a
 state has no class), and the weight of each state. Duplicates of a state have weight 0, so that each
 distinct state counts once.
 """
@@ -64,7 +64,7 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
 
 
 def _centre(means: ClassMeans) -> Float[Array, " d_model"]:
-    """Return the unweighted mean of the class means, without empty classes."""
+    """Return the mean of the class means, without weights and without empty classes."""
     there = (means.size > 0).astype(means.mean.dtype)
     return (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
 
@@ -73,8 +73,8 @@ class Bottleneck(NamedTuple):
     """Projection of states onto an affine subspace.
 
     Attributes:
-      centre: a point of the subspace. The projection replaces the component of a state that is
-        orthogonal to the directions by the component of this point.
+      centre: a point of the subspace. The projection keeps the component of a state along the
+        directions, and replaces the orthogonal component by that of `centre`.
       directions: the directions of the subspace, as orthonormal columns. Zero columns are padding.
     """
 
@@ -92,16 +92,17 @@ class Bottleneck(NamedTuple):
 
 
 def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
-    """Return the projection onto the (at most) `rank` directions in which class means differ most.
+    """Return the projection onto the `rank` directions in which class means differ most.
 
-    The centre is the mean of the class means.
+    There are fewer directions if the class means span fewer. The centre is the mean of the class
+    means.
     """
     found = basis(means, rank)
     return Bottleneck(_centre(means), jnp.pad(found, ((0, 0), (0, rank - found.shape[1]))))
 
 
 def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
-    """Return a projection with the centre of `like`, onto equally many random directions."""
+    """Return a projection onto random directions. It has the centre and the width of `like`."""
     d_model, rank = like.directions.shape
     drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
     # There are at most d_model orthonormal directions. All further columns of `like` are 0.
@@ -150,8 +151,8 @@ def whiten(
 ) -> Whitening:
     """Compute the whitening transform of weighted states, within the span of the centred states.
 
-    `root` is the pseudo-inverse of `inverse`, so erasers do not change components outside of the
-    span.
+    In the result, `root` is the pseudo-inverse of `inverse`. Erasers therefore do not change
+    components outside of the span.
 
     Args:
       states: the states.
@@ -179,7 +180,7 @@ def leace(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> Eraser:
-    """Compute the least-squares concept eraser: the smallest change that equalises all class means.
+    """Compute the LEACE eraser, the smallest change of states that makes all class means equal.
 
     After the erasure, no linear classifier of these states has a lower loss than the best constant
     classifier, for any convex loss. The centred class means of the whitened states span the
@@ -208,7 +209,7 @@ def leace(
 def random_directions(
     white: Whitening, key: Key[Array, ""], n_directions: int
 ) -> Float[Array, "n_directions d_model"]:
-    """Draw random orthonormal directions in the span of the whitened states, as rows."""
+    """Draw random orthonormal directions, the rows, in the span of the whitened states."""
     span = _product(white.inverse, white.root)
     draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
     return jnp.linalg.qr(draws.T)[0].T
@@ -217,7 +218,7 @@ def random_directions(
 def erase_some(
     white: Whitening, directions: Float[Array, "direction d_model"], rank: Float[Array, ""]
 ) -> Eraser:
-    """Return the eraser of the first `rank` directions. Erasing random directions is a control.
+    """Return an eraser of the first `rank` directions, which may be random as a control.
 
     Args:
       white: the whitening transform of the states.
