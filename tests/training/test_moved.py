@@ -128,7 +128,7 @@ def test_another_function_or_file_is_another_configuration(project, name):
     config = config_before(files).copy_and_resolve_references()
     with config.unlocked():
         config.task.name = f"{project}/tasks/{name}"
-    with pytest.raises(InputError, match=r"another configuration \(task\.name was"):
+    with pytest.raises(InputError, match=r"different configuration \(task\.name was"):
         directory.open_dataset(files, config)
 
 
