@@ -44,27 +44,38 @@ FIELDS: dict[str, Field] = {
     **{f"model.{name}": field for name, field in model_fields.FIELDS.items()},
     "loss.early_supervision.weight": Field(
         float,
-        "weight of the loss of facts that are read after earlier blocks; 0: no such loss",
+        "weight of the additional loss of facts that are read after earlier blocks; 0 means none",
         0.0,
         0,
         INFINITE,
         before=0.0,
     ),
     "loss.early_supervision.layers": Field(
-        tuple, "blocks after which facts are read; empty: all but the last", (), before=()
+        tuple,
+        "indices of the blocks after which facts are read; empty means all but the last block",
+        (),
+        before=(),
     ),
     "loss.early_supervision.rows": Field(
         str,
-        "'atomic' rows, bridge entities of 'chains', or 'all'",
+        "'atomic' (rows of single facts), 'chains' (bridge entities of chains) or 'all' (both)",
         "atomic",
         choices=("atomic", "chains", "all"),
         before="atomic",
     ),
     "init_from.workdir": Field(
-        str, "run from whose checkpoint the parameters start; empty: random", "", before=""
+        str,
+        "folder of the run whose checkpoint has the initial parameters; empty means random ones",
+        "",
+        before="",
     ),
     "init_from.step": Field(
-        int, "step of that checkpoint; -1: the last", -1, -1, MAX_INT, before=-1
+        int,
+        "step of the checkpoint in init_from.workdir; -1 means the last checkpoint",
+        -1,
+        -1,
+        MAX_INT,
+        before=-1,
     ),
     "optimizer.learning_rate": Field(float, "learning rate after warm-up", 1e-3, 0, INFINITE),
     "optimizer.weight_decay": Field(

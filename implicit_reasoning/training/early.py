@@ -149,7 +149,8 @@ def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
     used = (answers >= 0).any(axis=0)
     if not used.any():
         raise InputError(
-            f"loss.early_supervision.rows is {rows!r}, but no training row has such an answer, "
-            "because the task has no such rows or does not train on the facts alone"
+            f"loss.early_supervision.rows is {rows!r}, but no training row has such an answer: the "
+            "task has no rows of this kind, or does not train on single facts; choose other rows, "
+            "or set loss.early_supervision.weight to 0"
         )
     return EarlyTargets(positions[:, used].astype(np.int32), answers[:, used])

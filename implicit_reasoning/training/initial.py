@@ -81,8 +81,9 @@ def _check_shapes(workdir: str, params: Params, like: Params) -> None:
         if found.get(name) != wanted.get(name):
             raise InputError(
                 f"init_from.workdir is {workdir}, whose model does not fit: {name} has shape "
-                f"{found.get(name, 'none')} there, and {wanted.get(name, 'none')} in this run; the "
-                "fields of `model` and the numbers of tokens and positions must be equal"
+                f"{found.get(name, 'none')} in that run, and {wanted.get(name, 'none')} in this "
+                "run; both runs must have the same fields of `model` and the same numbers of "
+                "tokens and positions"
             )
 
 

@@ -72,8 +72,11 @@ def test_trials_of_a_population_begin_with_their_own_checkpoints(source, tmp_pat
     [
         ({"init_from__step": 26}, r"init_from.step is 26, but .* no checkpoint .* it has 0, 1,"),
         ({"init_from__workdir": "nowhere"}, "there is no directory|not a run directory|nowhere"),
-        ({"model__d_mlp": 24}, r"does not fit: blocks.0.mlp.W_in has shape \(8, 16\) there, and"),
-        ({"model__n_layers": 3}, r"does not fit: blocks.2.* has shape none there"),
+        (
+            {"model__d_mlp": 24},
+            r"does not fit: blocks.0.mlp.W_in has shape \(8, 16\) in that run, and",
+        ),
+        ({"model__n_layers": 3}, r"does not fit: blocks.2.* has shape none in that run"),
         ({"task__n_entities": 13}, r"does not fit: embed.W_E has shape"),
     ],
 )
