@@ -180,7 +180,7 @@ def test_bfloat16_and_a_config_of_training(tmp_path):
             "postact",
         ),
         (old(activation_fn_kwargs={"negative_slope": 0.1}), "negative_slope"),
-        (old(activation_fn="topk"), "both activation_fn"),
+        (old(activation_fn="topk"), "gives activation_fn twice"),
         (new("topk", k=4, activation_fn_kwargs={"k": 5}), "k must be one number"),
         (new("topk", k=0), "k must be one number"),
         (new("topk", k=True), "k = True"),
@@ -339,7 +339,7 @@ def test_layers_that_are_missing_or_misnumbered(tmp_path, layers, n_layers, said
     ("change", "said"),
     [
         (lambda i, a: a.update(W_dec=normal(F + i, D)), r"layer_1.*W_dec has shape \(11, 6\)"),
-        (lambda i, a: a.update(W_dec=normal(F, D + i), b_dec=normal(D + i)), "layer_1 has d_in"),
+        (lambda i, a: a.update(W_dec=normal(F, D + i), b_dec=normal(D + i)), "in layer_1 and"),
         (lambda i, a: a.update(log_thresholds=normal(F)), "log_thresholds is not a parameter"),
         (lambda i, a: a.update(k=np.array(4)), "k has type int64"),
         (lambda i, a: a.pop("b_dec"), "b_dec is missing"),
