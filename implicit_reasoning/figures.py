@@ -83,7 +83,8 @@ class Figure:
     Attributes:
       name: file name without extension; it is also the tag in TensorBoard.
       title: one line of text.
-      caption: one or two sentences on how to read the figure, including units and null controls.
+      caption: sentences that say what is drawn, with units, intervals and null controls, and how
+        to read it.
       drawing: the matplotlib figure.
     """
 
@@ -156,7 +157,7 @@ def step_axis(ax: Axes, last: int) -> None:
     ax.set_xlim(0, max(last, 1))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     ax.xaxis.set_minor_locator(SymmetricalLogLocator(linthresh=1, base=10, subs=range(2, 10)))
-    ax.set_xlabel("training step (logarithmic from 1)")
+    ax.set_xlabel("training step (log scale above 1)")
 
 
 def log_axis(ax: Axes) -> None:

@@ -87,7 +87,7 @@ def curves(
         ax.tick_params(labelsize=8)
     _hide_the_rest(axes, len(panels), ncols)
     for index, ax in enumerate(axes):
-        ax.set_xlabel("training step" if index + ncols >= len(panels) else "")
+        ax.set_xlabel("training step (log)" if index + ncols >= len(panels) else "")
     drawing.supylabel(label, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
@@ -165,11 +165,15 @@ def heat_maps(
         ax.set_title(title, fontsize=9.5)
     _hide_the_rest(axes, len(maps), ncols)
     for index, ax in enumerate(axes):
-        ax.set_ylabel(rows.replace("_", " ") if index % ncols == 0 else "")
-        ax.set_xlabel(columns.replace("_", " ") if index + ncols >= len(maps) else "")
+        ax.set_ylabel(_axis_label(rows) if index % ncols == 0 else "")
+        ax.set_xlabel(_axis_label(columns) if index + ncols >= len(maps) else "")
     bar = drawing.colorbar(colors, ax=axes, shrink=0.9, aspect=25, pad=0.02)
     bar.set_label(label, fontsize=9)
     return drawing
+
+
+def _axis_label(dim: str) -> str:
+    return {"pos": "position"}.get(dim, dim.replace("_", " "))
 
 
 def maps_over_steps(

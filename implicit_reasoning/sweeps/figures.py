@@ -25,9 +25,9 @@ from implicit_reasoning.training.phases import Splits
 
 _MAX_POINTS = len(SERIES_COLORS)  # maximum number of curves that colors can distinguish
 _PHASES = {
-    "memorised": ("memorised: training chains .99", "o", BLACK),
-    "in_distribution_half": ("held-out chains .5", "D", SKY),
-    "in_distribution": ("held-out chains .95", "s", BLUE),
+    "memorised": ("memorised (training chains ≥ 0.99)", "o", BLACK),
+    "in_distribution_half": ("held-out chains ≥ 0.5", "D", SKY),
+    "in_distribution": ("held-out chains ≥ 0.95", "s", BLUE),
 }
 _NOT_REACHED = "not reached"
 
@@ -70,7 +70,7 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
     drawing, (ax,) = new_drawing(9.5, 5.0)
     step_axis(ax, int(accuracy.step.max()))
     ax.set_ylim(-0.015, 1.015)
-    ax.set_ylabel(f"accuracy, {split}")
+    ax.set_ylabel(f"accuracy on {split}")
     ends = []
     for index, (point, numbers) in enumerate(points.items()):
         color = SERIES_COLORS[index % len(SERIES_COLORS)]
@@ -84,16 +84,21 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
             ax.fill_between(accuracy.step, low, high, color=color, alpha=0.15, linewidth=0)
         last = middle[np.isfinite(middle)]
         if len(last):
-            ends.append((float(last[-1]), f"{point} (n {len(numbers)})", color))
+            ends.append((float(last[-1]), f"{point} (n = {len(numbers)})", color))
     if len(points) <= 3 * _MAX_POINTS:
         label_ends(ax, ends)
     caption = (
-        f"Accuracy on the probe rows of {split}. Thin lines: single trials. Thick lines: the "
-        "median of the trials that differ only in seeds. Shading: the interquartile range of "
-        "these trials, if there are more than two."
+        f"The figure shows the accuracy on the probe rows of {split} at every evaluation. Each "
+        "thin line is one trial. Each thick line is the median over the trials that differ only "
+        "in seeds, and n is the number of these trials. The shading is their interquartile "
+        "range, which is drawn if there are more than two of them. Median and range are drawn "
+        "only at steps at which all of these trials were evaluated."
     )
     if len(points) > _MAX_POINTS:
-        caption += f" Colours repeat, because there are {len(points)} points."
+        caption += (
+            f" Colours repeat, because the sweep has {len(points)} sets of trials that differ "
+            "only in seeds."
+        )
     return Figure(f"accuracy_{split}", f"Accuracy on {title}", caption, drawing)
 
 
@@ -136,11 +141,14 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
         ax.plot([], [], marker=marker, color=color, linestyle="none", label=label)
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=8.5)
     caption = (
-        "Step at which each phase began: the first of three consecutive evaluations that satisfy "
-        "its rule. Each mark is a trial. The numbers right of the vertical line count the trials "
-        "of a point that did not reach the phase."
+        "Each row is a set of trials that differ only in seeds, and each mark is the step at "
+        "which a phase of one trial began. A phase begins at the first of three consecutive "
+        "evaluations that satisfy its rule, which the legend gives. The numbers to the right of "
+        "the vertical line say how many trials of the set did not reach the phase."
     )
-    return Figure("times", "Time to memorise and to generalise", caption, drawing)
+    if len(points) > len(shown):
+        caption += f" Only the first {len(shown)} of {len(points):,} sets are drawn."
+    return Figure("times", "Steps to memorise and to generalise", caption, drawing)
 
 
 def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
@@ -154,15 +162,18 @@ def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
         return []
     drawing, axes = new_drawing(10.5, 4.2, ncols=2)
     half = phases["in_distribution_half"].values
-    _map(axes[0], runs, keys, values, half, "{:,.0f}", "steps until held-out chains are at .5")
+    _map(axes[0], runs, keys, values, half, "{:,.0f}", "step at which held-out chains reach 0.5")
     if held_out is not None:
         curves = runs.metric(f"accuracy/{held_out}").values
         final = np.array([[np.nan, *curve[np.isfinite(curve)]][-1] for curve in curves])
-        _map(axes[1], runs, keys, values, final, "{:.2f}", f"final accuracy, {held_out}")
+        _map(axes[1], runs, keys, values, final, "{:.2f}", f"final accuracy on {held_out}")
     caption = (
-        "Median over the trials of each point, and the number n of these trials. For the median "
-        "time, a trial that did not reach the accuracy counts as later than every trial that "
-        "did. A dash means that at most half of the trials reached the accuracy."
+        "Each cell is the median over the trials that differ only in seeds, and n is the number "
+        "of these trials. The left map shows the step at which the accuracy on held-out chains "
+        "reaches 0.5, which is the first of three consecutive evaluations. For its median, a "
+        "trial that did not reach 0.5 counts as later than every trial that did. A dash means "
+        "that at most half of the trials reached 0.5. The right map shows the accuracy at the "
+        "last evaluation."
     )
     return [Figure("grid", f"{keys[0]} by {keys[1]}", caption, drawing)]
 
@@ -195,7 +206,7 @@ def _map(
     for (row, column), value in np.ndenumerate(table):
         text = form.format(value) if np.isfinite(value) else "-"
         bright = np.isfinite(value) and float(np.asarray(image.norm(value))) > 0.6
-        label = f"{text}\nn {counts[row, column]}"
+        label = f"{text}\nn = {counts[row, column]}"
         color = "black" if bright or not np.isfinite(value) else "white"
         ax.text(column, row, label, ha="center", va="center", fontsize=8.5, color=color)
     ax.set_xticks(range(len(values[1])), list(map(str, values[1])))

@@ -55,13 +55,15 @@ def cue_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | 
         step_axis(ax, shown[-1]["step"])
         ax.set_ylim(0, 1)
         n = len(dataset.probes(pair[0]))
-        ax.set_title(f"{name}, {n:,} chains", fontsize=10)
+        ax.set_title(f"{name}, {n:,} test chains", fontsize=10)
     axes[0].set_ylabel("share of answers")
     axes[0].legend(loc="upper left", fontsize=8)
     caption = (
-        "Answers to held-out chains of facts whose triple teaches one bridge while 1, 2 or 4 "
-        "training chains follow another: the share that follows the chains, the triple, and "
-        "neither. Both answers always differ. By chance alone each cue has a share of "
-        f"{1 / dataset.n_vocab:.3f} (a uniform guess among all tokens)."
+        "The figure shows the answers to held-out chains of facts with two conflicting cues: "
+        "the triple of such a fact teaches one bridge, while its training chains follow a "
+        "different bridge. The panel test_s<n> has the facts with n training chains. The "
+        "stacked areas are the shares of answers that follow the chains, that follow the "
+        "triple, and that follow neither. The two cues always lead to different answers. A "
+        f"uniform guess among all tokens gives each cue a share of {1 / dataset.n_vocab:.3f}."
     )
     return Figure("cue_conflict", "Which cue wins", caption, drawing)

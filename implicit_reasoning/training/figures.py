@@ -24,7 +24,7 @@ from implicit_reasoning.figures import (
     step_axis,
 )
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training.cues import cue_figure
+from implicit_reasoning.training.cues import cue_figure, cue_splits
 from implicit_reasoning.training.phases import Phases, run_phases
 from implicit_reasoning.training.unanswered import ACCURACY, MIN_BRIDGES, ROWS
 from implicit_reasoning.worlds import Dataset, shortcuts
@@ -99,27 +99,35 @@ def _accuracy(
     _draw_phases(ax, found)
     _label(ax, curves, percent=True, extra=unanswered)
     caption = (
-        "Accuracy of every split at each evaluation; its name and last value are at the right. "
-        "Dashed: trained on; dotted: single facts; solid: never trained on. "
+        "Each curve shows the share of a split's probe rows that the model answers correctly, "
+        "at every evaluation. The name and the last value of the split are at the right end of "
+        "the curve. Dashed curves are splits that the model is trained on, dotted curves are "
+        "single facts, and solid curves are splits that the model is not trained on. "
     )
+    if cue_splits(dataset):
+        caption += (
+            "The dotted curve of a test split counts the answers that follow the triple of the "
+            "first fact and not its training chains. "
+        )
     if floors:
         caption += (
-            "Thin dash-dotted lines, in their split's colour and named at the left: the best "
-            "shortcut on that split. A shortcut does not compose facts, so only accuracy above its "
-            "line can show composition. "
+            "Each thin dash-dotted line is the accuracy of the best shortcut on the split with "
+            "the same colour, and is named at the left. A shortcut does not compose facts, so "
+            "only an accuracy above its line can show composition. "
         )
     if any(key.startswith("accuracy_low95/") for row in rows for key in row):
         caption += (
-            "Shading extends down to the lower bound of the 95% interval (clustered by bridge; in "
-            "runs of older versions by fact). "
+            "The shading extends from a curve down to the lower end of its 95% interval, which "
+            "is clustered by bridge (in runs of versions before 2026-11-28, by first fact). "
         )
     if unanswered:
         caption += (
-            "Thin lines with short dashes: the same on those rows of the split that no shortcut "
-            f"answers, for splits with at least {MIN_BRIDGES} bridges among such rows in which "
-            f"shortcuts answer at least {1 - _MOST_UNANSWERED:.0%} of the rows. "
+            "Each thin line with short dashes is the accuracy on only those rows of the split "
+            "that no shortcut answers correctly. It is drawn if these rows have at least "
+            f"{MIN_BRIDGES} different bridges, and if shortcuts answer at least "
+            f"{1 - _MOST_UNANSWERED:.0%} of the split's rows. "
         )
-    caption += f"Probe rows: {_counts(curves, dataset)}."
+    caption += f"The numbers of probe rows are: {_counts(curves, dataset)}."
     return Figure("accuracy", "Accuracy by split", caption, drawing)
 
 
@@ -136,7 +144,7 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     drawing, axes = new_drawing(9.5, 5.4 if saturated else 4.2, **below)
     ax = axes[0]
     log_axis(ax)
-    ax.set_ylabel("cross-entropy of the answer, nats")
+    ax.set_ylabel("cross-entropy of the answer (nats)")
     if len(batch[0]):
         _curve(ax, *batch, color=GREY, linewidth=3.5, alpha=0.35, zorder=1.5)
     for split, (steps, values) in curves.items():
@@ -145,17 +153,19 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     _label(ax, curves, extra=[(batch[1][-1], "training batches", GREY)] if len(batch[0]) else [])
     guessing = dataset.answers.shape[1] * np.log(dataset.n_vocab)
     caption = (
-        f"Mean loss of the probe rows of every split; a uniform guess among all "
-        f"{dataset.n_vocab:,} tokens has a loss of {guessing:.2f} nats per answer. Wide grey line: "
-        "the loss of the training batches, averaged over the steps since the previous row. Values "
-        f"below {_NO_LOSS:g} are drawn at {_NO_LOSS:g}."
+        "Each curve shows the mean loss of a split's probe rows at every evaluation, on a "
+        f"logarithmic axis. A model that gives all {dataset.n_vocab:,} tokens the same "
+        f"probability has a loss of {guessing:.2f} nats per answer. The wide grey line is the "
+        "loss of the training batches, averaged over the steps since the previous logged row. "
+        f"Losses below {_NO_LOSS:g} are drawn at {_NO_LOSS:g}."
     )
     if saturated:
         ax.set_xlabel("")
         _saturation(axes[1], saturated, rows[-1]["step"])
         caption += (
-            " Below: the share of probe rows whose answer has a probability that float32 rounds to "
-            "1. The gradient of such a row is 0, so that only weight decay acts on it."
+            " The lower panel shows the share of probe rows whose answer has a probability that "
+            "float32 rounds to 1. The gradient of the loss of such a row is 0, so the model "
+            "learns nothing more from the row."
         )
     return Figure("loss", "Loss by split", caption, drawing)
 
@@ -163,7 +173,7 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
 def _saturation(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], last: int) -> None:
     """Draw the share of saturated rows by split; splits without any such row get no label."""
     ax.set_ylim(-0.03, 1.03)
-    ax.set_ylabel("share of rows\nat probability 1")
+    ax.set_ylabel("share of rows with\nprobability 1")
     for split, (steps, values) in curves.items():
         _curve(ax, steps, values, **split_style(split))
     step_axis(ax, last)
@@ -192,19 +202,33 @@ def _first_correct(
         _curve(ax, steps, values, drawstyle="steps-post", **split_style(split))
     _label(ax, curves, percent=True)
     caption = (
-        "Share of probe rows that were answered correctly in at least one evaluation up to each "
-        "step. It is at least as high as the accuracy: a gap between the two means that answers "
-        "were correct once (perhaps by a guess) and wrong later. Probe rows: "
-        f"{_counts(curves, dataset)}."
+        "Each curve shows the share of a split's probe rows that the model has answered "
+        "correctly in at least one evaluation up to the step. This share is at least as high as "
+        "the accuracy. A gap between the two means that some rows were answered correctly at an "
+        "earlier evaluation, perhaps by a guess, and wrongly later. The numbers of probe rows "
+        f"are: {_counts(curves, dataset)}."
     )
-    return Figure("first_correct", "When each row was first answered", caption, drawing)
+    return Figure("first_correct", "When each row was first answered correctly", caption, drawing)
 
 
 def _optimisation(rows: Sequence[Row]) -> Figure | None:
     quantities = {
-        "grad_norm": ("gradient norm", VERMILION),
-        "param_norm": ("parameter norm", BLUE),
-        "learning_rate": ("learning rate", GREEN),
+        "grad_norm": (
+            "gradient norm",
+            VERMILION,
+            "The gradient norm is the L2 norm of the gradient before clipping, averaged over the "
+            "steps since the previous logged row, on a logarithmic axis.",
+        ),
+        "param_norm": (
+            "parameter norm",
+            BLUE,
+            "The parameter norm is the L2 norm of all parameters.",
+        ),
+        "learning_rate": (
+            "learning rate",
+            GREEN,
+            "The learning rate is the one of the logged step.",
+        ),
     }
     series = {name: _series(rows, name) for name in quantities}
     series = {name: points for name, points in series.items() if len(points[0])}
@@ -212,7 +236,7 @@ def _optimisation(rows: Sequence[Row]) -> Figure | None:
         return None
     drawing, axes = new_drawing(9.5, 2.9, ncols=len(series))
     for ax, (name, (steps, values)) in zip(axes, series.items(), strict=True):
-        title, color = quantities[name]
+        title, color, _ = quantities[name]
         if name == "grad_norm":
             log_axis(ax)
         else:
@@ -220,12 +244,9 @@ def _optimisation(rows: Sequence[Row]) -> Figure | None:
         _curve(ax, steps, values, color=color)
         step_axis(ax, rows[-1]["step"])
         ax.set_title(title, fontsize=10)
-        ax.set_xlabel("training step")
+        ax.set_xlabel("training step (log)")
         ax.tick_params("both", labelsize=8)
-    caption = (
-        "L2 norm of the gradient before clipping (mean over the steps since the previous row), L2 "
-        "norm of all parameters, and the learning rate at that step."
-    )
+    caption = " ".join(quantities[name][2] for name in series)
     return Figure("optimisation", "Optimisation", caption, drawing)
 
 
@@ -311,7 +332,7 @@ def _draw_unanswered(
             continue
         color = split_style(split)["color"]
         _curve(ax, steps, values, color=color, linewidth=1.1, linestyle=(0, (2, 1.5)))
-        text = f"{split}, {int(counts[-1]):,} rows no rule answers  {values[-1]:.1%}"
+        text = f"{split}, {int(counts[-1]):,} rows that no shortcut answers  {values[-1]:.1%}"
         labels.append((float(values[-1]), text, color))
     return labels
 
