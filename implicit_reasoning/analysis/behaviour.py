@@ -215,7 +215,7 @@ def _kinds(result: xr.Dataset) -> Figure:
         _stack(beside, np.array([0, 1]), of_group["chance"].isel(step=[0, 0]))
         for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):
             level = float(of_group["shortcut"].sel(rule=rule).isel(step=0))
-            label = f"shortcut {rule} right"
+            label = f"accuracy of the\nshortcut {rule}"
             ax.axhline(level, color="black", linestyle=style, linewidth=1, label=label)
         ax.set_ylim(0, 1)
         ax.set_ylabel(f"{group}\nshare of answers")
@@ -223,19 +223,20 @@ def _kinds(result: xr.Dataset) -> Figure:
         ax.set_xlabel("")
         beside.set_xlim(0, 1)
         beside.set_xticks([])
-    axes[-2].set_xlabel("training step (logarithmic from 1)")
+    axes[-2].set_xlabel("training step (log scale above 1)")
     axes[-1].set_xlabel("chance")
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7.5)
     caption = (
-        "What the answers are, by split; an answer is of the first kind that fits, counted from "
-        "the bottom. Black lines: how often a shortcut, which composes nothing, is right; a "
-        "model not above such a line shows no evidence of composition. Right, the null of the "
-        "kinds (`chance`): the kinds of entities drawn at random, because many entities are "
-        "tails of r2. A kind that is no more frequent than its null says nothing about the "
-        "mechanism."
+        "The stacked areas are the shares of the model's answers that have each kind, by split. "
+        "An answer has the first kind that fits, counted from the bottom. The black lines show "
+        "how often a shortcut, which composes nothing, is right. If the model is not right more "
+        "often than a shortcut, its answers are no evidence of composition. The narrow panels "
+        "at the right are the null (chance): the kinds of entities that are drawn at random. "
+        "This null is high for some kinds, because many entities are tails of r2. A kind that "
+        "is no more frequent than in the null says nothing about the mechanism."
     )
-    return Figure("behaviour", "What the answers are", caption, drawing)
+    return Figure("behaviour", "Kinds of answers", caption, drawing)
 
 
 def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
@@ -264,22 +265,22 @@ def _agreement(result: xr.Dataset) -> Figure:
             marker = "o" if len(steps) == 1 else None
             ax.plot(steps, of_rule["agreement"], color=color, marker=marker, label=str(rule))
             level = float(of_rule["shortcut"].isel(step=0))
-            ax.axhline(level, color=color, linestyle="--", linewidth=1, label=f"{rule} right")
+            ax.axhline(level, color=color, linestyle="--", linewidth=1, label=f"accuracy of {rule}")
         step_axis(ax, int(steps[-1]))
         ax.set_ylim(-0.02, 1.02)
         ax.set_title(group, fontsize=10)
-        ax.set_xlabel("training step")
+        ax.set_xlabel("training step (log)")
         ax.tick_params(labelsize=8)
     for ax in axes[len(groups) :]:
         ax.set_visible(False)
-    drawing.supylabel("share of answers that are the shortcut's", fontsize=10)
+    drawing.supylabel("share of answers equal to the shortcut's", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     caption = (
-        "How often the model answers what a shortcut would, right or wrong, by split. Shading: "
-        "95% interval over bridges. Dashed: how often that shortcut is right, which is the "
-        "agreement of a model without mistakes. A line above its dashed line means that the "
-        "model also makes the shortcut's mistakes. A line that falls to its dashed line means "
-        "that the model no longer uses the shortcut."
+        "Each curve shows how often the model gives the answer of a shortcut, right or wrong, "
+        "by split. The shading is the 95% interval, clustered by bridge. The dashed lines show "
+        "how often the shortcut is right, which is the agreement of a model without mistakes. A "
+        "curve above its dashed line means that the model also makes mistakes of the shortcut. "
+        "A curve that falls to its dashed line means that the model no longer uses the shortcut."
     )
     return Figure("behaviour_shortcuts", "Agreement with shortcuts", caption, drawing)

@@ -185,13 +185,14 @@ def disagreements(made: xr.Dataset) -> list[str]:
             sentences.append(
                 f"{where} is decodable "
                 f"({row['decoded']:.2f}{', taught there' if row.get('by_construction') else ''}) "
-                f"but not used: {row['stays_swapped']:.2f} of answers stay when it is swapped, "
-                f"and {row['stays_erased']:.2f} when it is erased."
+                f"but not used: {row['stays_swapped']:.2f} of answers stay the same when it is "
+                f"swapped, and {row['stays_erased']:.2f} stay the same when it is erased."
             )
         if row["verdict"] == "used, not decodable":
             sentences.append(
                 f"{where} is used but not linearly decodable from held-out states "
-                f"({row['decoded']:.2f}): {row['follows']:.2f} of answers follow its swap."
+                f"({row['decoded']:.2f}): {row['follows']:.2f} of answers follow when it is "
+                "swapped."
             )
     return sentences
 
@@ -226,18 +227,21 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         "At the last checkpoint, decoding and use agree everywhere."
     )
     caption = (
-        f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
-        "linear reader decodes the variable from held-out states; the share of answers that "
-        "become what the world says when its class mean is swapped (in brackets the null, the "
-        "highest of three controls); the share of answers that stay when it is erased (in "
-        "brackets the null, the lower of two controls of equal rank). A cell is empty where "
-        "each class has only one state, so that no reader can be tested on held-out states, or "
-        "where too few cases count; layers, positions and checkpoints with empty cells only are "
-        "left out. Red: a probe finds the variable, but the model does not use it. "
-        "'Replaceable': answers follow when it is swapped, but stay when it is erased. "
-        "'Unclear': a swap does damage, only some answers follow, or decoding is partial. " + said
+        f"The cases are queries of {made.attrs['group']} that are answered correctly without an "
+        "edit. Each cell has three numbers. The first is the accuracy with which a linear "
+        "reader decodes the variable from held-out states. The second is the share of answers "
+        "that become what the world gives when the class mean of the variable is swapped; in "
+        "brackets is the null, the highest of three controls. The third is the share of answers "
+        "that stay the same when the variable is erased; in brackets is the null, the lower of "
+        "two controls. A cell is empty if each class has only one state, so that no reader can "
+        "be tested on held-out states, or if too few cases count. Layers, positions and "
+        "checkpoints with only empty cells are left out. The colour is the verdict. 'Decodable, "
+        "not used' means that a reader finds the variable, but the model does not use it. "
+        "'Used, replaceable' means that answers change when the variable is swapped, but stay "
+        "when it is erased. 'Unclear' means that a swap does damage, that only some answers "
+        f"change, or that decoding is partial. {said}"
     )
-    return [Figure("used", "Decodable or used?", caption, drawing)]
+    return [Figure("used", "Which variables are decodable, and which are used?", caption, drawing)]
 
 
 def _answered_group(swap: xr.Dataset) -> str:

@@ -164,8 +164,8 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
         _saturation(axes[1], saturated, rows[-1]["step"])
         caption += (
             " The lower panel shows the share of probe rows whose answer has a probability that "
-            "float32 rounds to 1. The gradient of the loss of such a row is 0, so the model "
-            "learns nothing more from the row."
+            "float32 rounds to 1. The loss of such a row has a gradient of 0, so a training row "
+            "of this kind no longer changes the parameters."
         )
     return Figure("loss", "Loss by split", caption, drawing)
 

@@ -178,39 +178,46 @@ class ActivationPatching(Instrument):
         moved = known_means(of_group, "fraction").sel(outcome=OUTCOMES[1], kind=CORRUPTIONS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
         null = known_means(of_group, "null_fraction").sel(kind=CORRUPTIONS[0])
-        rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
+        rows_and_null = rows | {"null: answer to\nanother query": null.max("token")}
         caption = (
-            f"Split {group}, questions answered correctly when clean. Each row is the input "
-            "token that was exchanged. A cell is the share of answers that become those of the "
-            "question with that token when S[layer, pos] of its run replaces the clean one. "
-            "High cells lie on the path from that token to the answer; a state before that "
-            "token's position cannot change anything. The null counts the answer of another "
-            f"question's exchange. White: fewer than {MIN_CLUSTERS} bridges counted."
+            f"The figure has the queries of {group} that are answered correctly without a "
+            "patch. One input token is exchanged (rows of maps), and S[layer, pos] of the run "
+            "with the exchanged token replaces that of the clean run. A cell is the share of "
+            "answers that become the answer to the query with the exchanged token. High cells "
+            "lie on the path from the token to the answer. A state before the position of the "
+            "token is the same in both runs, so it changes nothing. The row 'null' counts the "
+            "answer to another query with an exchanged token, as the maximum over tokens. White "
+            f"cells have fewer than {MIN_CLUSTERS} bridges that count."
         )
-        states = maps_over_steps(rows_and_null, "share of answers that follow")
+        states = maps_over_steps(rows_and_null, "share of changed answers")
         by_part = known_means(of_group, "part_fraction").sel(outcome=OUTCOMES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
         null = known_means(of_group, "part_null_fraction").max(("token", "pos"))
-        parts["null: answer of\nanother question"] = null
+        parts["null: answer to\nanother query"] = null
         written = maps_over_steps(
-            parts, "share of answers that follow, best position", rows="part", columns="block"
+            parts, "share of changed answers (maximum over pos)", rows="part", columns="block"
         )
         about_parts = (
-            f"Split {group}: as the figure of states, but only what one part of one block wrote "
-            "is taken from the run with the token exchanged, at the position where most answers "
-            "follow. A part that does not carry the token to the answer has 0. The null counts "
-            "the answer of another question's exchange, and is the highest over all tokens. "
-            "The file has all positions, both directions and the other shares."
+            f"This figure is like the figure of states (split {group}), but only the output of "
+            "one part of one block comes from the run with the exchanged token. A cell is the "
+            "maximum over positions. A part that does not carry the token to the answer has a "
+            "share of 0. The row 'null' counts the answer to another query with an exchanged "
+            "token, as the maximum over tokens and positions. The file "
+            "analysis/activation_patching.nc has all positions, both directions and the other "
+            "shares."
         )
         return [
             Figure(
                 "activation_patching",
-                "By which path does a token reach the answer?",
+                "Which states carry a token to the answer?",
                 caption,
                 states,
             ),
             Figure(
-                "activation_patching_parts", "Which parts of blocks carry it?", about_parts, written
+                "activation_patching_parts",
+                "Which parts of blocks carry a token to the answer?",
+                about_parts,
+                written,
             ),
         ]
 

@@ -114,20 +114,29 @@ class BackPatching(Instrument):
         repaired, damaged = (
             known_means(result, name).sel(group=group) for name in ("repaired", "other")
         )
-        rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
-        rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
-        rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
+        rows = {
+            f"position {pos}": repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values
+        }
+        rows["null: another query,\nmaximum over pos"] = repaired.sel(donor=DONORS[1]).max("pos")
+        rows["new wrong answer,\nmean over pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
         caption = (
-            f"Split {group}, questions answered wrongly: the share answered correctly when the "
-            "state after from_layer blocks replaces that after `layer` blocks, at the position "
-            "of the row. Above the diagonal, a later state replaces an earlier one; the "
-            "diagonal changes nothing, so it is 0. The null, the highest over positions, uses "
-            "another question's state. The highest of many cells is high by chance as well, so "
-            "compare it with the highest of the null. The last row is damage: a wrong answer "
-            f"becomes another wrong answer. White: fewer than {MIN_CLUSTERS} bridges counted."
+            f"The figure has the queries of {group} that are answered wrongly. In a cell, the "
+            "state after from_layer blocks replaces the state after `layer` blocks, at one "
+            "position. In the first rows of maps, a cell is the share of queries that are then "
+            "answered correctly, for the position in the title. Above the diagonal, a later "
+            "state replaces an earlier one. On the diagonal nothing changes, so the share is 0. "
+            "The row 'null' uses the state of another query, and shows the maximum over "
+            "positions. The highest of many cells is high by chance as well, so compare it with "
+            "the highest cell of the null. The last row is damage: the share of queries that "
+            "get a different wrong answer, as the mean over positions. White cells have fewer "
+            f"than {MIN_CLUSTERS} bridges that count."
         )
-        drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
-        return [Figure("back_patching", "Was the bridge present, but too late?", caption, drawing)]
+        drawing = maps_over_steps(
+            rows, "share of wrong answers", rows="from_layer", columns="layer"
+        )
+        return [
+            Figure("back_patching", "Does a later state correct wrong answers?", caption, drawing)
+        ]
 
 
 def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cache) -> Array:

@@ -159,18 +159,23 @@ class CrossQueryPatching(Instrument):
         rows["null: shuffled\nanswer"] = shuffled.sel(outcome=OUTCOMES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
         caption = (
-            "Of targets answered correctly when clean, the share whose answer becomes the tail "
-            "of the source's bridge and the target's r2 when S[layer, pos] of the source "
-            "replaces theirs. Only in 'trained chain' is that chain in training, so a share "
+            "S[layer, pos] of a source query replaces that of a target query, for targets that "
+            "are answered correctly without a patch. In the rows 'composed', a cell is the "
+            "share of answers that become the tail of the source's bridge and the target's r2. "
+            "This composed chain is in training only for the group 'trained chain', so a share "
             "that is high only there shows memorisation. A state that represents the bridge is "
-            "high in the first row and, with the same bridge from another prefix (last row), "
-            "does not change the answer. The null counts the answer of another pair. White: "
-            f"fewer than {MIN_CLUSTERS} source bridges counted."
+            "high in the first row. It also leaves the answer unchanged if it comes from a "
+            "different prefix with the same bridge (last row: the share of unchanged answers). "
+            "The row 'null' counts the composed answer of another pair. White cells have fewer "
+            f"than {MIN_CLUSTERS} source bridges that count."
         )
-        drawing = maps_over_steps(rows, "share of predictions")
+        drawing = maps_over_steps(rows, "share of answers")
         return [
             Figure(
-                "cross_query_patching", "Is another question's bridge followed?", caption, drawing
+                "cross_query_patching",
+                "Do answers follow the bridge of another query?",
+                caption,
+                drawing,
             )
         ]
 

@@ -75,13 +75,15 @@ class NeuronPatching(PairPatching):
             maps.append({f"step {int(result['step'][-1]):,}": chosen.rename(cell="neuron")})
         options = result.attrs.get("options", self.options())
         caption = (
-            f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, denoising, clean "
-            f"prompts answered correctly. The {_SHOWN} neurons (block.neuron) with the highest "
-            "recovery at any position when their activation in the clean run is put into the "
-            "corrupt run. 0: nothing changes; 1: the metric is that of the clean run. In "
-            "brackets: the null, the activation in another pair's clean run. These are the "
-            "highest of many cells, which are high by chance as well. White: fewer than "
-            f"{MIN_CLUSTERS} clusters counted."
+            f"The figure has the {_SHOWN} neurons (block.neuron) with the highest recovery at "
+            "any position. The activation of a neuron in the clean run is put into the corrupt "
+            f"run (denoising). A cell is the normalised recovery of the metric {metric}: it is "
+            "0 if nothing changes, and 1 if the metric becomes that of the clean run. The pairs "
+            f"are {options['pairs']['name']}, group {group}, with clean prompts that are "
+            "answered correctly. The number in brackets is the null: the activation comes from "
+            "the clean run of another pair. The neurons are the highest of many, and the "
+            "highest of many is high by chance as well. White cells have fewer than "
+            f"{MIN_CLUSTERS} clusters that count."
         )
         drawing = heat_maps(maps[0], "normalised recovery", nulls=maps[1], rows="neuron", width=0.9)
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]

@@ -203,23 +203,27 @@ class PairPatching(PairInstrument):
         rows["null: denoising,\nanother pair"] = states.sel(direction=DIRECTIONS[1], donor=other)
         options = result.attrs.get("options", self.options())
         about = (
-            f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, clean prompts "
-            "answered correctly. A cell is 0 if the patch changes nothing, and 1 if the metric "
-            "is that of the run that the value comes from. "
+            f"The pairs of prompts are {options['pairs']['name']}, group {group}, with clean "
+            "prompts that are answered correctly. A cell is the normalised recovery of the "
+            f"metric {metric}. It is 0 if the patch changes nothing, and 1 if the metric "
+            "becomes that of the run that the value comes from. "
         )
         caption = about + (
-            "A cell is S[layer, pos] of the other run, put into this run; denoising puts "
-            "clean states into the corrupt run, noising corrupt states into the clean run. "
-            "Cells near 1 contain all information that differs between the prompts and "
-            "matters for the answer; other cells may contain it as well. The null takes the "
-            "state of another pair's run; a patch that only removes the answer moves a "
-            f"logit difference by about half. White: fewer than {MIN_CLUSTERS} clusters "
-            "counted, or no difference to recover."
+            "Denoising puts S[layer, pos] of the clean run into the corrupt run, and noising "
+            "puts that of the corrupt run into the clean run. A state with a recovery near 1 "
+            "contains all information that differs between the prompts and matters for the "
+            "answer. Other states may contain it as well. The row 'null' uses the state of "
+            "another pair's run. A patch that only removes the answer moves a logit difference "
+            f"by about half. White cells have fewer than {MIN_CLUSTERS} clusters that count, or "
+            "no difference to recover."
         )
         drawing = maps_over_steps(rows, "normalised recovery")
         found = [
             Figure(
-                "pair_patching", "Where is the difference between two prompts?", caption, drawing
+                "pair_patching",
+                "Which states carry the difference between two prompts?",
+                caption,
+                drawing,
             )
         ]
         last = parts.isel(step=-1).sel(direction=DIRECTIONS[1])
@@ -230,10 +234,11 @@ class PairPatching(PairInstrument):
         }
         step = int(result["step"][-1])
         caption = about + (
-            f"Step {step:,}, denoising: what one part of one block wrote at one position of "
-            "the clean run, put into the corrupt run. A part near 1 restores the clean "
-            "answer by itself. Parts that are needed only together stay near 0. The second "
-            "row is the null, with the value of another pair's run."
+            f"The maps are for denoising at step {step:,}: the output of one part of one block "
+            "at one position of the clean run is put into the corrupt run. A part with a "
+            "recovery near 1 restores the clean answer by itself. Parts that restore it only "
+            "together stay near 0. The second row is the null: the output comes from another "
+            "pair's run."
         )
         written = heat_maps(
             maps, "normalised recovery", ncols=last.sizes["pos"], rows="part", columns="block"

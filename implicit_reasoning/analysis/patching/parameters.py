@@ -108,8 +108,8 @@ class ParameterPatching(Instrument):
         group = some_groups(result)[-1]
         of_group = result.sel(group=group)
         titles = {
-            "later": "a part of the last\ncheckpoint in this",
-            "earlier": "a part of this\nin the last",
+            "later": "part of the last\ncheckpoint put into",
+            "earlier": "put into the last\ncheckpoint: part of",
         }
         rows = {}
         for direction, title in titles.items():
@@ -118,13 +118,16 @@ class ParameterPatching(Instrument):
             grid = xr.concat([alone, of_group.correct.sel(direction=direction)], "part")
             rows[title] = grid
         caption = (
-            f"Split {group}: share of questions answered correctly when the attention or the MLP "
-            "of one block comes from the other checkpoint. Row 'nothing' is the null, the model "
-            "without the exchange. Higher than the null: the model lacked that part. Lower: the "
-            "parts of the two checkpoints do not fit together, which says nothing about the "
-            "function of a part."
+            f"A cell is the share of queries of {group} that are answered correctly when the "
+            "attention or the MLP of one block comes from another checkpoint. In the first row "
+            "of maps, a part of the last checkpoint is put into the checkpoint in the title. In "
+            "the second row, a part of the checkpoint in the title is put into the last "
+            "checkpoint. The row 'nothing' is the null: the model without an exchange. A share "
+            "above the null means that the model lacked this part. A share below the null means "
+            "that the parts of the two checkpoints do not work together, which does not show "
+            "what a part computes."
         )
-        drawing = maps_over_steps(rows, "share correct", rows="part", columns="block")
+        drawing = maps_over_steps(rows, "share of correct answers", rows="part", columns="block")
         return [Figure("parameter_patching", "Which weights caused the change?", caption, drawing)]
 
 

@@ -64,9 +64,9 @@ _DECODED = 0.9  # minimum lower end of top-1, for the bottleneck and for immedia
 _CHANCE = 3.0  # minimum ratio of immediate probing to its null control (the tail of another fact)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
-    "From layer 1 on, the full run is true by construction: the state is a function of e1 and "
-    "r1, and the following layers compute the same from it as in its own prompt. The full run "
-    "shows only that the prefix has reached this state. Claims use the bottleneck."
+    "From layer 1 on, the result of the full run is true by construction: the state is a function "
+    "of e1 and r1, and the later layers compute from it the same as in its own prompt. The full "
+    "run therefore shows only that the prefix has reached this state. Claims use the bottleneck."
 )
 _CONTROL = 0.5  # maximum upper end of top-1 for the controls of the bottleneck
 
@@ -336,16 +336,19 @@ def _over_training(result: xr.Dataset) -> Figure:
         "top1",
         panels,
         select={"truth": TRUTHS[0], "variable": "e2"},
-        nulls={"another fact's tail": ({"truth": TRUTHS[1], "variable": "e2"}, GREY)},
+        nulls={"null: another fact's tail": ({"truth": TRUTHS[1], "variable": "e2"}, GREY)},
         label="share of facts whose tail is top-1",
         ncols=len(_SHOWN),
     )
     caption = (
-        "How often the state after (e1, r1) gives the fact's tail e2: unembedded as it is "
-        "(immediate), or put into another prompt and decoded by the following layers (full "
-        f"run), or the same after a projection onto {WIDTH} dimensions (bottleneck). {_FULL_RUN} "
-        "Layer: number of blocks before the state. Shading: 95% interval over facts "
-        f"({_counts(result)}). Grey: another fact's tail, highest layer. {_construction(result)}"
+        "Each curve shows the share of facts whose tail e2 is the top-1 token when the state "
+        "after (e1, r1) is read, for one layer (the number of blocks before the state). The "
+        "columns are four ways to read the state. 'Immediate' applies the unembedding to the "
+        "state, with or without the final norm. 'Full run' puts the state into another prompt, "
+        "and the later layers decode it. 'Bottleneck' does the same with a projection of the "
+        f"state onto at most {WIDTH} dimensions. {_FULL_RUN} The shading is the 95% interval "
+        f"over facts ({_counts(result)}). The dashed line is the null: the share for which "
+        f"another fact's tail is top-1, as the maximum over layers. {_construction(result)}"
     )
     return Figure("decoding", "Immediate and full-run decoding of e2", caption, drawing)
 
@@ -358,9 +361,9 @@ def _bottleneck_over_training(result: xr.Dataset) -> Figure:
         {f"{group} facts": {"group": group} for group in result.group.values},
         select={**where, "reading": BOTTLENECKS[0]},
         nulls={
-            "tails shuffled": ({**where, "reading": BOTTLENECKS[1]}, VERMILION),
-            "random directions": ({**where, "reading": BOTTLENECKS[2]}, ORANGE),
-            "another fact's tail": (
+            "null: tails shuffled": ({**where, "reading": BOTTLENECKS[1]}, VERMILION),
+            "null: random directions": ({**where, "reading": BOTTLENECKS[2]}, ORANGE),
+            "null: another fact's tail": (
                 {"truth": TRUTHS[1], "variable": "e2", "reading": BOTTLENECKS[0]},
                 GREY,
             ),
@@ -369,12 +372,15 @@ def _bottleneck_over_training(result: xr.Dataset) -> Figure:
     )
     widest = int(result["width"].sel(variable="e2").max())
     caption = (
-        "How often the model answers the fact's tail e2 when the state after (e1, r1) is put "
-        "into another prompt after a projection onto the dimensions in which its class means by "
-        f"e2 differ most (here up to {widest}), fitted on other {result.group.values[0]} facts. "
-        "Dashed, highest layer: the same with e2 shuffled among those facts, with as many "
-        "random directions, and how often the model answers another fact's tail. Shading: 95% "
-        "interval over facts. Facts whose tail occurs in no other fact are left out."
+        "Each curve shows how often the model answers the fact's tail e2 when a projection of "
+        "the state after (e1, r1) is put into another prompt, for one layer. The projection "
+        "keeps the dimensions in which the class means by e2 differ most (here at most "
+        f"{widest}), and is fitted on other {result.group.values[0]} facts. The dashed lines "
+        "are nulls, each as the maximum over layers: e2 is shuffled among those facts; the "
+        "dimensions are as many random directions; or another fact's tail is counted. A curve "
+        "is evidence for e2 only where it is above the dashed lines. The shading is the 95% "
+        "interval over facts. Facts whose tail is the tail of no fact that the projection is "
+        "fitted on are left out."
     )
     return Figure("decoding_bottleneck", "Decoding of e2 through a bottleneck", caption, drawing)
 
@@ -393,16 +399,19 @@ def _table(result: xr.Dataset) -> Figure:
     maps = {title: values.assign_coords(reading=short) for title, values in maps.items()}
     null = {"truth": TRUTHS[1], "variable": "e2", "reading": list(_SHOWN)}
     last = result.isel(step=-1, group=0).sel(null)["top1"]
-    maps["another fact's tail,\nlast step"] = last.assign_coords(reading=short)
+    maps["null: another fact's\ntail, last step"] = last.assign_coords(reading=short)
     drawing = heat_maps(
         maps, "share of facts", columns="reading", ncols=len(some_steps(result)), width=0.75
     )
     caption = (
-        "Ye et al.'s decoding table at every layer: share of facts whose tail e2 (and the "
-        "decoy, where training teaches another answer to (e1, r1)) is top-1, by reading, at "
-        f"some checkpoints ({_counts(result)}). {_FULL_RUN} {_construction(result)}"
+        "The figure is the decoding table of Ye et al. 2025 for every layer, at some "
+        "checkpoints. A cell is the share of facts whose tail e2 is the top-1 token, for one "
+        "way to read the state (column) and one layer (row). If training teaches a different "
+        "answer to (e1, r1), the maps of 'decoy' show the share for this answer. The numbers of "
+        f"facts are: {_counts(result)}. The last map is the null: the share for which another "
+        f"fact's tail is top-1. {_FULL_RUN} {_construction(result)}"
     )
-    return Figure("decoding_table", "Decodable and usable, by layer", caption, drawing)
+    return Figure("decoding_table", "Decoding of facts by layer", caption, drawing)
 
 
 def _counts(result: xr.Dataset) -> str:
@@ -413,8 +422,12 @@ def _construction(result: xr.Dataset) -> str:
     there = result["by_construction"].isel(step=-1).any("layer").to_series()
     taught = [f"{variable} of {group} facts" for (variable, group), so in there.items() if so]
     if not taught:
-        return "Nothing here is true by construction: training never asks for (e1, r1) by itself."
+        return (
+            "Apart from the full run, nothing here is true by construction, because training never "
+            "asks for (e1, r1) by itself."
+        )
     return (
-        "True by construction, because training teaches it as the answer to (e1, r1): "
-        f"{', '.join(taught)} at the last layer, with the final norm and in the full run."
+        "At the last layer, immediate decoding with the final norm and the full run are also true "
+        f"by construction for {', '.join(taught)}, because training teaches these as the answers "
+        "to (e1, r1)."
     )

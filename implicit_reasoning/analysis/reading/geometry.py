@@ -341,19 +341,25 @@ def _cosines(result: xr.Dataset) -> Figure:
         panels,
         select={**at, "centroid": CENTROIDS[1]},
         nulls={
-            "with itself (published)": ({**at, "centroid": CENTROIDS[0]}, ORANGE),
-            "other bridges' centroids": ({**at, "centroid": CENTROIDS[2]}, GREY),
+            "centroid with the state\nitself (published)": (
+                {**at, "centroid": CENTROIDS[0]},
+                ORANGE,
+            ),
+            "null: centroids of\nother bridges": ({**at, "centroid": CENTROIDS[2]}, GREY),
         },
         label=f"cosine with the bridge's ID centroid at {pos}",
         ncols=result.sizes["group"],
         lowest=-0.25,
     )
     caption = (
-        f"Cosine of states at {pos} with the centroid of the ID states of their bridge, computed "
-        f"without the state itself ({_counts(result, pos)}); first column: ID cohesion. Shading: "
-        "95% interval over states. Orange: the centroid computed with the state itself, as "
-        "published; grey: centroids of other bridges; both for the highest layer. Top: as "
-        "published. Bottom: with the mean of all ID states subtracted, because that mean makes "
+        f"Each curve shows the mean cosine of states at {pos} with the centroid of the ID "
+        f"states of the same bridge, for one layer ({_counts(result, pos)} states). The "
+        "centroid is computed without the state itself. The cosine of id states is called ID "
+        "cohesion, and the cosine of ood states is called OOD alignment. The shading is the 95% "
+        "interval over states. The dashed lines are maxima over layers. The orange line uses "
+        "the centroid with the state itself, as published. The grey line is the null and uses "
+        "the centroids of other bridges. The top row uses the states as they are, as published. "
+        "In the bottom row, the mean of all ID states is subtracted, because this mean makes "
         "all states look alike."
     )
     return Figure("geometry", "ID cohesion and OOD alignment", caption, drawing)
@@ -366,13 +372,15 @@ def _retrieval(result: xr.Dataset) -> Figure:
         for group in result.group.values
         for truth in TRUTHS
     }
-    drawing = heat_maps(maps, "nearest centroid is the right one")
+    drawing = heat_maps(maps, "share of states")
     bridges = int(result["n_bridges"].isel(step=-1))
     caption = (
-        "Share of states whose nearest centroid (of the ID states of each bridge, without the "
-        f"state itself, mean removed) is that of its own bridge, among {bridges} (chance "
-        f"{1 / bridges:.3f}); step {int(result.step[-1]):,}. Null, beside each: the same with "
-        "bridges shuffled."
+        "A cell is the share of states whose nearest centroid is that of their own bridge, by "
+        f"layer and position, at step {int(result.step[-1]):,}. A centroid is the mean of the "
+        "ID states of a bridge, without the state itself. The mean of all ID states is "
+        f"subtracted first. There are {bridges} bridges, so a random choice is right with "
+        f"probability {1 / bridges:.3f}. The maps of shuffled bridges are the null: bridges are "
+        "permuted among the states."
     )
     return Figure("geometry_retrieval", "Is the nearest cluster the right one?", caption, drawing)
 
@@ -384,16 +392,18 @@ def _enrichment(result: xr.Dataset) -> Figure:
         "attributes",
         {"tails of e1 at position e1": {}},
         select={"group": lead, "whose": "own"},
-        nulls={"tails of another entity": ({"group": lead, "whose": "another's"}, GREY)},
-        label="share among the top",
+        nulls={"null: tails of\nanother entity": ({"group": lead, "whose": "another's"}, GREY)},
+        label="share of the first m entities",
     )
     caption = (
-        "Of the m entities that the logit lens ranks highest at e1, where m is the number of "
-        "tails of e1, the share that are tails of e1. Above grey (tails of another entity): the "
-        "state has gathered the tails of e1 before the relation is known. Shading: 95% interval "
-        "over entities."
+        "The logit lens ranks all entities by the state at position e1. Each curve shows, for "
+        "one layer, the share of the first m entities that are tails of e1, where m is the "
+        "number of these tails. The dashed line is the null: the same with the tails of another "
+        "entity, as the maximum over layers. A curve above this line means that the state has "
+        "gathered the tails of e1 before the relation is known. The shading is the 95% "
+        "interval, clustered by the first token of the prompt."
     )
-    return Figure("geometry_attributes", "Attributes gathered at e1", caption, drawing)
+    return Figure("geometry_attributes", "Tails of e1 that are known at e1", caption, drawing)
 
 
 def _picture(result: xr.Dataset) -> Figure:
@@ -410,10 +420,13 @@ def _picture(result: xr.Dataset) -> Figure:
     drawing = scatters(panels, colors, markers, ncols=len(steps))
     pos = first_known_position("e2", list(result.pos.values))
     caption = (
-        f"States at {pos} of the bridges with the most OOD facts, layer {layer}, in two "
-        "principal coordinates, fitted to the shown states of each checkpoint. Colour: bridge; "
-        "circle: ID fact, cross: another role. Clusters of one colour: the bridge has the same "
-        "representation whatever fact leads to it. Axes have no unit and differ between panels."
+        f"Each point is a state at {pos} in layer {layer}. The shown bridges are those with the "
+        f"most facts outside the group {result.group.values[0]}. The coordinates are the first "
+        "two principal coordinates of the shown states of a checkpoint, from a PCA (top) or "
+        "from multidimensional scaling of cosine distances (bottom). A colour is a bridge. "
+        "Circles are ID facts, and crosses are facts with other roles. If points of one colour "
+        "are close together, the bridge has the same representation whichever fact leads to it. "
+        "The axes have no unit and differ between panels."
     )
     return Figure("geometry_states", "States of some bridges", caption, drawing)
 

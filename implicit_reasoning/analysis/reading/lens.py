@@ -163,19 +163,22 @@ def _over_training(result: xr.Dataset) -> Figure:
         "shown",
         panels,
         select={"truth": "true"},
-        nulls={"shuffled truth": ({"truth": "shuffled"}, GREY)},
-        label="among all tokens, with the final norm",
+        nulls={"null: shuffled truth": ({"truth": "shuffled"}, GREY)},
+        label="MRR (top), share with rank 0 (bottom)",
         ncols=len(wanted),
     )
     n = ", ".join(f"{int(result['n_states'].sel(pos=p))} at {p}" for p in wanted.values())
     caption = (
-        "What the model's own unembedding reads from each layer: mean reciprocal rank (top, as "
-        f"in Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; clusters "
-        f"(the bridge, from r1 on; before it the state): {n}. Shading: 95% interval over "
-        "clusters. Grey: the truth of another prompt, highest layer. Where (e1, r1) -> e2 is "
-        "itself trained on, e2 at r1 is high in the last layer by construction, as is the "
-        "answer at the end. Relations are never answers, so this lens can find them only in a "
-        "tied model, where the embedding is the unembedding."
+        "Each curve shows what the model's own unembedding reads from one layer, with the final "
+        "norm. The top row is the mean reciprocal rank of the variable's token among all "
+        "tokens, as in figure 4c of Wang et al. 2024. The bottom row is the share of prompts in "
+        f"which this token has rank 0. The prompts are from {group}. The shading is the 95% "
+        "interval, clustered by bridge at positions where the bridge is known, and by prefix at "
+        f"earlier positions (numbers of clusters: {n}). The dashed line is the null: the truth "
+        "of another prompt, as the maximum over layers. If training also asks for the single "
+        "fact (e1, r1) -> e2, then e2 at r1 is high in the last layer by construction. The "
+        "answer at the end is high there by construction too. Relations are never answers, so "
+        "this lens can find them only in a tied model, where the embedding is the unembedding."
     )
     return Figure("lens", "Logit lens over training", caption, drawing)
 
@@ -185,12 +188,13 @@ def _places(result: xr.Dataset) -> Figure:
     final = result.isel(step=-1).sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
     ranked = final["reciprocal_rank"]
     maps = {str(v): ranked.sel(truth="true", variable=v) for v in result["variable"].values}
-    maps["shuffled truth\n(highest of all)"] = ranked.sel(truth="shuffled").max("variable")
+    maps["null: shuffled truth\n(maximum)"] = ranked.sel(truth="shuffled").max("variable")
     drawing = heat_maps(maps, "mean reciprocal rank")
     caption = (
-        "Mean reciprocal rank of every variable's token at every layer and position, among all "
-        f"tokens, with the final norm; prompts of {group}, step {int(result.step[-1]):,}. Last "
-        "panel: the truth of another prompt. For relations, of which there are few, it is high "
-        "wherever relations rank high at all."
+        "A cell is the mean reciprocal rank of a variable's token among all tokens at one layer "
+        "and position, read by the unembedding with the final norm. The prompts are from "
+        f"{group}, at step {int(result.step[-1]):,}. The last map is the null: the truth of "
+        "another prompt, as the maximum over variables. Relations are few, so their null is "
+        "high wherever relations have high ranks at all."
     )
-    return Figure("lens_map", "Logit lens, every layer and position", caption, drawing)
+    return Figure("lens_map", "Logit lens at every layer and position", caption, drawing)

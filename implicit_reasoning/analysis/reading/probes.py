@@ -339,20 +339,22 @@ def _over_training(result: xr.Dataset) -> Figure:
         panels,
         select={"group": lead, "truth": "true"},
         nulls={
-            "shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY),
-            "control task": ({"group": lead, "truth": "control"}, ORANGE),
+            "null: shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY),
+            "control: a random\nlabel for each e1": ({"group": lead, "truth": "control"}, ORANGE),
         },
         label=f"accuracy of linear probes, e2 at {pos}",
     )
     caption = (
-        f"Share of held-out states at {pos} from which a linear probe reads the bridge e2, by "
-        f"layer; {_n(result, lead, pos)}. Left: the state's prefix was held out; right: all "
-        "states with its e1 were. Shading: 95% interval over states. Grey: the same probes on "
-        "shuffled truth; orange: on a random label for each e1; both for the highest layer. On "
-        "the left, a probe that memorises e1 solves the orange control; on the right, only the "
-        "variable itself helps."
+        f"Each curve shows the share of held-out states at {pos} from which a linear probe "
+        f"reads the bridge e2, for one layer ({_n(result, lead, pos)}). In the left panel, all "
+        "states with the same prefix are held out together. In the right panel, all states with "
+        "the same e1 are held out together. The shading is the 95% interval over states. The "
+        "dashed lines are controls, each as the maximum over layers. The grey line is the null: "
+        "the same probes on shuffled truth. The orange line shows the same probes on a random "
+        "label for each e1. In the left panel, a probe that memorises e1 is high on the orange "
+        "line too. In the right panel, a probe is accurate only if it reads the bridge itself."
     )
-    return Figure("probes", "The bridge, read by linear probes", caption, drawing)
+    return Figure("probes", "Accuracy of linear probes for the bridge", caption, drawing)
 
 
 def _everything(result: xr.Dataset) -> Figure:
@@ -362,23 +364,29 @@ def _everything(result: xr.Dataset) -> Figure:
         for name in result["variable"].values
     }
     null = final["accuracy"].sel(truth="shuffled").max("variable")
-    maps["shuffled truth\n(highest of all)"] = null
+    maps["null: shuffled truth\n(maximum)"] = null
     drawing = heat_maps(maps, "accuracy, held out by prefix")
     step = int(final["step"])
     caption = (
-        "Accuracy of linear probes for every variable at every layer and position, step "
-        f"{step:,}. Layer 0 is the embedding, held out by token, so a probe can read there only "
-        "what tokens share; a class with a single state (e1 at e1) cannot be read either. Last "
-        "panel: shuffled truth. A variable must look like the last panel at positions before it "
-        "is known."
+        "A cell is the accuracy of a linear probe for one variable at one layer and position, "
+        f"on held-out prefixes, at step {step:,}. Layer 0 is the embedding. There, all states "
+        "with the same token are held out together, so a probe can read only what tokens have "
+        "in common. A class with a single state (such as e1 at position e1) cannot be read "
+        "either. The last map is the null: the accuracy on shuffled truth, as the maximum over "
+        "variables. At positions before a variable is known, its map must look like the null."
     )
-    return Figure("probes_map", "What linear probes read, and where", caption, drawing)
+    return Figure(
+        "probes_map", "What linear probes read at every layer and position", caption, drawing
+    )
 
 
 def _few_dimensions(result: xr.Dataset) -> Figure:
     pos, lead = first_known_position("e2", list(result.pos.values)), str(result.group.values[0])
     panels = {
-        f"{k} {'neurons' if basis == 'neurons' else 'dimensions'} a class": {"basis": basis, "k": k}
+        f"{k} {'neurons' if basis == 'neurons' else 'dimensions'} per class": {
+            "basis": basis,
+            "k": k,
+        }
         for basis in BASES
         for k in SIZES
     }
@@ -387,18 +395,20 @@ def _few_dimensions(result: xr.Dataset) -> Figure:
         "sparse",
         panels,
         select={"group": lead, "truth": "true", "pos": pos},
-        nulls={"shuffled truth": ({"group": lead, "truth": "shuffled", "pos": pos}, GREY)},
+        nulls={"null: shuffled truth": ({"group": lead, "truth": "shuffled", "pos": pos}, GREY)},
         label=f"accuracy, e2 at {pos}",
         ncols=len(SIZES),
     )
     caption = (
-        f"Share of held-out states at {pos} whose bridge e2 is read from k dimensions of the "
-        "residual (top) or k neurons of the last MLP (bottom; layer 0 has none), chosen for "
-        "each class by difference of means among the states that the probe is fitted to. High "
-        "with k = 1: single dimensions represent single entities. Grey: shuffled truth, highest "
-        "layer."
+        f"Each curve shows the share of held-out states at {pos} whose bridge e2 is read from k "
+        "dimensions for each class, for one layer. The top row reads dimensions of the residual "
+        "stream. The bottom row reads neurons of the last MLP before the state; layer 0 has no "
+        "such MLP. The dimensions are those with the largest difference of means on the states "
+        "that the probe is fitted to. If the share is high for k = 1, single dimensions "
+        "represent single entities. The shading is the 95% interval over states. The dashed "
+        "line is the null: shuffled truth, as the maximum over layers."
     )
-    return Figure("probes_sparse", "How few dimensions contain the bridge", caption, drawing)
+    return Figure("probes_sparse", "Accuracy of probes that read few dimensions", caption, drawing)
 
 
 def _n(result: xr.Dataset, group: str, pos: str) -> str:

@@ -220,17 +220,20 @@ def _top1(result: xr.Dataset) -> Figure:
         "top1",
         panels,
         select={"group": lead, "truth": "true"},
-        nulls={"shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY)},
-        label="share of held-out states where it is top-1",
+        nulls={"null: shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY)},
+        label="share of held-out states with the token as top-1",
         ncols=2,
     )
     n = result["kl_n"].isel(step=-1, layer=-1, lens=0).sel(group=lead)
     counts = ", ".join(f"{int(n.sel(pos=p))} at {p}" for p in positions)
     caption = (
-        "How often bridge and answer are the top-1 of the logit lens (top) and of a tuned lens "
-        f"(bottom) on states it was not fitted to ({lead} facts, above layer 0: {counts}). What "
-        "only the tuned lens finds is represented in another basis than that of the "
-        "unembedding. Grey: shuffled truth. At the last layer both are the model's own output."
+        "Each curve shows the share of states for which the token of the bridge (e2) or of the "
+        "answer is the top-1 token of a lens, for one layer. The top row uses the logit lens, "
+        "and the bottom row uses a tuned lens. The states were not used to fit the tuned lens "
+        f"({lead} facts; numbers of states above layer 0: {counts}). What only the tuned lens "
+        "finds is represented in a basis other than that of the unembedding. The shading is the "
+        "95% interval over states. The dashed line is the null: the truth of another state, as "
+        "the maximum over layers. At the last layer, both lenses give the model's own output."
     )
     return Figure("tuned_lens", "Logit lens and tuned lens", caption, drawing)
 
@@ -247,13 +250,16 @@ def _distance(result: xr.Dataset) -> Figure:
         panels,
         select={"group": lead},
         nulls={},
-        label="KL to the final logits, nats",
+        label="KL(final logits || lens), nats",
         ncols=result.sizes["pos"],
         highest=max(highest, 1e-3),
     )
     caption = (
-        "KL divergence of each lens from the final logits of the model at that position, on "
-        "held-out states; 0 means the same distribution. Before training both are near 0, "
-        "because all logits are near 0."
+        "Each curve shows the mean KL divergence in nats from the model's final logits to a "
+        f"lens at the same position, for one layer, on held-out {lead} states. A value of 0 "
+        "means that both give the same distribution. The shading is the 95% interval over "
+        "states. Before training, all values are near 0, because all logits are near 0."
     )
-    return Figure("tuned_lens_kl", "Lenses and the final logits", caption, drawing)
+    return Figure(
+        "tuned_lens_kl", "Difference between lenses and the final logits", caption, drawing
+    )

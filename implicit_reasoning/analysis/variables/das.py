@@ -279,24 +279,38 @@ class Alignment(Instrument):
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw cause and isolation at every layer and position."""
         what = {
-            "cause": "Answers that follow a variable set through a learnt subspace",
-            "isolation": "Answers that stay when a subspace is set to the same value",
+            "cause": (
+                "Answers that follow a variable set through a learnt subspace",
+                "The source has a different value of the variable. A cell is the share of answers "
+                "that become what the world gives for the base with this value. ",
+            ),
+            "isolation": (
+                "Answers that stay when a subspace is set to the same value",
+                "The source has the same value of the variable, a different first fact and a "
+                "different last relation. A cell is the share of answers that stay the same. ",
+            ),
         }
-        caption = (
-            "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
-            "higher of two nulls: a subspace learnt from pairs with shuffled answers, and one "
-            "learnt in a model at its initialisation. Held-out pairs share neither first facts "
-            "nor (value, last relation) with the pairs used for learning. Empty: fewer than 20 "
-            "facts count; checkpoints with empty cells only are left out."
+        about = (
+            "The cases are held-out pairs of a base, which is answered correctly without an "
+            "edit, and a source. The component of the base's state in a learnt subspace is "
+            "replaced by that of the source's state. "
+        )
+        nulls = (
+            "The number in brackets is the higher of two nulls: a subspace that is learnt from "
+            "pairs with shuffled answers, and a subspace that is learnt in a model at its "
+            "initialisation. The pairs have no first fact and no (value, last relation) in "
+            "common with the pairs that the subspace is learnt from. A cell is empty if fewer "
+            "than 20 clusters count (a cluster is a bridge where the prefix determines the "
+            "bridge, and a prefix elsewhere). Checkpoints with only empty cells are left out."
         )
         return [
             Figure(
                 f"das_{kind}",
                 title,
-                caption,
+                about + what_is_drawn + nulls,
                 maps_by_variable(with_worst_control(result, kind, EDITS[0], CONTROLS)),
             )
-            for kind, title in what.items()
+            for kind, (title, what_is_drawn) in what.items()
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:

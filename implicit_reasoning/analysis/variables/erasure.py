@@ -187,12 +187,16 @@ class Erasure(Instrument):
         """Draw the share of unchanged answers in every cell."""
         values = with_worst_control(result, "unchanged", CONDITIONS[0], CONTROLS, worst="min")
         caption = (
-            "Of cases right when clean, the share whose answer stays when no linear reader can "
-            "distinguish the variable's value from up to 15 others at (layer, position); ten "
-            "draws of 16 values, each case in one of them. Dark: the variable is needed there. "
-            "In brackets the lower of two nulls: the same for values shuffled among the states, "
-            "and random directions of equal rank. Empty: the state cannot contain the variable, "
-            "or fewer than 20 facts count; checkpoints with empty cells only are left out."
+            "The cases are queries that are answered correctly without an edit. At (layer, "
+            "position), an edit makes the value of the variable indistinguishable from up to 15 "
+            "other values for every linear reader. There are ten draws of 16 values, and each "
+            "case is edited by one of them. A cell is the share of cases whose answer stays the "
+            "same. Where a cell is dark, the model needs the linear representation of the "
+            "variable. The number in brackets is the lower of two nulls: values that are "
+            "shuffled among the states, and random directions of equal rank. A cell is empty if "
+            "the state cannot contain the variable, or if fewer than 20 clusters count (a "
+            "cluster is a bridge where the prefix determines the bridge, and a prefix "
+            "elsewhere). Checkpoints with only empty cells are left out."
         )
         drawing = maps_by_variable(values)
         return [

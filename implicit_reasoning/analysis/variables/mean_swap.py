@@ -138,14 +138,17 @@ class MeanSwap(Instrument):
         """Draw the share of counterfactual answers in every cell."""
         values = with_worst_control(result, "counterfactual", CONDITIONS[0], CONTROLS)
         caption = (
-            "Of cases right when clean, the share whose answer becomes the one that the world "
-            "gives for another value of the variable, after the class mean of that value "
-            "replaced its class mean at (layer, position). In brackets the highest of the "
-            "nulls: the share of the same answers after means permuted among the values, after "
-            "the mean of a third value, and after means of r1 (e1 for r1) of equal norm, where "
-            "at least 20 facts count. Empty: the state cannot contain the variable there, or "
-            "fewer than 20 facts count; checkpoints with empty cells only are left out. At "
-            "layer 0, the swap only exchanges one token for another."
+            "The cases are queries that are answered correctly without an edit. At (layer, "
+            "position), the class mean of another value of the variable replaces the class mean "
+            "of its own value. A cell is the share of cases whose answer becomes the one that "
+            "the world gives for the other value. The number in brackets is the highest of "
+            "three nulls, which count the same answer: class means that are permuted among the "
+            "values; the class mean of a third value; and class means of r1 (of e1 if the "
+            "variable is r1), scaled to equal norm. At layer 0, the swap only exchanges one "
+            "token for another. A cell or a null is empty if the state cannot contain the "
+            "variable, or if fewer than 20 clusters count (a cluster is a bridge where the "
+            "prefix determines the bridge, and a prefix elsewhere). Checkpoints with only empty "
+            "cells are left out."
         )
         drawing = maps_by_variable(values)
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]

@@ -31,21 +31,24 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
         return None
     maps = {site: table.sel(site=site, drop=True) for site in table["site"].values.tolist()}
     drawing = heat_maps(
-        maps, "share; colours stop at 0 and 1", rows="what", columns="quantity", width=0.95, ncols=2
+        maps, "value (colours end at 0 and 1)", rows="what", columns="quantity", width=0.95, ncols=2
     )
     for ax in drawing.axes:
         ax.tick_params(axis="x", labelrotation=30)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g} at the last checkpoint, "
-        "beside baselines of the same states, measured by the same code. k-means: as many "
-        "centroids as features, one active. Linear: principal directions of either sign, as "
-        "many active as in the dictionary. Neurons: the site's coordinates, or the MLP's "
-        "neurons. Class means: centroids are the true means of the bridges, an upper bound for "
-        "representing bridges. Frozen decoder: its rows stay random. Untrained model: "
-        "dictionaries of step 0. Loss recovered: on trained chains, the share of the loss added "
-        "by mean ablation that is recovered. F1 and average precision: of bridges, where they "
-        "are first known; null: highest F1 with bridges shuffled; swap: answers that follow a "
-        "swap of bridges' features chosen by truth. White: does not apply."
+        f"The figure compares the dictionaries {name!r} of sparsity {middle_sparsity(result):g} "
+        "at the last checkpoint with baselines. All rows are measured on the same states by the "
+        "same code. 'k-means' has as many centroids as the dictionary has features, and one "
+        "centroid is active per state. 'linear' has principal directions of either sign, and as "
+        "many are active as in the dictionary. The features of 'neurons' are the coordinates of "
+        "the site, or the neurons of the MLP. The centroids of 'class means' are the true means "
+        "of the bridges, which is an upper bound for representing bridges. The decoder rows of "
+        "'frozen decoder' stay random. 'untrained model' is a dictionary of the model at step "
+        "0. The loss recovered is measured on training chains: it is the share of the loss "
+        "added by mean ablation that the output removes. F1 and average precision are those of "
+        "bridges at the position where a bridge is first known. 'F1, null' is the highest F1 "
+        "after bridges are shuffled. 'swap' is the share of answers that follow a swap of the "
+        "features of two bridges, chosen by truth. White cells do not apply."
     )
     return Figure(f"dictionaries_{name}_baselines", "Dictionaries and baselines", caption, drawing)
 

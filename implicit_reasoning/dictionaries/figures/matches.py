@@ -39,12 +39,14 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
         f"{int(n)} of {c}" for c, n in zip(result["concept"].values, counts.values, strict=True)
     )
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}: for every value of a "
-        "variable (at a position), the feature whose activity matches the value best, chosen on "
-        f"half of the first facts, and its F1 on the other half; mean over values ({listed}). In "
-        f"brackets the null: the highest mean of {result.sizes['draw']} permutations of values "
-        "among states. The embedding writes a token's own variable at its own position, so that "
-        "match is expected."
+        f"The figure shows how well single features of the dictionaries {name!r} of sparsity "
+        f"{middle_sparsity(result):g} represent the values of a variable at a position, by "
+        "checkpoint (columns). For each value, the feature whose activity matches the value "
+        "best is chosen on half of the first facts. A cell is the F1 of this feature on the "
+        f"other half, as the mean over values ({listed}). The number in brackets is the null: "
+        f"the highest mean of {result.sizes['draw']} permutations of the values among the "
+        "states. The embedding writes a token's own variable at its own position, so that match "
+        "is expected."
     )
     title = "Do features represent entities and relations?"
     return Figure(f"dictionaries_{name}_matches", title, caption, drawing)
@@ -66,27 +68,33 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
         _absorbed(rows[1][column], part)
         if with_roles:
             _by_role(rows[2][column], part)
-    for row, label in zip(rows, ("mean F1", "share of states", "features active"), strict=False):
+    for row, label in zip(
+        rows, ("mean F1", "share of states", "share of states\nwith active feature"), strict=False
+    ):
         row[0].set_ylabel(label)
         row[0].set_ylim(-0.02, 1.02)
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge (e2) is "
-        "first known. Top: F1 of the best feature of each bridge and of the best two or three "
-        "together, which is higher where a bridge is split among features. Second: on the other "
-        "half of facts, the share of states where the bridge's feature is silent, and the share "
-        "where in addition a feature that is active for less than half of the bridge's facts "
-        "writes most of its direction (absorbed; null: another bridge's direction)."
+        "The figure is about the features of bridges (e2) at the position where a bridge is "
+        f"first known, for the dictionaries {name!r} of sparsity {middle_sparsity(result):g}. "
+        "Lines are means over seeds. The top row shows the F1 of the best feature of each "
+        "bridge, and of the best two or three features together. If several features have a "
+        "higher F1, the bridge is split among features. The second row shows the share of "
+        "states in which the bridge's feature is not active (silent), on facts that the feature "
+        "was not chosen on. It also shows the share of absorbed states: in addition, a feature "
+        "that is active for less than half of the bridge's facts writes most of the bridge's "
+        "direction. The null uses the direction of a different bridge."
     )
     if with_roles:
         id_, ood = (int(n) for n in result["role_n"].values)
         caption += (
-            " Bottom: how often the bridge's own feature, or another bridge's as the null, is "
-            f"active on facts that training chains use but that it was not chosen on ({id_}), "
-            f"and on facts that no training chain uses ({ood}); shading: 95% interval, clustered "
-            "by bridge."
+            " The bottom row shows how often the bridge's own feature is active, or as the null "
+            "the feature of a different bridge. 'In distribution' are facts that training "
+            f"chains use and that the feature was not chosen on ({id_} states). 'Out of "
+            f"distribution' are facts that no training chain uses ({ood} states). The shading "
+            "in this row is the 95% interval, clustered by bridge."
         )
-    title = "Bridges' features: split, absorbed, the same out of distribution?"
+    title = "Are the features of bridges split, absorbed, or active out of distribution?"
     return Figure(f"dictionaries_{name}_bridges", title, caption, drawing)
 
 
@@ -97,7 +105,7 @@ def _split(ax: Axes, part: xr.Dataset) -> None:
         values = part["f1_joined"].sel(joined=count).mean("value")
         over_steps(ax, values, label, color=color, marker=marker)
     null = part["f1_null"].max("draw")
-    over_steps(ax, null, "null", color=GREY, linestyle=":", marker="v")
+    over_steps(ax, null, "null (shuffled bridges)", color=GREY, linestyle=":", marker="v")
 
 
 def _absorbed(ax: Axes, part: xr.Dataset) -> None:
@@ -107,7 +115,7 @@ def _absorbed(ax: Axes, part: xr.Dataset) -> None:
         "absorbed_null": {"color": GREY, "linestyle": ":", "marker": "v"},
     }
     for quantity, style in styles.items():
-        label = "null" if quantity.endswith("null") else quantity
+        label = "absorbed, null" if quantity.endswith("null") else quantity
         over_steps(ax, part[quantity].mean("bridge"), label, **style)
 
 

@@ -15,7 +15,7 @@ from implicit_reasoning.dictionaries.figures.drawing import MARKERS, features_ax
 from implicit_reasoning.dictionaries.results import distinct, trained_members
 from implicit_reasoning.figures import SERIES_COLORS, Figure, new_drawing
 
-_BELOW = "active features, mean over states"
+_BELOW = "active features per state (mean, log scale)"
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
@@ -39,14 +39,22 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
             ax.axhline(0, color="black", linewidth=0.5)
     legends(drawing, rows[:1])
     caption = (
-        f"Dictionaries {name!r}, each point one sparsity (mean over seeds, bars from the lowest "
-        f"to the highest seed), on {result.attrs['n_states']:,} distinct states of prefixes that "
-        f"dictionaries were not trained on ({result.attrs['n_trained']:,} were trained on). "
-        "Explained variance is relative to the mean of the states. Loss recovered: on trained "
-        "chains, the share of the cross-entropy added by mean ablation that the dictionary's "
-        "output removes; 1 is the model itself; undefined where ablation adds no loss."
+        f"The figure shows how well the dictionaries {name!r} reconstruct states, against the "
+        "number of active features per state (log scale). Each point is one sparsity, as the "
+        "mean over seeds, with a bar from the lowest to the highest seed. Each line is one "
+        f"checkpoint. The numbers are measured on {result.attrs['n_states']:,} distinct states "
+        f"of prefixes that the dictionaries were not trained on ({result.attrs['n_trained']:,} "
+        "states were used for training). The explained variance is relative to the mean of the "
+        "states. "
     )
-    return Figure(f"dictionaries_{name}", "Reconstruction and sparsity", caption, drawing)
+    if "ce_loss_score_mean" in quantities:
+        caption += (
+            "The loss recovered is measured on training chains. Mean ablation of the site adds "
+            "to the cross-entropy, and the loss recovered is the share of this addition that "
+            "the dictionary's output removes. It is 1 for the model itself, and undefined if "
+            "ablation adds no loss. "
+        )
+    return Figure(f"dictionaries_{name}", "Reconstruction and sparsity", caption.strip(), drawing)
 
 
 def _lowest(values: xr.DataArray) -> float:
@@ -109,14 +117,14 @@ def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5
     )
     caption = (
-        "Every set of dictionaries of this run at its last checkpoint, each point one sparsity "
-        "(mean over seeds, bars from the lowest to the highest seed), on held-out states of the "
-        "site that is written. Sets may differ in architecture, activation function and width; "
-        "see their configurations."
+        "The figure compares all sets of dictionaries of this run that write the same site, at "
+        "their last checkpoint. Each point is one sparsity, as the mean over seeds, with a bar "
+        "from the lowest to the highest seed. The x axis is the number of active features per "
+        "state (log scale). The explained variance is measured on held-out states of the site, "
+        "relative to their mean. The sets may differ in architecture, activation function and "
+        "width, which their configurations give."
     )
-    return Figure(
-        "dictionaries", "Architectures and activation functions, side by side", caption, drawing
-    )
+    return Figure("dictionaries", "Comparison of all sets of dictionaries", caption, drawing)
 
 
 def _last(result: xr.Dataset) -> xr.Dataset:

@@ -58,21 +58,26 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
                 markersize=4,
             )
         _lasting(rows[1][column], at_middle_sparsity(result, site))
-    rows[0][0].set_ylabel("values with a feature")
-    rows[1][0].set_ylabel("cosine of the nearest")
+    rows[0][0].set_ylabel("share of values\nwith a feature")
+    rows[1][0].set_ylabel("cosine of the\nnearest feature")
     for row in rows:
         row[0].set_ylim(-0.02, 1.02)
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: of the values of "
-        "each variable (at a position), the share that has a feature with F1 of at least "
-        f"{MIN_F1:g} on facts that it was not chosen on, median over seeds; the null is far "
-        "below this F1. Bottom: for every active feature, the highest cosine with a feature of "
-        "the dictionary of the checkpoint before, and of another seed (if there are several); "
-        "mean over features. Grey: the same with those features rotated at random."
+        f"The figure is about the dictionaries {name!r} of sparsity "
+        f"{middle_sparsity(result):g}. The top row shows, for each variable at a position, the "
+        "share of its values for which a feature stands: the feature has an F1 of at least "
+        f"{MIN_F1:g} on facts that it was not chosen on, as the median over seeds. The null is "
+        "far below this F1. The bottom row shows the highest cosine of a feature with any "
+        "feature of the dictionary of the checkpoint before, or of other seeds if there are "
+        "several, as the mean over active features. The grey line is the null: the features of "
+        "the checkpoint before are rotated at random."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
-        caption += " Warm starts make features look more persistent and older than they are."
+        caption += (
+            " The dictionaries were initialised with those of a neighbouring checkpoint, which "
+            "makes features look more persistent and older than they are."
+        )
     title = "When features appear, and whether they persist"
     return Figure(f"dictionaries_{name}_training", title, caption, drawing)
 
@@ -80,10 +85,10 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
 def _lasting(ax: Axes, part: xr.Dataset) -> None:
     later = part.sel(member=part["kept"].notnull().values)
     if later.sizes["member"]:
-        over_steps(ax, later["kept"], "checkpoint before", color=BLUE, marker="o")
-        over_steps(ax, later["kept_null"], "null", color=GREY, linestyle=":", marker="v")
+        over_steps(ax, later["kept"], "with the checkpoint before", color=BLUE, marker="o")
+        over_steps(ax, later["kept_null"], "null (rotated)", color=GREY, linestyle=":", marker="v")
     if part["agreement"].notnull().any():
-        over_steps(ax, part["agreement"], "another seed", color=VERMILION, marker="s")
+        over_steps(ax, part["agreement"], "with other seeds", color=VERMILION, marker="s")
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
@@ -92,7 +97,7 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}
     if "bridge_overlap" in own:
-        kinds["bridge"] = (VERMILION, "s", "bridges' means")
+        kinds["bridge"] = (VERMILION, "s", "means of bridges")
     for site, top, below in zip(sites, *rows, strict=True):
         part = at_middle_sparsity(result, site)
         for kind, (color, marker, label) in kinds.items():
@@ -102,21 +107,24 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
             over_steps(top, null, f"{label}, null", **style, linestyle=":")
             over_steps(below, part[f"{kind}_directions"], label, **style)
         states = part["effective_dims"]
-        over_steps(below, states, "dimensions of states", color=BLACK, marker="D")
+        over_steps(below, states, "effective dimension\nof the states", color=BLACK, marker="D")
         below.set_yscale("log", base=2)
         below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    rows[0][0].set_ylabel("overlap with the nearest")
+    rows[0][0].set_ylabel("|cosine| with the\nnearest direction")
     rows[0][0].set_ylim(-0.02, 1.02)
-    rows[1][0].set_ylabel("how many")
+    rows[1][0].set_ylabel("number")
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: the highest "
-        "|cosine| of a direction with another, mean over directions, for active features and "
-        "for the means of bridges' states minus the mean of all; dotted: as many random "
-        "directions in the same space. Bottom: the number of directions, beside the effective "
-        "dimension of the states (participation ratio of their covariance). Directions are in "
-        "superposition only above that line; more overlap than for random directions is "
-        "structure and does not follow from their number."
+        "The figure compares the number of directions with the number of dimensions, for the "
+        f"dictionaries {name!r} of sparsity {middle_sparsity(result):g}. The directions are the "
+        "active features, and the means of the states of each bridge minus the mean of all "
+        "these states. The top row shows the highest |cosine| of a direction with any other "
+        "direction, as the mean over directions. The dotted lines are the null: as many random "
+        "directions in the same space. The bottom row shows the number of directions (log "
+        "scale) and, in black, the effective dimension of the states, which is the "
+        "participation ratio of their covariance. Directions are in superposition only if they "
+        "are more than these dimensions. An overlap above the null does not follow from the "
+        "number of directions, but is structure."
     )
-    title = "More directions than dimensions?"
+    title = "Are there more directions than dimensions?"
     return Figure(f"dictionaries_{name}_superposition", title, caption, drawing)

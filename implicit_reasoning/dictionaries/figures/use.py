@@ -19,8 +19,8 @@ _RULES: dict[str, dict[str, Any]] = {
 }
 _ROWS = {
     "answers that follow\na swap": ("swap", "moved"),
-    "answers that stay\nwithout it": ("ablate", "unchanged"),
-    "answers that stay\nwithout another": ("ablate another", "unchanged"),
+    "unchanged answers\nwithout the feature": ("ablate", "unchanged"),
+    "unchanged answers with-\nout the new bridge's": ("ablate another", "unchanged"),
 }
 
 
@@ -48,16 +48,20 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
     legends(drawing, rows[:1])
     pairs, cases = (int(result[key]) for key in ("use_pairs", "use_cases"))
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge is first "
-        f"known; {cases} prompts, {pairs} pairs of a prefix and another bridge, with all "
-        "relations of that bridge; shading: 95% interval, clustered by bridge. Top: the "
-        "bridge's feature is set to 0 and the other bridge's to its usual size; the share of "
-        "answers that become the other bridge's. Middle: the bridge's feature is set to 0; a "
-        "low share means that the model needs it. Bottom: the other bridge's feature, which "
-        "should be inactive, is set to 0; a share below 1 is a side effect. Features are chosen "
-        "on other facts: the best match with the bridge (truth), the most active, or the "
-        "largest effect on the right logit (attribution). Grey: features of shuffled bridges. "
-        "Black: the same with class means, which need no dictionary."
+        "The figure shows whether answers follow the features of bridges, for the dictionaries "
+        f"{name!r} of sparsity {middle_sparsity(result):g}. Features are changed at the "
+        f"position where a bridge is first known, in {cases} prompts from {pairs} pairs of a "
+        "prefix and a new bridge, with all relations of the new bridge. In the top row, the "
+        "feature of the bridge is set to 0 and that of the new bridge to its usual size. The "
+        "row shows the share of answers that become the answer for the new bridge. In the "
+        "middle row, the feature of the bridge is set to 0. A low share of unchanged answers "
+        "means that the model needs the feature. In the bottom row, the feature of the new "
+        "bridge, which should be inactive, is set to 0. A share below 1 is a side effect. The "
+        "features are chosen on other facts by one of three rules: the best match with the "
+        "bridge (truth), the highest activation, or the largest effect on the logit of the "
+        "right answer (attribution). The grey line is the null: features that are chosen for "
+        "shuffled bridges. The black line uses class means in place of features, which needs no "
+        "dictionary. The shading is the 95% interval, clustered by bridge."
     )
     title = "Do answers follow the features of bridges?"
     return Figure(f"dictionaries_{name}_use", title, caption, drawing)
