@@ -119,15 +119,15 @@ def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
     """Return a description of each existing file of a run, by path relative to the directory."""
     described = {
         **{files.report.parent / f"{page.name}.html": page.title for page in pages},
-        files.metrics: "one JSON object per line, with every number in the curves",
-        files.first_correct: "per probe row, the step of its first correct answer (-1: never)",
-        files.config: "the configuration as it was run",
-        files.world: "rows, splits, and the truth about every row",
-        files.provenance: "versions and hardware of every start",
-        files.checkpoints: "parameters, by step (Orbax)",
-        files.tensorboard: "event files",
+        files.metrics: "one JSON object per logged step, with every number of the curves",
+        files.first_correct: "for each probe row, the step of its first correct answer, or -1",
+        files.config: "the resolved configuration of the run",
+        files.world: "the dataset: tokens, split and true variables of every row",
+        files.provenance: "versions and hardware of every start of the run",
+        files.checkpoints: "parameters of every checkpoint, by step (Orbax format)",
+        files.tensorboard: "event files for TensorBoard",
         **{
-            result: "an instrument's labelled arrays"
+            result: "result of an instrument, as labelled arrays"
             for result in sorted(files.analysis.glob("*.nc"))
         },
     }

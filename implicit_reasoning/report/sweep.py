@@ -97,10 +97,8 @@ def _fill(runs: Runs, rendered: Sequence[Rendered]) -> str:
 def _summary(runs: Runs) -> str:
     keys = runs.sweep.keys
     count = len(runs.sweep.trials)
-    what = ", ".join(keys) or "nothing"
-    return (
-        f"{count:,} trial{'s' if count != 1 else ''} of one configuration, which differ in {what}."
-    )
+    differ = f" The trials differ in {', '.join(keys)}." if keys else ""
+    return f"{count:,} trial{'s' if count != 1 else ''} of one configuration.{differ}"
 
 
 def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:

@@ -67,11 +67,11 @@ def _summary(run: Run, dataset: Dataset) -> str:
     )
     if dataset.world is not None:
         world = dataset.world
-        text += f", made of {world.n_facts:,} facts about {world.n_entities:,} entities and "
+        text += f". The world has {world.n_facts:,} facts about {world.n_entities:,} entities and "
         text += plural(world.n_relations, "relation")
     trained = Splits.of(dataset).trained
     if trained:
-        text += f"; {len(dataset.rows(trained)):,} of the rows are {trained}"
+        text += f". Of the training rows, {len(dataset.rows(trained)):,} are in the split {trained}"
     return f"{text}."
 
 
@@ -82,25 +82,27 @@ def _tiles(
 
     def ended(split: str | None) -> list[str]:
         value = last.get(f"accuracy/{split}")
-        lines = [] if value is None else [f"last evaluation: {value:.1%}"]
-        return lines + ([f"best shortcut: {floors[split][0]:.1%}"] if split in floors else [])
+        lines = [] if value is None else [f"accuracy at the last evaluation: {value:.1%}"]
+        return lines + (
+            [f"accuracy of the best shortcut: {floors[split][0]:.1%}"] if split in floors else []
+        )
 
     steps = {name: _step(step) for name, step in dataclasses.asdict(found).items()}
     lag = NOT_REACHED if found.lag is None else f"{found.lag:,} steps"
     trained, held_out, cross = dataclasses.astuple(parts)
     tiles = []
     if trained:
-        memorised = f"{trained} ≥ 99%"
+        memorised = f"accuracy on {trained} ≥ 99%"
         tiles += [_tile("Memorised", steps["memorised"], memorised, *ended(trained))]
     if held_out:
-        half, whole = f"{held_out} ≥ 50%", f"{held_out} ≥ 95%"
+        half, whole = (f"accuracy on {held_out} ≥ {least}%" for least in (50, 95))
         tiles += [
             _tile("Half in-distribution", steps["in_distribution_half"], half),
             _tile("In-distribution", steps["in_distribution"], whole, *ended(held_out)),
-            _tile("Lag", lag, "from memorised to in-distribution"),
+            _tile("Lag", lag, "number of steps from memorised to in-distribution"),
         ]
     if cross:
-        above = f"95% interval of {cross} stays above the intervals of all shortcuts"
+        above = f"the 95% interval of {cross} stays above those of all shortcuts"
         tiles += [_tile("Cross-distribution", steps["cross_distribution"], above, *ended(cross))]
     return tiles
 
@@ -118,9 +120,9 @@ def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
     if accuracy < 0.95:
         return None
     return (
-        f"In this world {rule.replace('_', ' ')}, a shortcut, answers {accuracy:.1%} of "
-        f"{parts.held_out} correctly, so high accuracy there does not show that the model "
-        "composes facts."
+        f"In this world, the shortcut {rule.replace('_', ' ')} answers {accuracy:.1%} of "
+        f"{parts.held_out} correctly. A high accuracy on {parts.held_out} therefore does not "
+        "show that the model composes facts."
     )
 
 
@@ -161,8 +163,8 @@ def _split_table(
 def _unit(dataset: Dataset) -> str:
     """Return as text what the accuracy intervals are clustered by; see `worlds.clusters`."""
     if "r2" in dataset.truth:
-        return "bridge (single facts: by fact)"
-    return "fact" if dataset.hops else "rows"
+        return "bridge (for single facts, by fact)"
+    return "fact" if dataset.hops else "row"
 
 
 def _world(dataset: Dataset) -> dict[str, str]:
@@ -176,12 +178,12 @@ def _world(dataset: Dataset) -> dict[str, str]:
         }
     if (share := coverage(dataset)) is not None:
         world["Hops"] = str(dataset.hops)
-        world["Coverage"] = f"{share:.1%} of the in-distribution chains are trained on"
+        world["Coverage"] = f"{share:.1%} of the in-distribution chains are training chains"
     states = distinct_states(dataset).items()
     return {
         **world,
         "Distinct states": ", ".join(f"{n:,} at {position}" for position, n in states),
-        "Rows": f"{len(dataset):,}, of up to {dataset.n_ctx} tokens",
+        "Rows": f"{len(dataset):,} rows of at most {dataset.n_ctx} tokens",
         "Vocabulary": plural(dataset.n_vocab, "token"),
         "Fingerprint": dataset.fingerprint(),
     }
@@ -210,7 +212,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     starts = run.starts
     table = [
         {
-            "when": datetime.fromtimestamp(start["time"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "when": datetime.fromtimestamp(start["time"], UTC).strftime("%Y-%m-%d %H:%M"),
             "from": start["step"],
             "to": start["until"],
             "duration": _duration(start["seconds"]) if start["seconds"] else "",

@@ -120,7 +120,7 @@ def test_no_feature_has_two_cards_and_not_only_the_best_have_one():
     assert list(map(len, groups.values())) == [cards.BEST, cards.DENSEST, cards.RANDOM]
     shown = np.concatenate(list(groups.values()))
     assert len(set(shown)) == len(shown) and 59 not in shown
-    assert set(range(20)) <= set(groups["Best labels"].tolist())
+    assert set(range(20)) <= set(groups["Features with the best labels"].tolist())
     assert labelled.nothing[list(groups.values())[-1]].all()
     without = cards.choose_features(density, None)
     assert list(map(len, without.values())) == [cards.DENSEST, cards.RANDOM]

@@ -260,7 +260,7 @@ def test_a_shortcut_that_would_pass_for_generalising_is_told(workdir, monkeypatc
     rules = {"modal_r2": {"test_ii": 0.1}, "row_completion": {"test_ii": 0.96}}
     monkeypatch.setattr(tables, "shortcuts", lambda dataset: rules)
     page = text_only(workdir)
-    assert "row completion, a shortcut, answers 96.0% of test_ii" in page
+    assert "the shortcut row completion answers 96.0% of test_ii" in page
     assert sentence in page
 
 

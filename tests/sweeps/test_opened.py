@@ -105,7 +105,7 @@ def test_the_page_names_what_failed(tmp_path, blank_figures):
     journal.close()
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "What failed, and why" in page and "&lt;script&gt;alert(1)" in page
+    assert "Trials that failed, and why" in page and "&lt;script&gt;alert(1)" in page
 
 
 def test_before_anything_has_begun_there_is_a_page(tmp_path):

@@ -249,7 +249,7 @@ def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(
     diverged = next(s for s in statuses.values() if s.state == "diverged")
     assert 0 < diverged.step < 60 and "not finite" in diverged.why
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()
-    assert "What failed, and why" in page and "phi can be at most" in page
+    assert "Trials that failed, and why" in page and "phi can be at most" in page
     # The diverged trial was in the population of similar trials, which ended normally.
     assert len(list((tmp_path / "sweep" / "populations").iterdir())) == 2
     # At another start, failed trials are tried again, but diverged trials are not.

@@ -93,7 +93,7 @@ def test_a_line_of_the_rows_that_no_rule_answers():
     rows = [{"step": step, **summary} for step in (0, 10)]
     (ax,) = {f.name: f for f in figures(MadeRun(dataset, rows))}["accuracy"].drawing.axes
     n = {split: summary[f"unanswered/{split}"] for split in ("test_c0", "test_io", "test_oi")}
-    names = [text.get_text() for text in ax.texts if "no rule answers" in text.get_text()]
+    names = [text.get_text() for text in ax.texts if "that no shortcut answers" in text.get_text()]
     # Rules answer hardly any row of test_io, whose line would be the same twice.
     shown = ("test_c0", "test_oi")
-    assert names == [f"{split}, {n[split]} rows no rule answers  0.0%" for split in shown]
+    assert names == [f"{split}, {n[split]} rows that no shortcut answers  0.0%" for split in shown]

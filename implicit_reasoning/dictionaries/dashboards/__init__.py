@@ -76,7 +76,9 @@ def _kept_page(run: Run, name: str, result: xr.Dataset) -> Page:
         if about["of"] == _digest(made, result):
             return Page(**about["page"])
     command = "<code>implicit_reasoning dictionaries --workdir=DIR</code>"
-    return _page(made, result, [], f"are not saved for these results; {command} computes them.")
+    return _page(
+        made, result, [], f"are not saved for these results. The command {command} computes them."
+    )
 
 
 def _digest(made: Dictionaries, result: xr.Dataset) -> str:
@@ -96,7 +98,9 @@ def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
     members = [made.members[number] for number in made.shown]
     # If the run was copied without its checkpoints, the page has the table only.
     if any(step not in run.steps for member in members for step in member.steps):
-        return _page(made, result, [], "cannot be shown, because the checkpoints no longer exist.")
+        return _page(
+            made, result, [], "cannot be shown, because the checkpoints of the run no longer exist."
+        )
     return _page(made, result, cards.make_cards(run, made, result))
 
 
@@ -132,17 +136,24 @@ def _page(
 def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCards]) -> str:
     """Return the introduction: which dictionaries and features the page shows."""
     which = (
-        f"For every site the {made.config.architecture.replace('_', ' ')} {_when(member)}, "
-        f"sparsity {member.sparsity:g} and seed 0, {made.dictionary.architecture.d_sae:,} "
-        f"features."
+        "For every site, the page has the "
+        f"{made.config.architecture.replace('_', ' ')} {_when(member)} with sparsity "
+        f"{member.sparsity:g} and seed 0, which has {made.dictionary.architecture.d_sae:,} "
+        "features. "
     )
-    others = f"the {cards.DENSEST} densest of the others and {cards.RANDOM} drawn at random"
+    if not shown:
+        return which.strip()
     if not any(one.counts for one in shown):
-        return f"{which}Shown are {others}."
+        return (
+            f"{which}It shows the {cards.DENSEST} densest features, and {cards.RANDOM} features "
+            "that are drawn at random."
+        )
     return (
-        f"{which}Shown are up to {cards.BEST} features with the highest label scores on the facts "
-        "where labels were chosen, alternating between variables. So that not only successes are "
-        f"shown, the page also has {others} from those whose label says nothing."
+        f"{which}It shows up to {cards.BEST} features with the best labels, chosen for each "
+        "variable in turn by the scores on the facts where labels were chosen. So that the page "
+        f"does not show successes only, it also has the {cards.DENSEST} densest of the other "
+        f"features, and {cards.RANDOM} features that are drawn at random from those whose label "
+        "says nothing."
     )
 
 
@@ -153,9 +164,11 @@ def _when(member: Member) -> str:
 _STARTS = {
     "cold": "were trained independently from the same initialisation",
     "forwards": (
-        "were initialised with those of the checkpoint before, which makes features look older"
+        "were initialised with the dictionaries of the checkpoint before, which makes features "
+        "look older"
     ),
     "backwards": (
-        "were initialised with those of the checkpoint after, which makes features look older"
+        "were initialised with the dictionaries of the checkpoint after, which makes features "
+        "look older"
     ),
 }

@@ -204,15 +204,15 @@ def choose_features(
     left, groups = active.copy(), {}
     if found is not None:
         best = _in_turn(found, active & (found.chosen[:, 0] > 0))
-        groups["Best labels"] = best
+        groups["Features with the best labels"] = best
         left[best] = False
     densest = _first(np.argsort(-density, kind="stable"), left, DENSEST)
-    groups["Densest of the others"] = densest
+    groups["Densest of the other features"] = densest
     left[densest] = False
     order = np.random.default_rng(_SEED).permutation(len(density))
     title, of = "Drawn at random", left
     if found is not None:
-        title, of = "Drawn at random from those whose label says nothing", left & found.nothing
+        title, of = "Drawn at random from features whose label says nothing", left & found.nothing
     groups[title] = np.sort(_first(order, of, RANDOM))
     return groups
 

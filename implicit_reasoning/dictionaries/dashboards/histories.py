@@ -72,7 +72,7 @@ class Histories:
         if len(self._steps) < 2:
             return None
         if self._norms is not None:
-            return self._made({"norm, of its largest": self._norms[feature]})
+            return self._made({"decoder norm / largest decoder norm": self._norms[feature]})
         own = self._own[feature]
         if label is not None and label.stands and self._result is not None:
             at = self._result.sel(concept=concept).isel(value=label.value)
@@ -83,7 +83,7 @@ class Histories:
             return self._made(
                 {
                     "F1 of the value's best feature": at["f1"].values,
-                    "its cosine with this one": cosine,
+                    "cosine of that feature with this feature": cosine,
                 }
             )
         nearest = [

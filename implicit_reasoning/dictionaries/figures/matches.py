@@ -77,13 +77,14 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
     caption = (
         "The figure is about the features of bridges (e2) at the position where a bridge is "
         f"first known, for the dictionaries {name!r} of sparsity {middle_sparsity(result):g}. "
-        "Lines are means over seeds. The top row shows the F1 of the best feature of each "
-        "bridge, and of the best two or three features together. If several features have a "
-        "higher F1, the bridge is split among features. The second row shows the share of "
-        "states in which the bridge's feature is not active (silent), on facts that the feature "
-        "was not chosen on. It also shows the share of absorbed states: in addition, a feature "
-        "that is active for less than half of the bridge's facts writes most of the bridge's "
-        "direction. The null uses the direction of a different bridge."
+        "Lines are means over seeds, and the shading is the range over seeds. The top row shows "
+        "the F1 of the best feature of each bridge, and of the best two or three features "
+        "together. If several features have a higher F1, the bridge is split among features. "
+        "The second row shows the share of states in which the bridge's feature is not active "
+        "(silent), on facts that the feature was not chosen on. It also shows the share of "
+        "absorbed states: in addition, a feature that is active for less than half of the "
+        "bridge's facts writes most of the bridge's direction. The null uses the direction of a "
+        "different bridge."
     )
     if with_roles:
         id_, ood = (int(n) for n in result["role_n"].values)

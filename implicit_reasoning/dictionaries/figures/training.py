@@ -71,7 +71,8 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
         "far below this F1. The bottom row shows the highest cosine of a feature with any "
         "feature of the dictionary of the checkpoint before, or of other seeds if there are "
         "several, as the mean over active features. The grey line is the null: the features of "
-        "the checkpoint before are rotated at random."
+        "the checkpoint before are rotated at random. Lines are means over seeds, and the "
+        "shading is the range over seeds."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
         caption += (
@@ -117,14 +118,15 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     caption = (
         "The figure compares the number of directions with the number of dimensions, for the "
         f"dictionaries {name!r} of sparsity {middle_sparsity(result):g}. The directions are the "
-        "active features, and the means of the states of each bridge minus the mean of all "
-        "these states. The top row shows the highest |cosine| of a direction with any other "
-        "direction, as the mean over directions. The dotted lines are the null: as many random "
-        "directions in the same space. The bottom row shows the number of directions (log "
-        "scale) and, in black, the effective dimension of the states, which is the "
-        "participation ratio of their covariance. Directions are in superposition only if they "
-        "are more than these dimensions. An overlap above the null does not follow from the "
-        "number of directions, but is structure."
+        "active features and, if they were measured, the means of the states of each bridge "
+        "minus the mean of all these states. The top row shows the highest |cosine| of a "
+        "direction with any other direction, as the mean over directions. The dotted lines are "
+        "the null: as many random directions in the same space. The bottom row shows the number "
+        "of directions (log scale) and, in black, the effective dimension of the states, which "
+        "is the participation ratio of their covariance. Directions are in superposition only "
+        "if they are more than these dimensions. An overlap above the null does not follow from "
+        "the number of directions, but is structure. Lines are means over seeds, and the "
+        "shading is the range over seeds."
     )
     title = "Are there more directions than dimensions?"
     return Figure(f"dictionaries_{name}_superposition", title, caption, drawing)
