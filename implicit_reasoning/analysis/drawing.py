@@ -19,6 +19,13 @@ from implicit_reasoning.figures import SERIES_COLORS, new_drawing, step_axis
 _CELLS = "cividis"  # perceptually uniform, and readable with colour blindness
 _DIFFERENCES = "PuOr_r"  # diverging with white in the middle, and readable with colour blindness
 
+_AXIS_LABELS = {
+    "pos": "position",
+    "step": "training step",
+    "concept": "variable@position",
+    "what": "dictionary or baseline",
+}  # dimensions whose names are not labels that a reader understands
+
 
 def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
     """Return at most `most` evenly spaced steps, including the first and the last."""
@@ -173,7 +180,7 @@ def heat_maps(
 
 
 def _axis_label(dim: str) -> str:
-    return {"pos": "position"}.get(dim, dim.replace("_", " "))
+    return _AXIS_LABELS.get(dim, dim.replace("_", " "))
 
 
 def maps_over_steps(

@@ -304,7 +304,9 @@ def test_architectures_of_several_sites_or_checkpoints_have_a_page(run, architec
     body = page.body
     parsed(body)
     assert ("promoted" in body.split('id="s1"')[1]) == (architecture != "crosscoder")
-    assert ("decoder norm / largest decoder norm" in body.split('id="s1"')[1]) == (architecture == "crosscoder")
+    assert ("decoder norm / largest decoder norm" in body.split('id="s1"')[1]) == (
+        architecture == "crosscoder"
+    )
     assert ("of all checkpoints" in page.lead) == (architecture == "crosscoder")
 
 

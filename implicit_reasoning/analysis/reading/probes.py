@@ -66,6 +66,7 @@ from implicit_reasoning.analysis.states import (
     state_keys,
 )
 from implicit_reasoning.figures import GREY, ORANGE, Figure
+from implicit_reasoning.formatting import plural
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.worlds import Dataset
@@ -383,11 +384,8 @@ def _everything(result: xr.Dataset) -> Figure:
 def _few_dimensions(result: xr.Dataset) -> Figure:
     pos, lead = first_known_position("e2", list(result.pos.values)), str(result.group.values[0])
     panels = {
-        f"{k} {'neurons' if basis == 'neurons' else 'dimensions'} per class": {
-            "basis": basis,
-            "k": k,
-        }
-        for basis in BASES
+        f"{plural(k, kind)} per class": {"basis": basis, "k": k}
+        for basis, kind in zip(BASES, ("dimension", "neuron"), strict=True)
         for k in SIZES
     }
     drawing = curves(
@@ -412,4 +410,4 @@ def _few_dimensions(result: xr.Dataset) -> Figure:
 
 
 def _n(result: xr.Dataset, group: str, pos: str) -> str:
-    return f"{int(result['n_states'].sel(group=group, pos=pos))} distinct states ({group} facts)"
+    return f"{int(result['n_states'].sel(group=group, pos=pos))} distinct states of {group} facts"

@@ -136,7 +136,7 @@ def _page(
 def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCards]) -> str:
     """Return the introduction: which dictionaries and features the page shows."""
     which = (
-        "For every site, the page has the "
+        "For every site, the page is about the "
         f"{made.config.architecture.replace('_', ' ')} {_when(member)} with sparsity "
         f"{member.sparsity:g} and seed 0, which has {made.dictionary.architecture.d_sae:,} "
         "features. "

@@ -20,7 +20,7 @@ _RULES: dict[str, dict[str, Any]] = {
 _ROWS = {
     "answers that follow\na swap": ("swap", "moved"),
     "unchanged answers\nwithout the feature": ("ablate", "unchanged"),
-    "unchanged answers with-\nout the new bridge's": ("ablate another", "unchanged"),
+    "unchanged answers\nwithout the feature\nof the new bridge": ("ablate another", "unchanged"),
 }
 
 
