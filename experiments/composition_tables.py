@@ -27,9 +27,11 @@ def write_tables(out: Path, studies: Mapping[str, Study]) -> None:
 def table(studies: Mapping[str, Study]) -> str:
     """Return Markdown: quantities by arm and stage, with intervals over worlds."""
     lines = [
-        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: fitted, train_ii >= .9;"
-        " half, test_ii >= .5; memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 "
-        "facts nothing is said.",
+        "Each cell is a mean over runs, its 95% interval (t interval over worlds, in square "
+        "brackets) and its range (lowest - highest run). The columns are stages of training, which "
+        "begin at the first checkpoint after a condition holds: train_ii is at least .9 (fitted), "
+        "test_ii is at least .5 (half), train_ii is at least .99 (memorised). The last column is "
+        "the last checkpoint. A mean over fewer than 20 clusters is not shown.",
         "",
         "| arm | quantity | " + " | ".join(STAGES) + " |",
         "|---|---|" + "---|" * len(STAGES),
@@ -38,7 +40,7 @@ def table(studies: Mapping[str, Study]) -> str:
         reached = study.stages()
         total = len(study.worlds)
         counts = [f"{sum(step is not None for step in reached[stage])}/{total}" for stage in STAGES]
-        lines.append(f"| {arm} | runs that got there | {' | '.join(counts)} |")
+        lines.append(f"| {arm} | runs that reached the stage | {' | '.join(counts)} |")
         for name, values in quantities(study).items():
             cells = [_cell(study, values, stage) for stage in STAGES]
             lines.append(f"| {arm} | {name} | {' | '.join(cells)} |")
@@ -69,23 +71,27 @@ def quantities(study: Study) -> dict[str, xr.DataArray]:
         "causal strength of S[1, r2]": strength.sel(pos="r2"),
         "answers that follow S[1, r1] of another r1": followed.sel(pos="r1", token="r1"),
         "cross-query at S[1, r1], another bridge": other.sel(expected="true"),
-        "the same, shuffled": other.sel(expected="shuffled"),
+        "cross-query at S[1, r1], shuffled answers (null)": other.sel(expected="shuffled"),
         "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
-        "ID cohesion at S[1, r1], left out": cosine.sel(group="id", centroid="without itself"),
+        "ID cohesion at S[1, r1], centroid without the state": cosine.sel(
+            group="id", centroid="without itself"
+        ),
         "OOD alignment at S[1, r1]": cosine.sel(group="ood", centroid="with itself"),
-        "e2 decoded at S[1, r1], held out": bridge["decoded"],
-        "answers that follow e2 swapped there": bridge["follows"],
-        "the same, a random subspace": bridge["follows_random"],
-        "answers lost when e2 is erased there": bridge["lost"],
-        "the same, the control": bridge["lost_control"],
-        "answers that follow r2 swapped at S[1, r2]": second["follows"],
+        "e2 decoded at S[1, r1], held-out states": bridge["decoded"],
+        "answers that follow a swap of e2 at S[1, r1]": bridge["follows"],
+        "answers that follow the swap, highest control": bridge["follows_random"],
+        "answers lost when e2 is erased at S[1, r1]": bridge["lost"],
+        "answers lost to the erasure, control": bridge["lost_control"],
+        "answers that follow a swap of r2 at S[1, r2]": second["follows"],
     }
 
 
 def decoding_table(studies: Mapping[str, Study]) -> str:
     """Return Markdown: the decoding table of Ye et al., by unembedding and by later blocks."""
     lines = [
-        "Share of bridges read at r1 (top-1 of all tokens); mean [t over worlds] (range of runs).",
+        "Each cell is the share of facts whose bridge e2 is the top-1 token when the state at r1 "
+        "is read: the mean over runs, its 95% interval (t interval over worlds) and its range. The "
+        "last column is the null: the share for the bridge of another fact.",
         "",
         "| arm | facts | layer | reading | " + " | ".join(STAGES) + " | null, end |",
         "|---|---|---|---|" + "---|" * (len(STAGES) + 1),
@@ -113,9 +119,10 @@ def contrasts(studies: Mapping[str, Study]) -> str:
     if base is None or not enough:
         return ""
     lines = [
-        "Difference from `composition` of the means over runs, last checkpoint; p: two-sided, "
-        f"{_PERMUTATIONS:,} permutations of whole worlds between the two arms, of which there are "
-        "few: with four each p is never below .03. Not corrected for the number of rows.",
+        "Each number is the mean over runs of an arm minus that of `composition`, at the last "
+        f"checkpoint. p is two-sided, from {_PERMUTATIONS:,} random permutations of whole worlds "
+        "between the two arms. There are few different permutations: with four worlds in each arm, "
+        "p is never below .03. The p values are not corrected for the number of rows.",
         "",
         "| quantity | " + " | ".join(f"{arm} | p" for arm in enough) + " |",
         "|---|" + "---|---|" * len(enough),

@@ -82,10 +82,12 @@ def draw_lasting(studies: Mapping[str, xr.DataTree]) -> Any:
 def write_table(path: Path, studies: Mapping[str, xr.DataTree]) -> None:
     """Write a Markdown table with one row per run."""
     lines = [
-        "A value is born at the first checkpoint at which a feature stands for it (F1 of at least "
-        ".5 on other facts, mean of two seeds). Steps: the first evaluation of three in a row "
-        "(accuracies), or the first checkpoint (features; one of ten). Null: highest mean F1 of 20 "
-        "permutations, over checkpoints. Swap: answers that follow at the end.",
+        "A value is born at the first checkpoint at which a feature stands for it: the feature has "
+        "an F1 of at least .5 on facts that it was not chosen on (mean of two seeds). The steps of "
+        "accuracies are those of the first of three consecutive evaluations, and the steps of "
+        "features are those of the first of ten checkpoints. The null is the highest mean F1 of 20 "
+        "permutations of the values, over all checkpoints. The columns of swaps are the shares of "
+        "answers that follow a swap of bridges at the end.",
         "",
         "| arm | world | "
         + " | ".join(_STEPS.values())

@@ -91,23 +91,27 @@ def table(found: xr.Dataset) -> list[str]:
     by_phi = found[["coverage", "shortcut"]].mean(("weight_decay", *RUN))
     headers = ["coverage", "shortcut", *(f"weight decay {d:g}" for d in found.weight_decay.values)]
     return [
-        f"{runs} runs a point, in {worlds} worlds; [95%, worlds drawn anew]. Coverage: share of "
-        "in-distribution chains that are trained on. Shortcut: share of test_ii that the best "
-        "rule which composes nothing answers.",
+        f"There are {runs} runs for each point, in {worlds} worlds. Square brackets have 95% "
+        "intervals, which are bootstrapped over worlds for steps, and clustered by world for "
+        "accuracies. Coverage is the share of in-distribution chains that are training chains. "
+        "Shortcut is the share of test_ii that the best shortcut, which composes no facts, answers "
+        "correctly.",
         "",
-        f"Step at which test_ii is .5: median, and how many runs got there by step {last:,}; `-`: "
-        "later than that.",
+        "The first table has the step at which test_ii reaches .5: the median over runs, and the "
+        f"number of runs that reach .5 by step {last:,}. The sign `-` means later than this step.",
         "",
         *_rows(headers, by_phi, soon, lambda point: _cell_of_times(point, rng)),
         "",
-        f"test_ii at step {step:,}, which all runs have reached: mean.",
+        f"The second table has the mean of test_ii at step {step:,}, which all runs have reached.",
         "",
         *_rows(headers, by_phi, at_once, _cell_of_means),
         "",
-        "Pairs of runs that differ in one field only. Is the one with the larger value ahead: yes, "
-        "neither, no? And in how many worlds is it, in more pairs than not?",
+        "The third table compares pairs of runs that differ in one field only. It has the numbers "
+        "of pairs in which the run with the larger value is ahead, equal and behind, and the "
+        "number of worlds in which it is ahead in more pairs than it is behind.",
         "",
-        f"| larger | at | test_ii is .5 sooner | worlds | test_ii at {step:,} is higher | worlds |",
+        "| field with the larger value | other field | test_ii reaches .5 sooner | worlds "
+        f"| test_ii at step {step:,} is higher | worlds |",
         "|---|---|---|---|---|---|",
         *_comparisons(soon, at_once),
     ]

@@ -110,11 +110,15 @@ def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
     """Write a Markdown table: every kind and baseline, by block and sparsity."""
     one = results["autoencoder"]
     lines = [
-        f"Of {one.attrs['n_states']:,} distinct held-out states; {one.attrs['n_trained']:,} were "
-        "trained on. Mean over seeds (lowest - highest). CE: nats, with the MLP's output replaced. "
-        f"F1: mean of the best feature of {int(one['f1_values'].sel(concept=BRIDGE).max())} "
-        "bridges where they are first known (null: highest of 20 permutations). Swap: answers that "
-        "follow when the bridge's feature gives way to another's, features chosen by truth.",
+        f"The numbers are measured on {one.attrs['n_states']:,} distinct held-out states; "
+        f"{one.attrs['n_trained']:,} states were used for training. A cell is the mean over seeds, "
+        "with the range (lowest - highest) if it is not negligible. CE is the cross-entropy in "
+        "nats when the MLP's output is replaced. F1 is the mean over "
+        f"{int(one['f1_values'].sel(concept=BRIDGE).max())} bridges of the F1 of the best feature, "
+        "at the position where a bridge is first known, and null is the highest mean of 20 "
+        "permutations. Swap is the share of answers that follow when the feature of a bridge is "
+        "replaced by that of another bridge; features are chosen by truth. The last column is the "
+        "mean cosine with the nearest feature of another seed.",
         "",
         "| block | kind | what | L0 | explained variance | CE train_ii | CE test_ii | F1 | null | "
         "swap | another seed |",
@@ -122,7 +126,7 @@ def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
     ]
     for site in dict.fromkeys(one["site"].values.tolist()):
         own = one.sel(member=((one["site"] == site) & (one["what"] == "trained")).values)["ce"]
-        for model, label in (("clean", "the model itself"), ("mean", "its mean")):
+        for model, label in (("clean", "the model itself"), ("mean", "mean of the MLP's output")):
             ce = [_mean(own.sel(split=split, model=model).values) for split in SPLITS]
             lines.append(f"| {site} | | {label} | | | {ce[0]} | {ce[1]} | | | | |")
         for kind, result in results.items():

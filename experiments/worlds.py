@@ -205,7 +205,10 @@ def best_shortcut(run: dict[str, Any], split: str | None) -> float | None:
 
 def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
     """Return Markdown: final accuracy with interval, n, best shortcut, and steps to .5 and .95."""
-    lines = ["| arm | split | final accuracy, seeds | n | best shortcut | .5 / .95 at step |"]
+    lines = [
+        "| arm | split | final accuracy [95% interval] of each seed | probe rows "
+        "| accuracy of the best shortcut | first step at .5 / .95 |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for arm, found in seeds.items():
         for split in found[0]["accuracy"]:
