@@ -206,6 +206,7 @@ for name, color in colors.items():
     for kind, line in (("train", "--"), ("test", "-")):
         accuracy = [row[f"accuracy/{kind}_{name}"] for row in rows]
         plt.plot(steps, accuracy, line, color=color, label=f"{kind}_{name}")
+        print(f"{kind}_{name}: {accuracy[-1]:.2f} at the end")
 plt.xlabel("training step")
 plt.ylabel("accuracy")
 plt.legend()
@@ -213,7 +214,8 @@ plt.show()
 
 # %% [markdown]
 # How to read it: dashed lines are chains that are trained on, and solid lines are chains that are
-# not. The colour says whether the bridge is popular or rare. TODO
+# not. The colour says whether the bridge is popular or rare. All training chains are memorised. New
+# chains are answered later, and those through a rare bridge latest.
 
 # %% [markdown]
 # ## Score the instrument against truth
@@ -235,7 +237,7 @@ from implicit_reasoning.analysis.truth.known import planted_model
 from implicit_reasoning.analysis.truth.score import score
 from implicit_reasoning.model.planted import MECHANISMS
 
-names, seeds, reserved = tuple(MECHANISMS), (None, 1), (2000,)
+names, seeds, reserved = tuple(MECHANISMS), (1,), (2000,)
 
 
 def planted(seeds):
@@ -245,7 +247,7 @@ def planted(seeds):
 
 # %% tags=["smoke"]
 if os.environ.get("TUTORIAL_SIZE") == "smoke":
-    names, seeds, reserved = ("composer",), (None,), ()
+    names, seeds, reserved = ("composer",), (1,), ()
 
 # %%
 cache = "runs/tutorials/known"  # trained models are kept here; planted ones need no training
@@ -256,10 +258,11 @@ for row in scores.rows:
 # %% [markdown]
 # How to read it: *right* means that the instrument claims something, and nothing false. *wrong*
 # means that at least one claim is false, and the line names it. *silent* means that it claims
-# nothing. TODO
+# nothing.
 #
-# `prefix_memoriser` never uses the bridge. Why do its answers survive? A donor with the same bridge
-# has another number. But the donor's own chain with this `r2` has the same answer, and 88% of all
+# The instrument has a control, and still says something false of `prefix_memoriser`, which never
+# uses the bridge. Why do the answers of this model survive? A donor with the same bridge has
+# another number. But the donor's own chain with this `r2` has the same answer, and 88% of all
 # chains are trained on. So the model has usually looked up that chain as well.
 #
 # ## Correct the instrument
@@ -289,9 +292,9 @@ for models in (planted(seeds), planted(reserved)):
         print(f"{row.model:20} {row.verdict:8}", ", ".join(row.claims["true"]))
 
 # %% [markdown]
-# TODO
-
-# %% [markdown]
+# No claim is false now, also with the seed that we did not use before. The instrument speaks about
+# every model that computes answers through the bridge, and is silent about the two that do not.
+#
 # ## Measure the trained model
 #
 # `analyze` measures every checkpoint in one compiled program, and keeps the result in
@@ -337,4 +340,19 @@ for group in ("train_popular", "train_rare"):
         print(f"{group}, {donor}: {mean:.2f} ({low:.2f} to {high:.2f}), {n:.0f} bridges")
 
 # %% [markdown]
-# TODO
+# **Answer.** A function and a class in one file are enough. `train`, `analyze` and `score` find
+# them by `file.py:name`. Whether the instrument tells the truth is a question for `score`: the
+# first version looked sound and was wrong about a model that looks up what it seems to compute. The
+# second makes no false claim about six models with a seed that was not used to develop it.
+#
+# Of the trained model it says that `S[1, r1]` carries the bridge, and that nothing else of this
+# state is needed, from step 2,000 on. The evidence comes from popular bridges. For rare ones the
+# last interval begins at .68, below the threshold of .8, so the instrument says nothing about them.
+# At the end .99 of the new chains through popular bridges are answered, and .71 of those through
+# rare ones.
+#
+# **Caveat.** This is one run, and a claim about training needs at least eight
+# ([Statistics](../concepts/statistics.md#claims-about-training)). Popular bridges differ from rare
+# ones in two ways that this world does not separate: more facts lead to them, and so the facts that
+# follow them are in more training chains. *Silent* is not evidence for the contrary. And the score
+# covers six mechanisms. A mechanism that nobody planted could still deceive the instrument.
