@@ -44,13 +44,8 @@ if os.environ.get("TUTORIAL_SIZE") == "smoke":
 config = apply_overrides(load_config("modular_addition:pocket"), changes)
 trials = grid({"optimizer.weight_decay": decays, "task.world_seed": worlds, "seed": seeds})
 sweep = make_sweep(config, list(trials))
-print(
-    len(sweep.trials),
-    "trials in",
-    len(sweep.shapes),
-    "population; the first:",
-    next(iter(sweep.trials)),
-)
+print(len(sweep.trials), "trials; populations:", len(sweep.shapes))
+print("the first trial:", next(iter(sweep.trials)))
 
 # %% [markdown]
 # In a configuration file of your own, the same sweep is a function `sweep_decay()` that yields the
@@ -113,6 +108,9 @@ phases = runs.phases().to_dataframe()
 index = ["task.world_seed", "seed"]
 times = phases.pivot(index=index, columns="optimizer.weight_decay", values="in_distribution")
 print(times.to_string())
+print("memorised at steps", sorted(set(phases["memorised"])))
+print("lowest accuracy at the last step, by weight decay:")
+print(accuracy.isel(step=-1).groupby("optimizer.weight_decay").min().to_pandas().to_string())
 
 # %%
 last = int(accuracy.step[-1])
@@ -141,24 +139,29 @@ plt.show()
 # %%
 from scipy.stats import binomtest
 
-for n in (3, 4, 5, 8, 16):
-    print(f"{n:2} of {n:2} pairs agree: p = {binomtest(n, n).pvalue:.4f}")
+for n in (3, 4, 5, 6, 8, 16):
+    print(f"{n:2} of {n:2} agree: p = {binomtest(n, n).pvalue:.2g}")
+
+# %% [markdown]
+# Are the eight pairs independent? Not quite: two pairs of one world have the same training pairs.
+# So we count twice: pairs, which says something about other initialisations in these four worlds,
+# and worlds, which says something about other worlds. A pair in which neither run got there is no
+# evidence for either value.
 
 # %%
 low, high = (times[decay].fillna(np.inf) for decay in decays)
-decided = low != high  # neither run got there, or both at the same evaluation: no evidence
-sooner = int((high < low).sum())
-print(f"{decays[1]:g} is sooner in {sooner} of {int(decided.sum())} pairs that differ")
-if decided.any():
-    print(f"p over pairs: {binomtest(sooner, int(decided.sum())).pvalue:.4f}")
-by_world = (high < low).groupby("task.world_seed").all()
-print(f"worlds in which it is sooner for every seed: {int(by_world.sum())} of {len(by_world)}")
-print(f"p over worlds, if all agree: {binomtest(len(by_world), len(by_world)).pvalue:.4f}")
+pairs = (high < low)[high != low]
+by_world = pairs.groupby("task.world_seed").mean() > 0.5
+for name, sooner in (("pairs", pairs), ("worlds", by_world)):
+    k, n = int(sooner.sum()), len(sooner)
+    p = binomtest(k, n).pvalue if n else 1.0
+    print(f"weight decay {decays[1]:g} is sooner in {k} of {n} {name} that differ: p = {p:.2g}")
 
 # %% [markdown]
 # ## The page
 #
-# The command `sweep` writes this page at its end. From Python:
+# The command `sweep` writes a page at its end. It has a table of all trials that can be sorted, the
+# curves, the times, and what failed with the reason. From Python:
 
 # %%
 from implicit_reasoning.report import write_sweep_report
@@ -167,3 +170,17 @@ page = write_sweep_report(runs)
 print(page)
 for figure in sorted((page.parent / "figures").glob("*.png")):
     print(figure.name)
+
+# %% [markdown]
+# **Answer.** In these runs, yes. With weight decay 2, six of eight runs reach .95 within 1,600
+# steps, and with 0.5 one of eight does. The larger value is first in all six pairs that differ (p =
+# .03). All runs have memorised at step 100, so the difference is in what comes after.
+#
+# Three runs could not have shown this: even if all agree, p is .25. Eight pairs in four worlds can
+# show it for these worlds. They cannot show it for other worlds, because three worlds that differ
+# give p = .25, and four would give .125. That takes six worlds or more.
+#
+# **Caveat.** The page compares two values, at one modulus, one model and one learning rate, so it
+# says nothing about a best value. Times of runs that did not get there are unknown, and a longer
+# training could decide pairs that do not differ yet. Reaching .95 is not staying there: one run
+# with weight decay 2 falls back to .57 at the last evaluation.
