@@ -1,30 +1,30 @@
-"""Sparse dictionaries: trained on a model's activations at several checkpoints, and evaluated.
+"""Train and evaluate sparse dictionaries on a model's activations at several checkpoints.
 
-architectures.py  autoencoders, transcoders and crosscoders: their parameters and linear maps
-activations/    activation functions that make feature activations sparse
-sparse.py       matrix products with active features only
-dictionary.py   a dictionary for training (architecture and activation function) and for inference
+architectures.py  defines autoencoders, transcoders and crosscoders: parameters and linear maps
+activations/    defines activation functions that make feature activations sparse
+sparse.py       computes matrix products with active features only
+dictionary.py   combines architecture and activation function, for training and for inference
 
-states.py       the distinct states of a run, split into training and held-out states
-steps.py        training steps in one compiled loop
-population.py   many dictionaries trained by one program
-resolved.py     turns a configuration into members, shapes and training settings
-defaults.py     the default configuration
+states.py       finds the distinct states of a run, and splits off held-out states
+steps.py        runs training steps in one compiled loop
+population.py   trains many dictionaries in one program
+resolved.py     finds the members, shapes and settings that a configuration specifies
+defaults.py     defines the default configuration
 train.py        trains a set of dictionaries of a run; training can be resumed
 store.py        saves and loads sets of dictionaries
 
-instrument.py   base class of the instruments that measure dictionaries
-measures/       the instruments
+instrument.py   defines the base class of the instruments that measure dictionaries
+measures/       contains these instruments
 measure.py      runs several instruments in one program
-api.py          `measure_dictionaries`: measures missing results; the table of instruments
+api.py          measures missing results with `measure_dictionaries`, and lists the instruments
 results.py      reads measured results
-baselines.py    baselines that dictionaries are compared with
+baselines.py    makes baselines with which dictionaries are compared
 evolution.py    compares features across checkpoints and seeds
 splice.py       splices a dictionary into its model
-figures/        figures for the report
-dashboards/     feature dashboards for the report
-synthetic.py    synthetic data with known ground-truth directions
-exchange/       import from and export to other tools
+figures/        draws the figures of the report
+dashboards/     makes the feature dashboards of the report
+synthetic.py    draws synthetic data with known directions
+exchange/       imports and exports dictionaries in the formats of other tools
 """
 
 from implicit_reasoning.dictionaries.api import INSTRUMENTS, measure_dictionaries

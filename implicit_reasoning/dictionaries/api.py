@@ -1,7 +1,8 @@
-"""Measure the missing results of a set of dictionaries and save them in the run.
+"""Measure dictionaries with instruments, and save the results in the run.
 
-Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Instruments that lack
-results for the same steps share their compiled programs.
+Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Only steps without a
+saved result are measured. Instruments that lack results for the same steps share their compiled
+programs.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ INSTRUMENTS = {
 """The built-in instruments, by name. Other instruments are found by import path."""
 
 _FOLLOWS_THE_RUN = {"intervals", "world", "model", "set"}
-"""Keys of a result's identity that may change; the result is then measured again.
+"""Keys of a result's identity whose change causes a new measurement.
 
-If any other key changed, an error is raised.
+A change of any other key raises an error.
 """
 
 
@@ -60,22 +61,22 @@ def measure_dictionaries(
 ) -> xr.Dataset:
     """Measure the missing results of a set of dictionaries and return the table of results.
 
-    A saved result is valid for a step if the step's dictionaries and checkpoints still have the
-    parameters that were measured. Steps without a valid result are measured, and their results are
-    merged into the saved result. If parameters or the identity of the run changed, a line on
-    standard error reports the change. The file `measured.nc` of an earlier version is not modified,
-    and the table no longer shows it.
+    A saved result is valid for a step if the dictionaries and the checkpoints of the step still
+    have the parameters that were measured. Steps without a valid result are measured, and the new
+    results are merged into the saved result. If the parameters or the identity of the run have
+    changed, a line on standard error reports the change. If the run has a file `measured.nc` of an
+    earlier version, the file is kept, but the table no longer shows it.
 
     Args:
       run: the run that the dictionaries belong to.
       made: the set of dictionaries.
-      instruments: instruments or their names (from `INSTRUMENTS`, `package.module:Class` or
-        `/path/to/file.py:Class`); by default all built-in instruments that apply.
+      instruments: instruments or names. A name is a key of `INSTRUMENTS`, `package.module:Class` or
+        `/path/to/file.py:Class`. By default, all built-in instruments that apply are used.
       again: whether to measure all steps again and replace the saved results.
 
     Returns:
-      The table that `results.open_measured` describes. Results of custom instruments are saved but
-      not part of the table.
+      The table that `results.open_measured` describes. Results of a user's instruments are saved,
+      but they are not part of the table.
 
     Raises:
       NotApplicable: a named instrument does not apply to this task or these dictionaries.
@@ -111,7 +112,9 @@ def measure_dictionaries(
 def choose_instruments(
     source: ExampleSource, instruments: Sequence[str | DictionaryInstrument] | None = None
 ) -> list[Chosen]:
-    """Return instruments with their examples; by default all built-in instruments that apply.
+    """Find instruments, and choose their examples.
+
+    By default, all built-in instruments that apply are returned.
 
     Raises:
       NotApplicable: a named instrument does not apply.
@@ -128,7 +131,11 @@ def choose_instruments(
 
 
 def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
-    """Return the instrument with a name; see `measure_dictionaries` for the forms of names."""
+    """Return the instrument with a given name or import path.
+
+    A name is a key of `INSTRUMENTS`; an import path is `package.module:Class` or
+    `/path/to/file.py:Class`. An instrument is returned unchanged.
+    """
     found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
     return found
 
@@ -198,7 +205,7 @@ def _fingerprints(run: Run, made: Dictionaries, steps: Sequence[int]) -> dict[st
 def _about(
     run: Run, made: Dictionaries, one: Chosen, source: ExampleSource, result: xr.Dataset
 ) -> dict[str, Any]:
-    """Return a result's attributes. Baselines and dictionaries of step 0 count as nulls."""
+    """Return a result's attributes. Baselines and dictionaries of step 0 are null controls."""
     instrument = one.instrument
     nulls = dict(instrument.nulls)
     nulls |= {name: {"what": name} for name in dict.fromkeys(result["what"].values.tolist())}
@@ -216,7 +223,7 @@ def _about(
 
 
 def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
-    """Compare all steps and seeds again: a new step may be the previous step of a saved step."""
+    """Compare all steps and seeds again, because a new step may precede a step that is saved."""
     if not files.result("reconstruction").exists():
         return
     table = open_measured(run, made.config.name)

@@ -1,6 +1,6 @@
-"""Architectures of dictionaries: their inputs and outputs, and their linear encoders and decoders.
+"""Define the architectures of dictionaries: the linear encoders and decoders, and their shapes.
 
-An architecture defines shapes and matrix products. The activation functions in `activations/` turn
+An architecture defines matrix products. The activation functions in `activations/` turn
 pre-activations into sparse activations. Values of several sites are concatenated into one vector,
 so every architecture reads [batch, d_in] and writes [batch, d_out].
 
@@ -22,7 +22,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
 DECODER_NORM = 0.1
-"""Initial norm of decoder rows (Anthropic, April 2024 update; SAELens's default)."""
+"""Norm of decoder rows at initialisation (Anthropic, April 2024 update; SAELens's default)."""
 
 Inputs = Float[Array, "batch d_in"]
 Outputs = Float[Array, "batch d_out"]
@@ -44,14 +44,14 @@ class Architecture:
     d_sae: int
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters; `b_dec` is the mean of the targets `y`."""
+        """Return initial parameters. The decoder bias `b_dec` is the mean of the targets `y`."""
         keys = jax.random.split(key)
         encoder = _unit(jax.random.normal(keys[0], (self.d_sae, self.d_in))).T
         decoder = DECODER_NORM * _unit(jax.random.normal(keys[1], (self.d_sae, self.d_out)))
         return {"W_enc": encoder, "W_dec": decoder, "b_dec": y.mean(0)}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """Return the encoder's input; subclasses may subtract a bias."""
+        """Return the vector that the encoder multiplies: `x`, or `x` minus a bias in subclasses."""
         return x
 
     def project(self, params: Params, x: Inputs) -> Features:
@@ -61,15 +61,16 @@ class Architecture:
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Return entries of `projected` at the selected features.
+        """Return the entries of `projected` at the selected features.
 
-        Gradients flow to `params` and `x`, for the selected features only, and not to `projected`.
+        Gradients flow to `params` and `x`, through the selected features only. No gradient flows to
+        `projected`.
 
         Args:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
           index: [batch, k] indices of the features that are selected for each input.
-          projected: [batch, d_sae] the output of `project`.
+          projected: [batch, d_sae] the result of `project` for the same parameters and inputs.
         """
         return gather_dot_of(self.centred(params, x), index, params["W_enc"].T, projected)
 
@@ -86,7 +87,7 @@ class Architecture:
         return self.centred(params, x) @ params["W_enc"][:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return each feature's decoder row, which is its output at an activation of 1."""
+        """Return each feature's decoder row, which the feature writes at an activation of 1."""
         rows: Array = params["W_dec"]
         return rows
 
@@ -95,7 +96,7 @@ class Architecture:
         return jnp.linalg.norm(self.rows(params), axis=-1)
 
     def base(self, params: Params, x: Inputs) -> Outputs:
-        """Return the output when no feature is active."""
+        """Return the output that the dictionary has if no feature is active."""
         return jnp.broadcast_to(params["b_dec"][None], (len(x), self.d_out))
 
     def write(self, params: Params, acts: Features | Sparse) -> Outputs:
@@ -112,10 +113,10 @@ class Architecture:
     def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
-        """Return weights for resampled features.
+        """Return new weights for resampled features.
 
-        A feature's encoder has the direction of its row of `x`. Its decoder row has the direction
-        of its row of `missing`.
+        Row i of `x` gives the direction of the encoder of feature i. Row i of `missing` gives the
+        direction of its decoder row.
 
         Args:
           params: the dictionary's parameters.
@@ -133,9 +134,9 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Transcoder(Architecture):
-    """A dictionary that reads one site and writes another.
+    """A dictionary that predicts the activations of one site from those of a different site.
 
-    An example is `ln2.hook_normalized` to `hook_mlp_out`.
+    For example, it reads `ln2.hook_normalized` and writes `hook_mlp_out`.
 
     Source: Dunefsky, Chlenski and Nanda 2024. Their code subtracts `b_dec` from the input. Here, as
     in SAELens and circuit-tracer, nothing is subtracted from the input.
@@ -188,7 +189,8 @@ class Crosscoder(Autoencoder):
     """An autoencoder that reads the concatenated states of one site at several checkpoints.
 
     All checkpoints share the features. A feature's norm is the sum of its decoder norms over
-    checkpoints, so the sparsity penalty counts the feature at every checkpoint it writes to.
+    checkpoints, so the sparsity penalty counts the feature once for each checkpoint that it writes
+    to.
 
     Attributes:
       n_parts: number of checkpoints; `d_in` and `d_out` are `n_parts` times the site's width.
@@ -217,11 +219,11 @@ class Crosscoder(Autoencoder):
 
 @dataclass(frozen=True)
 class CrossLayer(Architecture):
-    """A cross-layer transcoder: a feature reads one layer and writes to this and all later layers.
+    """A cross-layer transcoder. A feature reads one layer, and writes to this and all later layers.
 
     Attributes:
-      n_layers: number of layers; inputs, outputs and features are split evenly across layers, in
-        layer order.
+      n_layers: number of layers. Inputs, outputs and features are divided into equal parts, one for
+        each layer, in layer order.
 
     Source: Ameisen et al. 2025, "Circuit tracing", methods.
     """
@@ -250,41 +252,45 @@ class CrossLayer(Architecture):
         }
 
     def project(self, params: Params, x: Inputs) -> Features:
-        """Return pre-activations; each layer's features read that layer's part of the input."""
+        """Return pre-activations. The features of a layer read the layer's part of the input."""
         by_layer = x.reshape(len(x), self.n_layers, -1)
         return jnp.einsum("bld,ldf->blf", by_layer, params["W_enc"]).reshape(len(x), self.d_sae)
 
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Select from a full projection, because features of different layers read different parts.
+        """Select entries of a projection of all features, through which gradients flow.
 
-        Gradients flow through the full projection, in contrast to the base class.
+        The features of different layers read different parts of the input. In the base class,
+        gradients flow through the selected features only.
         """
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
     def project_some(
         self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
-        """Return the selected columns of `project`."""
+        """Return pre-activations of selected features, as columns of `project`."""
         return self.project(params, x)[:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return each feature's output to all layers; the output to earlier layers is 0."""
+        """Return each feature's decoder rows for all layers. Rows for earlier layers are 0."""
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the feature axis of a parameter; in weights, it has the features of one layer."""
+        """Return the feature axis of a parameter; None if it has none.
+
+        In weights, the axis has the features of one layer.
+        """
         return 1 if name == "W_dec" else super().feature_axis(name)
 
     def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
-        """Return weights for resampled features.
+        """Return new weights for resampled features.
 
-        A feature's encoder has the direction of the part of `x` that belongs to the feature's
-        layer. Its decoder has the direction of the parts of `missing` that belong to this and later
-        layers.
+        For feature i, the part of row i of `x` that belongs to the feature's layer gives the
+        direction of the encoder. The parts of row i of `missing` that belong to this and later
+        layers give the direction of the decoder.
         """
         n, n_own = self.n_layers, self.d_sae // self.n_layers
         parts = x.reshape(n, n_own, n, -1)

@@ -1,23 +1,23 @@
-"""Baselines of dictionaries: clusters, linear codes, neurons, class means, random decoders.
+"""Make baselines with which trained dictionaries are compared.
 
-Baselines are made for the dictionaries of the last checkpoint whose sparsity is the middle one of
-the configured sparsities. Each baseline uses the states that these dictionaries are trained on, and
-weights positions equally, as training does. Baselines are measured by the same code as
-dictionaries:
+Baselines are made for dictionaries of the last checkpoint, at the middle one of the configured
+sparsities. Each baseline uses the states on which these dictionaries are trained, and gives all
+positions the same weight, as training does. The same code measures baselines and dictionaries. The
+baselines are:
 
 - `k-means`: each state is replaced by its nearest centroid. There are as many centroids as
   features;
 - `linear`: the target is predicted by least squares from the input. Each principal direction of the
-  prediction gives two features, one for each sign, and the k largest features are active per state.
-  For an autoencoder, this is PCA;
+  prediction gives two features, one for each sign, and the k largest features of a state are
+  active. For an autoencoder, this is PCA;
 - `neurons`: the features are the MLP's neurons for a transcoder, and the site's coordinates for an
   autoencoder. The k features with the largest output (activation times decoder norm) are active per
   state;
-- `class means`: like `k-means`, but the clusters are the true bridges. This is an upper bound for
-  how well features stand for bridges;
-- `frozen decoder`: trained like the dictionaries, but decoder rows keep their initialisation;
-- `untrained model`: trained like the dictionaries, but on states of step 0. It is omitted if the
-  set has dictionaries of step 0.
+- `class means`: like `k-means`, but the clusters are the true bridges. Its scores are upper bounds
+  for how well features represent bridges;
+- `frozen decoder`: a dictionary whose decoder rows keep their initialisation during training;
+- `untrained model`: a dictionary that is trained on states of step 0. It is omitted if the set has
+  dictionaries of step 0.
 
 k is the configured number of active features. If the configuration has no such number, k is the
 mean number of active features of the dictionary that the baseline is made for.
@@ -96,8 +96,8 @@ class NearestCentroid(InferenceDictionary):
 class Neurons(InferenceDictionary):
     """The neurons of an MLP as a dictionary.
 
-    The `k` neurons with the largest output (activation times decoder norm) are active, if their
-    activation is positive.
+    Among the neurons with positive activation, the `k` neurons with the largest output are active.
+    The output is the activation times the decoder norm.
 
     Attributes:
       act_fn: name of the MLP's activation function.
@@ -107,7 +107,7 @@ class Neurons(InferenceDictionary):
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return activations after the MLP's activation function; all but k are set to 0."""
+        """Return the activations of the MLP's neurons. All but the k active neurons are 0."""
         acts = ACTIVATIONS[self.act_fn](
             self.architecture.project(params, x) + params["b_enc"][None]
         )
@@ -191,7 +191,7 @@ def _sample(
 
 
 def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]) -> int:
-    """Return a dictionary's k or, if it has none, the rounded mean number of active features."""
+    """Return a dictionary's k, or its mean number of active features (rounded) if it has no k."""
     params = made.params_of(number)
     if "k" in params:
         return int(params["k"])
@@ -205,7 +205,7 @@ def _clusters(
     cluster: Int[np.ndarray, " sample"],
     width: int,
 ) -> tuple[InferenceDictionary, Params]:
-    """Make a dictionary that finds the cluster with the nearest mean x and returns its mean y.
+    """Make a dictionary that returns the mean y of the cluster whose mean x is nearest.
 
     If there are fewer than `width` clusters, features that are never active are added.
     """

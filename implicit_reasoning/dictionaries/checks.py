@@ -1,4 +1,4 @@
-"""Checks of the sparsities in a configuration of dictionaries, before training."""
+"""Check the sparsities in a configuration of dictionaries before training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def check_sparsities(
     name: str,
     activation_fn: ActivationFn,
 ) -> None:
-    """Check that sparsities are valid for the activation function, and that nested widths fit.
+    """Check that the sparsities are valid for the activation function, and check nested widths.
 
     A sparsity that is the coefficient of a penalty must be finite and at least 0. For `topk`, a
     sparsity must be a whole number between 1 and the width. For other functions whose
     `sparsity_kind` is "k", a sparsity must be at most the width and give at least one active
-    feature per batch. Nested widths must be smaller than the width of the dictionary.
+    feature per batch. The nested widths of `matryoshka` must be smaller than the width of the
+    dictionary.
 
     Args:
       sparsities: sparsities of the dictionaries.

@@ -20,7 +20,11 @@ ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "cro
 
 
 def get_config(architecture: str = "autoencoder") -> ConfigDict:
-    """Return a new, unlocked configuration of an architecture, one of `ARGUMENTS`."""
+    """Return a new, unlocked configuration.
+
+    Args:
+      architecture: the architecture of the dictionaries; one of `ARGUMENTS`.
+    """
     config = make_config(FIELDS)
     config.name = config.architecture = architecture
     return config

@@ -1,4 +1,4 @@
-"""`Dictionary`, which is trained, and `InferenceDictionary`, which encodes after training."""
+"""Define `Dictionary`, which is trained, and `InferenceDictionary`, for use after training."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SAELENS_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 
 
 class LossOutputs(NamedTuple):
-    """Outputs of the loss besides its value.
+    """What `Dictionary.loss` computes besides the value of the loss.
 
     Attributes:
       terms: the terms of the loss, by name; `mse` is the squared error.
-      encoded: the activations.
+      encoded: the activations of the features.
       fired: [d_sae], whether each feature was active on any input.
       l0: mean number of active features over the batch.
     """
@@ -68,7 +68,7 @@ class Dictionary:
           dead: [d_sae], whether each feature is dead.
 
         Returns:
-          The loss and its further outputs.
+          The loss, and the further outputs as `LossOutputs`.
         """
         architecture, activation_fn = self.architecture, self.activation_fn
         encoded = activation_fn.encode(architecture, params, x, sparsity)
@@ -97,8 +97,8 @@ class Dictionary:
     ) -> Params:
         """Convert trained parameters to parameters of the dictionary that `for_inference` returns.
 
-        Both scales are folded into the weights, so that the result reads raw inputs and writes raw
-        targets.
+        Both scales are folded into the weights. With the converted parameters, the dictionary reads
+        unscaled inputs and predicts unscaled targets.
 
         Args:
           params: trained parameters, for inputs divided by `scale_in` and targets divided by
@@ -135,7 +135,7 @@ class InferenceDictionary:
       architecture: the linear encoder and decoder.
       saelens_architecture: SAELens's name of the activation function: `standard` (ReLU), `gated`,
         `topk`, or `jumprelu` (thresholds).
-      max_k: for `topk`, the largest value that the parameter `k` may have. Otherwise 0.
+      max_k: the largest value that the parameter `k` of `topk` may have; 0 for other architectures.
     """
 
     architecture: Architecture
@@ -181,7 +181,7 @@ class InferenceDictionary:
 
     @highest_precision
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
-        """Return the output for given activations; skip transcoders use the input `x` as well."""
+        """Return the output for given activations. A skip transcoder also needs the input `x`."""
         return self.architecture.write(params, acts) + self.architecture.base(params, x)
 
     def __call__(self, params: Params, x: Inputs) -> Outputs:

@@ -1,15 +1,15 @@
-"""Evolution of features over training: persistence, agreement across seeds, and births.
+"""Follow features over training: their persistence, agreement across seeds, and births.
 
 A feature of one dictionary is matched with the feature of a second dictionary whose decoder row has
 the highest cosine with the decoder row of the first feature. The null control applies one random
 rotation to all features of the second dictionary.
 
-A feature stands for a value of a truth variable if its F1 for the value, as the median over seeds,
-is at least `MIN_F1`, which is far above the null. F1 is computed on facts that were not used to
-choose the feature (`measures/matching.py`). The birth of a value is the first step at which a
-feature stands for the value. Births are unbiased only if the dictionaries of every checkpoint are
-initialised anew (a cold start). With a warm start, a dictionary begins with the features of an
-earlier or later checkpoint.
+A feature stands for a value of a truth variable if it predicts the value with an F1 of at least
+`MIN_F1`, as the median over seeds. `MIN_F1` is far above the null. F1 is computed on facts that
+were not used to choose the feature (`measures/matching.py`). The birth of a value is the first step
+at which a feature stands for the value. Births are unbiased only with a cold start, which
+initialises the dictionaries of every checkpoint anew. With a warm start, a dictionary begins with
+the features of an earlier or later checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _SEED = 0
 
 
 class Evolution(BaseInstrument):
-    """Instrument that describes the results of `over_training`."""
+    """Name, definition and null controls of the comparison of features over training.
+
+    The function `over_training` computes the results.
+    """
 
     name = "evolution"
     definition = (
@@ -66,7 +69,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
       of the same quantity over the dictionaries of other seeds. `kept_null` and `agreement_null`
       are the null controls. `drift` [member, concept, value] is the cosine of a value's best
       feature with the value's best feature at the previous checkpoint. An entry is nan if there is
-      no dictionary to compare with.
+      no dictionary for the comparison.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]
@@ -101,18 +104,18 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
 
 
 def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
-    """Find when features begin to stand for each value, and whether one does at the last step.
+    """Find when features begin to stand for each value, and whether they do at the last step.
 
     Args:
       result: `f1` [member, concept, value] of dictionaries of several checkpoints.
       threshold: minimum of the median F1 over seeds.
 
     Returns:
-      `birth` is the first step at which a feature stands for the value, or nan if no feature ever
-      does. `kept` is whether a feature stands for the value at the last step, or nan if there is no
-      birth. Both have the dimensions site, sparsity, concept and value. `standing` is whether a
-      feature stands for the value at each step, or nan if the value's F1 is unknown; it also has
-      the dimension step.
+      A dataset with the dimensions site, sparsity, concept and value. `birth` is the first step at
+      which a feature stands for the value; nan if no feature ever does. `kept` is whether a feature
+      stands for the value at the last step; nan if there is no birth. `standing` also has the
+      dimension step, and is whether a feature stands for the value at the step; nan if the value's
+      F1 is unknown.
     """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)
@@ -126,7 +129,7 @@ def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
 
 
 def _before(made: Dictionaries, number: int) -> int | None:
-    """Return the index of the dictionary that differs only in being of the previous checkpoint.
+    """Return the index of the same dictionary for the previous checkpoint.
 
     The result is None if there is no such dictionary.
     """
@@ -147,7 +150,7 @@ def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
 def _nearest(
     own: Float[np.ndarray, "feature width"], other: Float[np.ndarray, "other width"]
 ) -> tuple[float, float]:
-    """Return the mean over `own` of the highest cosine with `other`, and its null control."""
+    """Return the highest cosine with rows of `other`, averaged over `own`, and a null control."""
     if not len(own) or not len(other):
         return np.nan, np.nan
     random = np.random.default_rng(_SEED).normal(size=(own.shape[1], own.shape[1]))

@@ -1,4 +1,4 @@
-"""The fields of a configuration of dictionaries: types, bounds, choices, defaults, descriptions."""
+"""Define the fields of a configuration of dictionaries, and check configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from implicit_reasoning.field import INFINITE, MAX_INT, Field
 from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json
 
 FORMAT = 1
-"""Format version of `config.json` and `members.json`. Adding a field does not raise it."""
+"""Format version of `config.json` and `members.json`. It stays the same if a field is added."""
 
 FIELDS: dict[str, Field] = {
     "name": Field(str, "name of the set; results are saved in dictionaries/<name>", "autoencoder"),
@@ -140,7 +140,7 @@ FIELDS: dict[str, Field] = {
         int, "steps between replacements of dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
-"""Fields by dotted name. A user's activation function may have `options` that are not listed."""
+"""Fields by dotted name. The `options` of a user's activation function are not listed."""
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
@@ -149,12 +149,15 @@ def schema(config: ConfigDict) -> dict[str, Field]:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Return a locked copy in which missing fields have the values that reproduce old behaviour."""
+    """Return a locked copy of a configuration, with values for missing fields.
+
+    The values reproduce the behaviour of the version that wrote the configuration.
+    """
     return complete(config, FIELDS)
 
 
 def with_current_names(config: ConfigDict) -> ConfigDict:
-    """Return a configuration with old field names replaced; a message reports each replacement."""
+    """Replace old field names in a configuration, and print a message for each old name."""
     return with_current_fields(config, FIELDS)
 
 
@@ -173,8 +176,9 @@ def read_config(path: Path) -> ConfigDict:
 def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
 
-    Options that only a custom activation function has are checked when that function is created.
-    Sparsities are checked when the activation function and the width are known.
+    Two kinds of fields are checked later. The options of a user's activation function are checked
+    when the function is created. Sparsities are checked when the activation function and the width
+    are known.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]

@@ -1,10 +1,10 @@
-"""The base class of instruments that measure one dictionary in its model.
+"""Define the base class of instruments that measure one dictionary in its model.
 
 On the host, `examples` chooses the examples once for a set of dictionaries. On the device, one
-compiled program runs all instruments: for each checkpoint it computes the values that all
-dictionaries share (`shared`), and then measures each dictionary (`measure`). Per-example outcomes
-are averaged within groups, with clustered confidence intervals, by the same code as for instruments
-that measure models. `derived` adds variables that are computed from these means.
+compiled program runs all instruments. For each checkpoint, it computes the values that all
+dictionaries share (`shared`), and then measures each dictionary (`measure`). Outcomes of examples
+are averaged within groups, with clustered confidence intervals. The same code averages the outcomes
+of instruments that measure models. `derived` adds variables that are computed from the means.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class ExampleSource(NamedTuple):
 
 
 class DictionarySubject(NamedTuple):
-    """The model and the states that several dictionaries share; arrays are traced.
+    """The model and the states that several dictionaries share. JAX traces all arrays.
 
     Attributes:
-      model: the model; static.
-      params: parameters of the dictionaries' checkpoint; for a crosscoder, of its first checkpoint.
-      sites: the sites that the dictionaries read and write; static.
+      model: the model, which is static under tracing.
+      params: parameters of the checkpoint that the dictionaries belong to. For a crosscoder, they
+        are the parameters of the first checkpoint.
+      sites: the sites that the dictionaries read and write, which are static under tracing.
       x: [state, d_in] the dictionaries' inputs at all places of the split.
       y: [state, d_out] the dictionaries' targets at the same places.
     """
@@ -64,7 +65,7 @@ class EncodedStates(NamedTuple):
     """One dictionary, and its activations on the subject's states.
 
     Attributes:
-      dictionary: the encoder and decoder; static.
+      dictionary: the encoder and decoder, which are static under tracing.
       params: the dictionary's parameters.
       acts: [state, d_sae] activations at all places of the split.
     """
@@ -75,12 +76,12 @@ class EncodedStates(NamedTuple):
 
     @property
     def rows(self) -> Float[Array, "d_sae d_out"]:
-        """The decoder rows."""
+        """The decoder rows of the dictionary."""
         return self.dictionary.architecture.rows(self.params)
 
 
 class DictionaryInstrument(BaseInstrument):
-    """Base class of instruments that measure one dictionary; users can define subclasses.
+    """Base class of instruments that measure one dictionary. Users can define subclasses.
 
     Results are saved in `dictionaries/<set>/measured/<name>.nc`, with the dimension `member`. A
     member is a dictionary or a baseline. Members have the coordinates `step`, `site`, `sparsity`,
@@ -88,11 +89,12 @@ class DictionaryInstrument(BaseInstrument):
     instrument.
 
     The dimension "feature" needs no entry in `coords`. Its length is the number of features of the
-    widest dictionary or baseline; the results of narrower members are padded with nan.
+    widest member. The results of narrower members are padded with nan.
 
     Attributes:
       group: the name that the dimension `group` gets in the table of all instruments, such as
-        "split". The default "" is for instruments with one group: the table drops the dimension.
+        "split". The default "" is for instruments with one group, and removes the dimension from
+        the table.
       needs_model: whether the instrument runs the model with the dictionary spliced in. Such an
         instrument does not apply to a dictionary of all checkpoints, which has no single model.
     """
@@ -102,18 +104,18 @@ class DictionaryInstrument(BaseInstrument):
 
     @abc.abstractmethod
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the examples; the choice is fixed for a set of dictionaries.
+        """Choose the examples, once for a set of dictionaries.
 
-        `inputs` of the returned examples may be any object. Numpy arrays in it become constants of
-        the compiled program. `coords` must label all dimensions except "feature". Instruments
-        without per-example outcomes return `without_examples(...)`.
+        The attribute `inputs` of the returned examples may be any object. The numpy arrays that it
+        contains become constants of the compiled program. `coords` must label all dimensions except
+        "feature". Instruments without per-example outcomes return `without_examples(...)`.
 
         Raises:
           NotApplicable: the instrument does not apply to this task or these dictionaries.
         """
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute values once for all dictionaries of a subject. The method is traced."""
+        """Compute values that all dictionaries of a subject share. JAX traces this method."""
         return {}
 
     @abc.abstractmethod
@@ -124,7 +126,7 @@ class DictionaryInstrument(BaseInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure one dictionary. The method is traced, so it must be a pure function.
+        """Measure one dictionary. JAX traces this method, so it must be pure.
 
         Args:
           subject: the model and its states.

@@ -1,7 +1,7 @@
-"""Measures dictionaries with several instruments in one compiled program.
+"""Measure dictionaries with several instruments in one compiled program.
 
-Dictionaries of the same shape and the same sites share a program. The program computes the distinct
-states of the split and encodes the states once for all instruments (`measures/`). The outcomes of
+Dictionaries with equal shapes and equal sites share a program. The program computes the distinct
+states of the split, and encodes the states once for all instruments (`measures/`). The outcomes of
 each instrument are then averaged and labelled on the host. For the last checkpoint, baselines are
 measured in the same way (`baselines.py`).
 """
@@ -42,7 +42,7 @@ from implicit_reasoning.runtime.progress import ProgressBar
 
 
 class Chosen(NamedTuple):
-    """An instrument and its examples."""
+    """An instrument with the examples that it chose."""
 
     instrument: DictionaryInstrument
     examples: Examples
@@ -54,7 +54,7 @@ class Chosen(NamedTuple):
 
 
 def example_source(run: Run, made: Dictionaries) -> ExampleSource:
-    """Return the data of a set of dictionaries from which instruments choose their examples."""
+    """Return the data from which instruments choose examples for a set of dictionaries."""
     dataset, positions = run.dataset, made.config.positions
     where = np.array([not positions or name in positions for name in dataset.positions])
     return ExampleSource(run, split_states(dataset, positions), made.members, where)
@@ -70,20 +70,21 @@ def measure(
 ) -> list[xr.Dataset]:
     """Measure the dictionaries of some steps.
 
-    Baselines are measured as well if the steps include the last one.
+    If the steps include the last step, the baselines are measured too.
 
     Args:
       source: the result of `example_source`.
       made: the set of dictionaries.
       chosen: instruments with their examples. Each program runs all instruments.
-      steps: steps of the dictionaries (`ALL_STEPS` for crosscoders); all by default.
+      steps: steps of the dictionaries; the step of a crosscoder is `ALL_STEPS`. The default is all
+        steps.
       progress: whether to show a progress bar on standard error.
 
     Returns:
       The result of each instrument, with the dimension `member`.
 
     Raises:
-      InputError: the outputs of an instrument differ from its declaration.
+      InputError: the outputs of an instrument differ from those that the instrument declares.
     """
     run = source.run
     numbers = [n for n, one in enumerate(made.members) if steps is None or one.step in steps]

@@ -1,4 +1,4 @@
-"""Trains many dictionaries of one shape in one program; sites, sparsities and seeds may differ."""
+"""Train many dictionaries of one shape in one program. Sites, sparsities and seeds may differ."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class Population:
       pools: the states to train on, with a leading axis of pools.
       members: the members' pools, sparsities and keys.
       together: number of members that a device trains at the same time with `vmap`. The default is
-        1 on a CPU, where batched products of small matrices are slow, and all members elsewhere.
-      mesh: the device mesh; members are sharded over its axis `trial`, and each member's features
-        over `model`. None means one device.
+        1 on a CPU, where batched products of small matrices are slow. On other devices, the default
+        is all members.
+      mesh: the device mesh. Members are sharded over the axis `trial`, and the features of each
+        member over the axis `model`. None means one device.
     """
 
     recipe: DictionaryRecipe
@@ -74,7 +75,7 @@ class Population:
         """Train every member for `count` steps, beginning with step `start`.
 
         Args:
-          state: the members' state; it is donated.
+          state: the members' state. Its buffers are donated, so it cannot be used again.
           start: number of the first step, counted from 0.
           count: number of steps.
 
@@ -85,13 +86,13 @@ class Population:
         return self._advance(state, *self._data, *numbers)
 
     def put(self, state: DictionaryState) -> DictionaryState:
-        """Move a state from the host or a device to the devices that `advance` expects."""
+        """Move a state to the devices that `advance` expects, from the host or from a device."""
         placed: DictionaryState = jax.device_put(state, self._shardings)
         return placed
 
     @cached_property
     def _data(self) -> tuple[Pool, Members]:
-        """Pools and members, placed on all devices once so that calls do not transfer them."""
+        """The pools and members, which are put on all devices once and not at every call."""
         # Compile-time evaluation makes this work under `jax.eval_shape`, too.
         with jax.ensure_compile_time_eval():
             data: tuple[Pool, Members] = self._put((self.pools, self.members))
@@ -149,9 +150,10 @@ class Population:
 def make_members(
     pools: Sequence[int], sparsities: Sequence[float], seeds: Sequence[int]
 ) -> Members:
-    """Return one member for each triple of pool, sparsity and seed.
+    """Return the members with the given pools, sparsities and seeds.
 
-    The three sequences have the same length. Members with equal seeds have equal random keys.
+    Entry i of the three sequences describes member i. Members with equal seeds have equal random
+    keys.
     """
     return Members(
         jax.device_put(np.asarray(pools, np.int32)),
@@ -165,12 +167,12 @@ def stack_pools(
     y: Float[Array, "pool state d_out"],
     counts: Int[np.ndarray, " group"] | None = None,
 ) -> Pool:
-    """Make pools with the same groups of states; empty groups are dropped.
+    """Make pools of states. All pools have the same groups of states; empty groups are dropped.
 
     Args:
-      x: [pool, state, d_in] inputs; the states of a group are consecutive.
+      x: [pool, state, d_in] inputs. The states of a group have consecutive indices.
       y: [pool, state, d_out] targets.
-      counts: int [group], number of states per group; by default all states form one group.
+      counts: int [group], number of states in each group. By default, all states are in one group.
     """
     counts = np.array([x.shape[1]]) if counts is None else counts
     first = np.cumsum(counts) - counts

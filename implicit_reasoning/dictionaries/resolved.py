@@ -1,4 +1,4 @@
-"""Turns a configuration into the sites, checkpoints, members and shapes to train for a run."""
+"""Find the sites, checkpoints, members and shapes that a configuration specifies for a run."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class ResolvedSet:
 
     Attributes:
       recipe: the dictionaries' shape and training settings.
-      stages: the members of each stage. The members of a stage are trained at once. Each stage
-        but the first starts from the final parameters of the previous stage.
-      positions: names of the positions whose states are trained on; all if empty.
+      stages: the members of each stage. The members of a stage are trained at the same time. Every
+        stage after the first starts from the final parameters of the previous stage.
+      positions: names of the positions whose states are used for training. An empty tuple means all
+        positions.
       normalize: whether states are divided by their scale.
       log_every: steps between rows of metrics.
       resume_every: steps between saves of the full state.
@@ -62,10 +63,11 @@ class ResolvedSet:
 def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     """Resolve a configuration (see `defaults.py`) for a run.
 
-    Training reads the result only, not the configuration's fields.
+    Training reads only the result, and no fields of the configuration.
 
     Raises:
-      InputError: a value does not exist in this run, is invalid, or contradicts another value.
+      InputError: a checkpoint, site or position does not exist in this run, a value is invalid, or
+        two values contradict each other.
     """
     fields.check_config(config)
     if config.architecture not in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""Reads the measured results of a set of dictionaries, and selects parts of these results."""
+"""Read the measured results of a set of dictionaries, and select parts of these results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TABLE = (
     "use",
     "evolution",
 )
-"""The instruments whose results the table of a set contains, in the order of its variables."""
+"""The instruments whose results are in the table of a set, in the order of the table."""
 
 _KEY = ("step", "site", "sparsity", "seed", "what")
 
@@ -37,11 +37,11 @@ _KEY = ("step", "site", "sparsity", "seed", "what")
 def open_measured(run: Run, name: str) -> xr.Dataset | None:
     """Open the table of measured results of a set, or return None if the set has no results.
 
-    Variables have the dimension `member`: first the dictionaries in the set's order, then the
-    baselines. Members have the coordinates `step`, `site`, `sparsity`, `seed` and `what`. The
-    dimension for an instrument's groups of examples has the name that the instrument declares, such
-    as `split`. If there are no results in the current format, the table is read from the
-    `measured.nc` of an earlier version.
+    Data variables have the dimension `member`. The members are the dictionaries, in the order of
+    the set, followed by the baselines. Members have the coordinates `step`, `site`, `sparsity`,
+    `seed` and `what`. The dimension for an instrument's groups of examples has the name that the
+    instrument declares, such as `split`. If there are no results in the current format, the table
+    is read from the file `measured.nc` that earlier versions wrote.
 
     Args:
       run: the run that the dictionaries belong to.
@@ -80,7 +80,12 @@ def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member
 
 
 def member_coords(members: Sequence[Member], what: Sequence[str]) -> dict[str, Any]:
-    """Return the coordinates of the dimension `member`; `what` is as in `Candidate.name`."""
+    """Return the coordinates of the dimension `member`.
+
+    Args:
+      members: the dictionaries and baselines.
+      what: for each member, "trained" or the name of the baseline.
+    """
     values = {name: [getattr(member, name) for member in members] for name in _KEY[:-1]}
     return {name: ("member", column) for name, column in (values | {"what": list(what)}).items()}
 
@@ -96,7 +101,7 @@ def _keys(result: xr.Dataset) -> list[Any]:
 
 
 def _numbered(keys: Any) -> list[Any]:
-    """Pair each key with the count of earlier equal keys, because keys may not be unique."""
+    """Make keys unique: pair each key with the number of equal keys before it."""
     seen: Counter[Any] = Counter()
     found = []
     for key in keys:
@@ -117,7 +122,7 @@ def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
 
 
 def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Dataset:
-    """Reorder a result by the wanted members, with nan for members that the result lacks."""
+    """Reorder a result by the wanted members. Members that the result lacks get nan."""
     at = {key: number for number, key in enumerate(there)}
     numbers = np.array([at.get(key, -1) for key in wanted])
     found = result.isel(member=np.maximum(numbers, 0))
@@ -131,7 +136,7 @@ def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Da
 
 
 def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
-    """Give an instrument's counts and group dimension names that other instruments do not use."""
+    """Rename the counts and the group dimension of an instrument, so that names do not collide."""
     counts = {n: f"{name}_{n}" for n in ("n_examples", "n_states") if n in part}
     part = part.rename(counts)
     if "group" not in part.dims:
@@ -147,7 +152,7 @@ def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
 
 
 def trained_members(result: xr.Dataset) -> xr.Dataset:
-    """Select the trained dictionaries, without baselines."""
+    """Select the trained dictionaries of a result. Baselines are left out."""
     return result.sel(member=(result["what"] == TRAINED).values)
 
 
@@ -158,7 +163,7 @@ def middle_sparsity(result: xr.Dataset) -> float:
 
 
 def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
-    """Select the trained dictionaries of a site at the middle sparsity, of all steps and seeds."""
+    """Select the trained dictionaries of a site at the middle sparsity, for all steps and seeds."""
     own = trained_members(result)
     return own.sel(
         member=((own["site"] == site) & (own["sparsity"] == middle_sparsity(result))).values
@@ -166,7 +171,10 @@ def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
 
 
 def bridge_concept(result: xr.Dataset) -> str | None:
-    """Return the concept of the bridge at the position where the bridge is first known, if any."""
+    """Return the concept of the bridge at the first position whose prefix determines the bridge.
+
+    The result is None if there is no such concept.
+    """
     if "concept" not in result.coords:
         return None
     found = [name for name in result["concept"].values.tolist() if name.startswith("e2@")]
@@ -185,18 +193,20 @@ class Row(NamedTuple):
       seed: seed of the initialisation.
       l0: mean number of active features over held-out states.
       explained: explained variance.
-      recovered: `(ablated - spliced) / (ablated - clean)`. The terms are cross-entropies on trained
-        chains: with the site mean-ablated, with the dictionary spliced in, and of the clean model.
-      kl: KL(clean model || model with the dictionary spliced in), in nats, on trained chains.
-      dead, dense: share of features that are never active, and share of features that are active on
-        more than a tenth of the states.
+      recovered: `(ablated - spliced) / (ablated - clean)`, where the terms are cross-entropies on
+        training chains. `ablated` is with the site replaced by its mean, `spliced` is with the
+        dictionary spliced in, and `clean` is without a change.
+      kl: KL(clean model || model with the dictionary spliced in), in nats, on training chains.
+      dead: share of features that are never active.
+      dense: share of features that are active on more than a tenth of the states.
       f1: mean over bridges of the F1 of the bridge's best feature, at the position where the bridge
         is first known.
-      null: highest mean F1 over the permutations of the null control.
+      null: the null control of `f1`: the values of the bridge are permuted between states several
+        times, and `null` is the highest of the resulting means.
       average_precision: mean over bridges of the average precision of the bridge's best feature.
-      swap: share of prompts for which a swap of the features of two bridges changes the answer to
-        the answer for the new bridge.
-      low, high: 95% confidence interval of `swap`, clustered by bridge.
+      swap: share of prompts for which a swap of the features of two bridges gives the answer for
+        the new bridge.
+      low, high: ends of the 95% confidence interval of `swap`, clustered by bridge.
     """
 
     site: str

@@ -1,10 +1,10 @@
-"""Matrix products that use only the k active features of each input.
+"""Compute matrix products with only the k active features of each input.
 
-A dense decoder multiplies the rows of all d_sae features, although all but k activations are zero;
-the gradients of both factors repeat this work. The functions here gather the rows of the active
-features, and scatter gradients to these rows only: 2 k d_out FLOPs per input instead of
-2 d_sae d_out. `gather_sum` and `gather_dot` are transposes of each other, so each serves as the
-other's gradient.
+A dense decoder multiplies the rows of all d_sae features, although all but k activations are zero.
+The gradients of both factors repeat this work. The functions here gather the rows of the active
+features, and scatter gradients to these rows only. A product then takes 2 k d_out FLOPs per input
+instead of 2 d_sae d_out. `gather_sum` and `gather_dot` are transposes of each other, so each one
+computes the gradient of the other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sparse(NamedTuple):
     indices: Int[Array, "batch k"]
 
     def dense(self, d_sae: int) -> Float[Array, "batch {d_sae}"]:
-        """Return activations of all features; indices must not repeat within a row."""
+        """Return the activations of all features. The indices of an input must be distinct."""
         rows = jnp.arange(len(self.indices))[:, None]
         zeros = jnp.zeros((len(self.indices), d_sae), self.values.dtype)
         return zeros.at[rows, self.indices].set(self.values, unique_indices=True)
@@ -61,7 +61,8 @@ def gather_dot_of(
 ) -> Float[Array, "batch k"]:
     """Return `gather_dot(x, index, rows)`, taken from the precomputed products `dense`.
 
-    The gradients are those of `gather_dot`; no gradient flows to `dense`.
+    The gradients with respect to `x` and `rows` are those of `gather_dot`. No gradient flows to
+    `dense`.
     """
     return jnp.take_along_axis(dense, index, axis=1)
 

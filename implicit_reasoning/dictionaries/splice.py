@@ -1,17 +1,18 @@
-"""Splices a dictionary into its model: its output replaces the activations that it reconstructs.
+"""Splice a dictionary into its model, so that its output replaces the model's activations.
 
 A dictionary reads and writes the concatenated values of its sites (`architectures.py`). Splicing is
 therefore the same for autoencoders, transcoders and cross-layer transcoders: each written site gets
-an edit. The edit at the site `s` adds hook sites, which `forward` lists, edits and returns like the
+an edit. The edit at the site `s` adds hook sites, which can be listed, edited and returned like the
 model's sites:
 
-- `s.hook_acts`, [batch, pos, d_sae]: the activations that are decoded;
-- `s.hook_error`, of the shape of `s`, if the error is kept: the model's value of `s` minus the
-  dictionary's output for unedited activations. The error is added to the output, so the model's
-  outputs are unchanged unless activations or errors are edited.
+- `s.hook_acts`, [batch, pos, d_sae]: the feature activations that the dictionary decodes;
+- `s.hook_error`, with the shape of `s`: the model's value of `s` minus the dictionary's output for
+  unedited activations. The site exists only if the error is kept. The error is then added to the
+  dictionary's output, so the model's outputs change only if activations or errors are edited.
 
-For a cross-layer transcoder, `hook_acts` of every written site has the features of all layers; the
-features of later layers are 0 there. To change a feature everywhere, edit it at all written sites.
+For a cross-layer transcoder, `hook_acts` of every written site has the features of all layers. At a
+site, the features of later layers are 0. To change a feature everywhere, edit it at all written
+sites.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RESID = ("batch", "pos", "d_model")
 
 
 class Sites(NamedTuple):
-    """The sites that a dictionary reads and writes, which are the same for an autoencoder."""
+    """The sites that a dictionary reads and writes. They are equal for an autoencoder."""
 
     read: tuple[str, ...]
     write: tuple[str, ...]
@@ -55,11 +56,12 @@ def edits(
     """Return edits that replace written sites by a dictionary's outputs at some positions.
 
     Args:
-      dictionary: the dictionary; static.
+      dictionary: the dictionary, which is static under tracing.
       params: the dictionary's parameters.
       sites: the sites that the dictionary reads and writes.
       where: bool [pos], the positions to replace; values at other positions do not change.
-      keep_error: whether to add the reconstruction error, as the hook site `hook_error`.
+      keep_error: whether to add the reconstruction error to the output. The edit then also has the
+        hook site `hook_error`.
 
     Returns:
       One edit for each written site, by name of the site.
@@ -77,7 +79,7 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
     """Return edits that replace written sites by a constant at some positions.
 
     Args:
-      value: a number such as 0, or [d_out], such as the mean over states.
+      value: the constant: a number such as 0, or an array [d_out] such as the mean over states.
       sites: the sites; the edits replace `sites.write`.
       where: bool [pos], the positions to replace; values at other positions do not change.
     """
@@ -89,7 +91,7 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
 
 
 def _write(value: Array, hooks: HookContext, args: tuple[Params, Array], splice: _Splice) -> Array:
-    """Return this site's part of the dictionary's output, at the positions to replace."""
+    """Replace the value of a site at the chosen positions by the site's part of the output."""
     params, where = args
     x = _side_by_side(splice, value, hooks)
     acts = splice.dictionary.encode(params, x.reshape(-1, x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Distinct states to train and measure dictionaries on, computed by the model's forward pass.
+"""Compute the distinct states on which dictionaries are trained and measured.
 
 A state depends only on its prefix, so each distinct prefix counts once, even if several rows begin
 with the same prefix. Dictionaries are measured on states of prefixes that are not in their training
@@ -25,13 +25,13 @@ _AT_ONCE = 512  # rows per forward pass
 
 
 class Places(NamedTuple):
-    """Locations of states, ordered by position. A location is a row of tokens and a position.
+    """Locations of states, ordered by position. A location is a prompt and one of its positions.
 
     Attributes:
       rows: int [row], indices of dataset rows.
       tokens: int32 [row, pos], the prompts of these rows.
-      row: int [state], the state's index into `rows` and `tokens`.
-      pos: int [state], the state's position.
+      row: int [state], the index of the state's prompt in `rows` and `tokens`.
+      pos: int [state], the position of the state in the prompt.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -40,7 +40,7 @@ class Places(NamedTuple):
     pos: Int[np.ndarray, " state"]
 
     def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
-        """Select some states, and the rows of tokens that contain them."""
+        """Select some states, and the prompts that contain these states."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
@@ -56,7 +56,7 @@ def distinct_places(
 
     Args:
       dataset: the run's dataset.
-      rows: int [row], the rows to search; shorter prompts have fewer positions.
+      rows: int [row], the rows to search. Their prompts may have different lengths.
       positions: names of the positions to include; all by default.
 
     Raises:
@@ -78,9 +78,10 @@ def distinct_places(
 
 
 def first_fact_keys(dataset: Dataset, places: Places) -> Int[np.ndarray, " state"]:
-    """Return a number for the first fact of each state's prefix; at the first position, its token.
+    """Return a number that identifies the first fact of each state's prefix.
 
-    States have equal numbers if the first two tokens of their prefixes are equal.
+    Two states have equal numbers if the first two tokens of their prefixes are equal. At the first
+    position, the number is the token.
     """
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
     return begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)]
@@ -91,7 +92,7 @@ class Split(NamedTuple):
 
     Attributes:
       places: locations of the states of all rows.
-      trained: bool [state], whether the state is in a training row and not held out.
+      trained: bool [state], whether the state occurs in a training row and is not held out.
       held_out: bool [state], whether the state is held out.
     """
 
@@ -105,8 +106,8 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
 
     From the second position on, a state is assigned by the first two tokens of its prefix. All
     prefixes with the same first fact are therefore on the same side of the split. At the first
-    position, a state is assigned by its token. The split uses the states of all rows, so training
-    and measuring use the same split.
+    position, a state is assigned by its token. The split does not depend on the rows that are
+    trained on or measured, so training and measurement always use the same split.
 
     Args:
       dataset: the run's dataset.
@@ -130,19 +131,19 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
 def states(
     model: Transformer, places: Places, params: Params, sites: Sequence[str]
 ) -> Float[Array, "state width"]:
-    """Compute the activations at each place, concatenated over checkpoints and sites.
+    """Compute the activations at each location, concatenated over checkpoints and sites.
 
-    The function is traced. Rows pass through the model in batches, which bounds the memory that a
+    JAX traces this function. The model processes prompts in batches, which bounds the memory that a
     forward pass needs.
 
     Args:
-      model: the model; static.
+      model: the model, which is static under tracing.
       places: the locations of the states, on the host.
       params: parameters of one or more checkpoints, stacked.
       sites: names of the sites, all of one width.
 
     Returns:
-      [state, width]; the width is ordered by checkpoint, then by site.
+      An array [state, width]. The axis `width` is ordered by checkpoint, then by site.
     """
     size = min(_AT_ONCE, len(places.tokens))
     n_parts = -(-len(places.tokens) // size)

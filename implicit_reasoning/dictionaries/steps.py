@@ -1,12 +1,12 @@
-"""Training steps of a dictionary on a pool of states, in one compiled loop.
+"""Train a dictionary on a pool of states, in one compiled loop of training steps.
 
 A step draws a random batch from the pool, computes the loss and its gradient, and applies Adam. A
-feature that has not fired for `dead_after` steps is dead. Auxiliary losses of some activation
-functions, and resampling, act on dead features.
+feature that has not fired for more than `dead_after` steps is dead. Resampling, and the auxiliary
+losses of some activation functions, act on dead features.
 
-Sources: Adam's settings, gradient clipping and `dead_after` follow SAELens's defaults. Decoder rows
-of norm 1, with gradients projected orthogonally to the rows, and resampling follow Bricken et al.
-2023 (resampling: appendix).
+Sources: the settings of Adam, gradient clipping and `dead_after` are SAELens's defaults. Two
+methods are from Bricken et al. 2023. The first keeps decoder rows at norm 1 and removes the part of
+the gradient that is parallel to the rows. The second, in the appendix, resamples dead features.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ _RESAMPLED = 0.2  # norm of resampled encoder weights, relative to the mean norm
 
 @dataclass(frozen=True)
 class DictionaryTrainingSettings:
-    """The settings with which a dictionary is trained; static.
+    """The settings with which a dictionary is trained. They are static under tracing.
 
     Attributes:
       steps: total number of steps.
       batch_size: states per step.
       learning_rate: the learning rate after warm-up and before decay.
       warmup_steps: number of steps over which the learning rate rises from 0.
-      decay_steps: number of last steps, over which the learning rate falls to 0.
-      sparsity_warmup_steps: number of steps over which a penalty's coefficient rises from 0.
+      decay_steps: number of steps at the end of training, over which the learning rate falls to 0.
+      sparsity_warmup_steps: number of steps over which the coefficient of a sparsity penalty rises
+        from 0.
       b1, b2: Adam's decay rates of the first and second moment.
       clip_norm: maximum global norm of the gradient.
       dead_after: a feature that has not fired for more than this many steps is dead.
-      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. If
-        not, it is initialised to 0, as in SAELens; this recovers more of the true features if
-        states are sums of sparse, non-negative features.
+      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets.
+        Otherwise the bias is initialised to 0, as in SAELens. The value 0 recovers more of the true
+        features if states are sums of sparse, non-negative features.
       unit_decoder: whether decoder rows are kept at norm 1.
-      frozen_decoder: whether decoder rows keep their random initialisation, as a baseline.
+      frozen_decoder: whether decoder rows keep their random initialisation. This is for a baseline.
       resample_every: steps between resamplings of dead features; 0 means never.
     """
 
@@ -72,7 +73,10 @@ class DictionaryTrainingSettings:
 
     @property
     def adam(self) -> optax.GradientTransformation:
-        """Gradient clipping and Adam; multiply the updates by the negative learning rate."""
+        """The optimiser: gradient clipping, then Adam.
+
+        The caller must multiply the updates by minus the learning rate.
+        """
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(self.b1, self.b2)
         )
@@ -95,14 +99,15 @@ class DictionaryState(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """States to train on, in groups of equal weight, such as positions.
+    """States for training, in groups of equal weight, such as positions.
 
-    A batch draws groups uniformly, so a group's weight does not depend on its size.
+    Every group has the same probability in a batch, so the weight of a group does not depend on its
+    number of states.
 
     Attributes:
       x: [state, d_in] inputs.
-      y: [state, d_out] targets; for an autoencoder the same array as `x`.
-      first: index of each group's first state; the states of a group are consecutive.
+      y: [state, d_out] targets. For an autoencoder, this is the same array as `x`.
+      first: index of each group's first state. The states of a group have consecutive indices.
       sizes: number of states in each group.
     """
 
@@ -113,7 +118,7 @@ class Pool(NamedTuple):
 
 
 class StepMeans(NamedTuple):
-    """Means over steps of the squared error, the loss, and the numbers of active and dead features.
+    """Means over steps: squared error, loss, and numbers of active and of dead features.
 
     The loss includes the terms of the activation function.
     """
@@ -125,7 +130,7 @@ class StepMeans(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """The pool, sparsity and random key that one dictionary is trained with.
+    """The pool of states, the sparsity and the random key with which one dictionary is trained.
 
     Attributes:
       pool: the states to train on.
@@ -140,7 +145,10 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class DictionaryRecipe:
-    """A dictionary and its training settings; static. Training data are arguments of methods."""
+    """A dictionary and its training settings, which are static under tracing.
+
+    Training data are arguments of the methods.
+    """
 
     dictionary: Dictionary
     settings: DictionaryTrainingSettings
@@ -189,10 +197,10 @@ class DictionaryRecipe:
     def step(
         self, state: DictionaryState, data: TrainingData, step: Int[Array, ""]
     ) -> tuple[DictionaryState, StepMeans]:
-        """Train for one step; random draws depend only on the key and the step's number.
+        """Train for one step. Random draws depend only on the key and the number of the step.
 
         Returns:
-          The new state, and this step's metrics.
+          The new state, and the metrics of the step.
         """
         settings, activation_fn = self.settings, self.dictionary.activation_fn
         key = jax.random.fold_in(data.key, step + 1)
@@ -230,8 +238,9 @@ class DictionaryRecipe:
 
         For each dead feature, a state is drawn with a probability proportional to the squared loss
         (Bricken et al. 2023). The feature's encoder is set to the direction of the state's input,
-        and its decoder to the direction of the state's target, both relative to the biases. The
-        feature's moments in Adam, and its count of steps since it last fired, are reset to 0.
+        and its decoder to the direction of the state's target. Both directions are relative to the
+        biases. Adam's moments for the feature, and the number of steps since the feature last
+        fired, are reset to 0.
         """
         architecture, activation_fn, params = (
             self.dictionary.architecture,
@@ -272,7 +281,10 @@ class DictionaryRecipe:
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
-    """Draw a batch with replacement: for each state, a random group, then a state of the group."""
+    """Draw a batch of states with replacement.
+
+    For each state of the batch, a group is drawn at random, and then a state of this group.
+    """
     keys = jax.random.split(key)
     group = jax.random.randint(keys[0], (size,), 0, len(pool.first))
     within = jax.random.uniform(keys[1], (size,)) * pool.sizes[group]

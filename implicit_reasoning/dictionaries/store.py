@@ -6,9 +6,10 @@ The folder `dictionaries/<name>/` of a run contains:
 - `members.json`: the checkpoint, sites, sparsity and seed of each dictionary;
 - `finished.npz`: the parameters of all dictionaries, stacked;
 - `measured/<instrument>.nc`: the results of each instrument;
-- `metrics.jsonl` and `provenance.json`: from training;
+- `metrics.jsonl`: metrics of training;
+- `provenance.json`: versions, settings and hardware of each start of training;
 - `page.json`: the dashboards;
-- `resume/`: the state of training, while the set is trained.
+- `resume/`: saved states, from which an interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
 
 ALL_STEPS = -1
-"""The step of a crosscoder, which is trained on all checkpoints."""
+"""The value of `step` for a crosscoder, which is trained on several checkpoints at once."""
 
 
 TRAINED, UNTRAINED = "trained", "untrained model"
-"""Names in the coordinate `what`: a trained dictionary, and the baseline trained on step 0."""
+"""Values of the coordinate `what`: for a trained dictionary, and for the baseline of step 0."""
 
 
 class Source(NamedTuple):
@@ -64,11 +65,12 @@ class Member(NamedTuple):
     """The identity of one dictionary in a set.
 
     Attributes:
-      steps: the checkpoint's step; for a crosscoder, the steps of all its checkpoints.
+      steps: the training step of the checkpoint whose states are used. A crosscoder has several
+        steps.
       read: names of the sites that the dictionary reads.
       write: names of the sites that the dictionary writes.
       sparsity: the sparsity; its meaning depends on the activation function.
-      seed: seed of the initialisation and the batches.
+      seed: seed of the initialisation and of the batches.
     """
 
     steps: tuple[int, ...]
@@ -79,12 +81,12 @@ class Member(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint, or `ALL_STEPS` if the dictionary has several checkpoints."""
+        """The step of the checkpoint; `ALL_STEPS` if the dictionary has several checkpoints."""
         return self.steps[0] if len(self.steps) == 1 else ALL_STEPS
 
     @property
     def sites(self) -> Sites:
-        """The read and written sites, in the form that splicing expects."""
+        """The sites that the dictionary reads and writes, as an argument for `splice.edits`."""
         return Sites(self.read, self.write)
 
     @property
@@ -94,7 +96,7 @@ class Member(NamedTuple):
 
     @property
     def site(self) -> str:
-        """A label of the written site or sites, for tables."""
+        """A label for tables: the name of the site or sites that the dictionary writes."""
         return self.write[0] if len(self.write) == 1 else f"{len(self.write)} sites"
 
 
@@ -111,51 +113,51 @@ class Files:
 
     @property
     def config(self) -> Path:
-        """The configuration that the set was trained with."""
+        """Path of the configuration with which the set was trained."""
         return self.folder / "config.json"
 
     @property
     def members(self) -> Path:
-        """The identity of each dictionary (`Member`)."""
+        """Path of the file with the checkpoint, sites, sparsity and seed of each dictionary."""
         return self.folder / "members.json"
 
     @property
     def finished(self) -> Path:
-        """The parameters; written last, so the set is complete if this file exists."""
+        """Path of the file with all parameters, which exists only if the set is finished."""
         return self.folder / "finished.npz"
 
     def result(self, instrument: str) -> Path:
-        """Return the path of an instrument's results."""
+        """Return the path of the results of an instrument."""
         return self.folder / "measured" / f"{instrument}.nc"
 
     @property
     def results(self) -> list[Path]:
-        """The paths of all results, one for each instrument."""
+        """The paths of all saved results. There is one file for each instrument."""
         return sorted((self.folder / "measured").glob("*.nc"))
 
     @property
     def page(self) -> Path:
-        """The page of feature dashboards that the report shows."""
+        """Path of the page of feature dashboards, which the report shows."""
         return self.folder / "page.json"
 
     @property
     def measured_before(self) -> Path:
-        """The table of results of earlier versions; this file is read but not written."""
+        """Path of the table of results that earlier versions wrote. The file is only read."""
         return self.folder / "measured.nc"
 
     @property
     def metrics(self) -> Path:
-        """Training metrics, one row every `log_every` steps."""
+        """Path of the training metrics, with one row every `log_every` steps."""
         return self.folder / "metrics.jsonl"
 
     @property
     def provenance(self) -> Path:
-        """Versions, settings and hardware of each start of training."""
+        """Path of the file with the versions, settings and hardware of each start of training."""
         return self.folder / "provenance.json"
 
     @property
     def resume(self) -> Path:
-        """The folder with the last two saved states of training."""
+        """Path of the folder with the last two saved states of training."""
         return self.folder / "resume"
 
 
@@ -168,8 +170,8 @@ class Dictionaries:
       params: the parameters of all dictionaries, stacked along the first axis.
       members: the identity of each dictionary.
       config: the configuration that the set was trained with.
-      files: where the set is saved; None if it is not saved. Two objects that differ only in this
-        attribute are equal.
+      files: the paths where the set is saved; None if the set is not saved. Comparison of two sets
+        ignores this attribute.
     """
 
     dictionary: InferenceDictionary
@@ -209,11 +211,11 @@ class Dictionaries:
         return len(self.members)
 
     def params_of(self, number: int | Int[np.ndarray, " some"]) -> Params:
-        """Return the parameters of one dictionary, or stacked parameters of several."""
+        """Return the parameters of one dictionary, or of several dictionaries (stacked)."""
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 
     def numbers(self, **wanted: Any) -> list[int]:
-        """Return indices of the members with these attributes, such as `step=6000, site="..."`."""
+        """Return the indices of the members with given attributes, such as `step=6000, seed=0`."""
         return [
             number
             for number, member in enumerate(self.members)
@@ -221,7 +223,7 @@ class Dictionaries:
         ]
 
     def fingerprint(self, step: int) -> str:
-        """Return a digest of the members and parameters of a step's dictionaries."""
+        """Return a digest of the identities and parameters of all dictionaries of one step."""
         numbers = self.numbers(step=step)
         about = json.dumps([self.members[number]._asdict() for number in numbers]).encode()
         own = jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], self.params)
@@ -245,7 +247,7 @@ class Dictionaries:
 
 
 def save(files: Files, dictionaries: Dictionaries) -> None:
-    """Save trained dictionaries; `finished.npz` is written last."""
+    """Save trained dictionaries. The file `finished.npz` is written last."""
     about = {
         FORMAT_VERSION: FORMAT,
         # Keys in files keep their old names.
@@ -265,8 +267,8 @@ def load(run: Run, name: str) -> Dictionaries:
     """Load a set of dictionaries.
 
     Raises:
-      InputError: there is no set of that name, its training is not finished, or its format is
-        newer than this version supports.
+      InputError: there is no set with this name, the set is not finished, or a newer version of
+        this package wrote the set.
     """
     files = Files.of(run, name)
     if not files.finished.exists():

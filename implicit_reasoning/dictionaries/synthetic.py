@@ -1,10 +1,10 @@
-"""Synthetic sparse data whose true directions are known, to test whether dictionaries find them.
+"""Draw synthetic sparse data with known directions, to test whether dictionaries find them.
 
-There are more directions than dimensions. Directions are rarely active, with frequencies that fall
-as a power of their rank. They form pairs whose activity is correlated.
+There are more directions than dimensions. A direction is rarely active. The frequency of the i-th
+pair of directions falls as a power of i, and the two directions of a pair are correlated.
 
-Source: the toy models of Elhage et al. 2022 and Sharkey et al. 2022; correlated pairs as in the
-section on correlated features of Elhage et al. 2022.
+Source: the toy models of Elhage et al. 2022 and Sharkey et al. 2022. The correlated pairs are from
+the section on correlated features of Elhage et al. 2022.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Synthetic:
       mean_active: mean number of active directions per state.
       exponent: the i-th pair of directions is active with a frequency proportional to
         `i ** -exponent`.
-      together: probability that the activity of a pair's directions is drawn jointly.
-      spread: standard deviation of the size of an active direction; the mean size is 1.
+      together: probability that one draw decides for both directions of a pair whether they are
+        active.
+      spread: standard deviation of the size of an active direction. The mean size is 1.
     """
 
     n_directions: int = 512
@@ -54,7 +55,7 @@ class Synthetic:
 
     @property
     def frequencies(self) -> Float[Array, " direction"]:
-        """Frequency of activity of each direction; it is equal within a pair."""
+        """How often each direction is active. Both directions of a pair have the same frequency."""
         rank = jnp.repeat(jnp.arange(1, self.n_directions // 2 + 1), 2)
         falling = rank.astype(jnp.float32) ** -self.exponent
         return self.mean_active * falling / falling.sum()
@@ -65,7 +66,7 @@ class Synthetic:
         return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
-        """Draw the sizes of directions in each state; most are 0.
+        """Draw the size of each direction in each state. Most sizes are 0.
 
         With probability `together`, one draw decides whether both directions of a pair are active.
         Otherwise each direction of the pair has an independent draw.
@@ -83,13 +84,13 @@ class Synthetic:
     def states(
         self, key: Key[Array, ""], directions: Float[Array, "direction width"], n_states: int
     ) -> Float[Array, "state width"]:
-        """Draw states, each a sum of its active directions weighted by their sizes."""
+        """Draw states. A state is the sum of its active directions, weighted by their sizes."""
         return self.activity(key, n_states) @ directions
 
 
 def recovered(
     directions: Float[Array, "direction width"], rows: Float[Array, "feature width"]
 ) -> Float[Array, " direction"]:
-    """Return the highest cosine of each true direction with the decoder row of any feature."""
+    """For each true direction, return the highest cosine with a decoder row of any feature."""
     unit = rows / (jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
     return (directions @ unit.T).max(1)

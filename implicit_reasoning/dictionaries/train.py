@@ -1,4 +1,4 @@
-"""Trains a set of dictionaries of a run and saves the set in the run. Training can be resumed."""
+"""Train a set of dictionaries for a run, and save it in the run. Training can be resumed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _ROUTINE = ("progress", "log_every", "resume_every")  # fields that may change o
 
 
 def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
-    """Train the dictionaries of a configuration, resume their training, or load finished ones.
+    """Train a set of dictionaries. A started training is resumed, and a finished set is loaded.
 
     Args:
       run: a run with checkpoints.
-      config: a configuration as in `defaults.py`.
+      config: a configuration with the fields of `defaults.get_config()`.
 
     Returns:
       The dictionaries. They are saved in `dictionaries/<config.name>/` of the run.
@@ -107,8 +107,9 @@ class StageData:
     Attributes:
       pools: one pool of states for each combination of checkpoint and sites. The states are divided
         by the scales of the pool.
-      pool: the index of each member's pool.
-      scale_in, scale_out: scales of each pool's inputs and targets.
+      pool: for each member, the index of its pool in `pools`.
+      scale_in: the number by which the inputs of each pool are divided.
+      scale_out: the number by which the targets of each pool are divided.
     """
 
     pools: Pool
@@ -118,7 +119,7 @@ class StageData:
 
 
 def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> StageData:
-    """Compute, on the device, the states that some members are trained on."""
+    """Compute the states on which some members are trained, on the device."""
     places, trained, _ = split_states(run.dataset, resolved.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
@@ -147,7 +148,7 @@ def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
 def make_population(
     run: Run, resolved: ResolvedSet, members: tuple[Member, ...]
 ) -> tuple[Population, StageData]:
-    """Return a population that trains some members at once, and its training data."""
+    """Return a population that trains some members at the same time, and its training data."""
     material = make_material(run, resolved, members)
     made = make_members(
         material.pool, [member.sparsity for member in members], [member.seed for member in members]
@@ -157,16 +158,16 @@ def make_population(
 
 
 def train_members(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> Params:
-    """Train some members from start to end without saving; return their stacked parameters."""
+    """Train some members from start to end without saving, and return stacked parameters."""
     population, material = make_population(run, resolved, members)
     state, _ = population.advance(population.begin(), 0, resolved.recipe.settings.steps)
     return _finish(population, state, material)
 
 
 class Stage(NamedTuple):
-    """The state of training a set of dictionaries.
+    """The state of training of a set of dictionaries.
 
-    Stages are trained one after another. A stage trains its members at once.
+    Stages are trained one after the other. The members of a stage are trained at the same time.
 
     Attributes:
       number: number of the current stage, or the number of stages when all are finished.
@@ -174,7 +175,7 @@ class Stage(NamedTuple):
       material: the stage's training data.
       state: the training state of the stage's members.
       finished: parameters of the members of earlier stages, stacked; None in the first stage.
-      window: means over the last chunk; None before the first chunk.
+      window: mean metrics over the last chunk of steps; None before the first chunk.
     """
 
     number: int
@@ -186,10 +187,10 @@ class Stage(NamedTuple):
 
 
 class DictionaryTraining:
-    """Training of a set of dictionaries; implements the protocol `Training`."""
+    """Training of a set of dictionaries, as `training.loop` runs it."""
 
     def __init__(self, run: Run, resolved: ResolvedSet, files: Files):
-        """Store the arguments; no file is read or written."""
+        """Store the arguments. No file is read or written."""
         self._run, self._resolved, self._files = run, resolved, files
         self._stage_steps = resolved.recipe.settings.steps
         self._metrics: MetricsFile | None = None
@@ -222,7 +223,7 @@ class DictionaryTraining:
         return make_population(self._run, self._resolved, self._resolved.stages[number])
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
-        """Return the stage of a step from its saved state."""
+        """Return the stage at a step, made from the saved state that `read` returns."""
         number = step // self._stage_steps
         population, material = self._population(number)
         earlier = sum(len(stage) for stage in self._resolved.stages[:number])
@@ -238,11 +239,11 @@ class DictionaryTraining:
         return Stage(number, population, material, state, tree.get("finished"), None)
 
     def saved(self, stage: Stage) -> dict[str, Any]:
-        """Return the tree to save: the state, and the parameters of members of earlier stages."""
+        """Return the pytree to save: the state, and the parameters from earlier stages."""
         return _saved(stage.state, stage.finished)
 
     def open(self, step: int) -> None:
-        """Open the metrics file and remove its rows after `step`."""
+        """Open the metrics file, and remove the rows of steps after `step`."""
         self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
 
     def close(self) -> None:
@@ -253,14 +254,15 @@ class DictionaryTraining:
     def chunk_end(self, step: int, count: int) -> int:
         """Return the step of the next metrics row, or the end of the stage if that comes first.
 
-        `count` is ignored: a metrics row has the means over a whole chunk, so chunks are not cut.
+        `count` is ignored. A metrics row has the means over a whole chunk, so a chunk must not be
+        divided.
         """
         every = self._resolved.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
 
     def advance(self, stage: Stage, step: int, count: int) -> Stage:
-        """Train the stage for `count` steps; after its last step, start the next stage."""
+        """Train the stage for `count` steps. Start the next stage after the last step."""
         within = step - stage.number * self._stage_steps
         state, window = stage.population.advance(stage.state, within, count)
         stage = stage._replace(state=state, window=window)
@@ -280,7 +282,7 @@ class DictionaryTraining:
             return self._begin(number, before=stage)
 
     def arrive(self, before: int, step: int, stage: Stage) -> StepMeans | None:
-        """Return the means over the chunk that ends at `step`; None if the chunk is empty."""
+        """Return mean metrics over the chunk that ends at `step`; None if the chunk is empty."""
         return stage.window if step > before else None
 
     def write(self, chunk: Chunk) -> Mapping[str, str]:
@@ -293,7 +295,7 @@ class DictionaryTraining:
         return {name: f"{np.mean(row[name]):.3g}" for name in ("mse", "l0", "dead")}
 
     def keeps_at(self, step: int) -> bool:
-        """Return False; dictionaries are saved only when all are finished."""
+        """Return False, because dictionaries are saved only when all of them are finished."""
         return False
 
     def resumes_at(self, step: int) -> bool:
@@ -308,7 +310,7 @@ class DictionaryTraining:
         return step % self._resolved.resume_every < self.chunk_end(step, 0) - step
 
     def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
-        """Do nothing; no checkpoints are kept."""
+        """Do nothing, because no checkpoints of dictionaries are kept."""
 
 
 def _saved(state: DictionaryState, finished: Params | None) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Import and export of dictionaries in the formats of other tools.
+"""Import and export dictionaries in the formats of SAELens, circuit-tracer and Gemma Scope.
 
-saelens.py          SAELens directories; saelens_fields.py reads the configs of SAELens 3 to 6
-circuit_tracer.py   circuit-tracer's sets of transcoders, and its cross-layer transcoders
-gemma_scope.py      Gemma Scope's `params.npz`, import only
-checks.py           checks of the names and shapes of arrays
+saelens.py          imports and exports SAELens directories
+saelens_fields.py   reads the configs of SAELens 3 to 6
+circuit_tracer.py   imports and exports circuit-tracer's transcoders
+gemma_scope.py      imports Gemma Scope's `params.npz`
+checks.py           checks the names and shapes of arrays
 """
 
 from implicit_reasoning.dictionaries.exchange.circuit_tracer import (

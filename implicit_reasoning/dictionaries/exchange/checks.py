@@ -1,4 +1,4 @@
-"""Checks of the names and shapes of a dictionary's arrays. All formats use these checks."""
+"""Check the names and shapes of a dictionary's arrays. All formats use these checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import and export of circuit-tracer's folders: sets of transcoders, cross-layer transcoders.
+"""Import and export circuit-tracer's folders, with transcoder sets or cross-layer transcoders.
 
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
@@ -6,13 +6,13 @@
 A set of transcoders has one transcoder per layer. Two packages read this format. The original is
 circuit-tracer of decoderesearch (formerly of safety-research), which is installed from its
 repository. The PyPI package `circuit-tracer` (0.5.0) is a fork by different authors. Both packages
-have the same arrays. The fork infers the activation function from the arrays: JumpReLU if there are
-thresholds, else ReLU. The original also reads `activation` and `k` from `config.yaml`. Files
-written here have ReLU or JumpReLU and neither field, so both packages read these files in the same
-way.
+use the same arrays. The fork infers the activation function from the arrays: JumpReLU if there are
+thresholds, else ReLU. The original also reads `activation` and `k` from `config.yaml`. Folders that
+this module writes have ReLU or JumpReLU, and their configs have neither field. Both packages
+therefore read these folders in the same way.
 
-Two cases are rejected on import. The original's `activation: topk` keeps the k largest
-pre-activations even if they are negative; no dictionary of this package does this. With a negative
+Two cases are rejected on import. With `activation: topk`, the original keeps the k largest
+pre-activations even if they are negative, which no dictionary of this package does. With a negative
 threshold, circuit-tracer's JumpReLU gives negative activations between the threshold and 0.
 
 Encoders are transposed relative to SAELens and to this package. The decoder of a cross-layer
@@ -106,11 +106,11 @@ def load_transcoder_set(
 
     Args:
       folder: folder with `config.yaml` and `layer_<number>.safetensors`.
-      n_layers: required number of layers; any number by default.
+      n_layers: the number of layers that the folder must have; any number by default.
 
     Raises:
-      InputError: the folder has no set; a layer is missing; an array is missing, unknown or of
-        another shape; layers differ in width; a threshold is negative; or the config has a field or
+      InputError: the folder has no set; a layer is missing; an array is missing, unknown or has a
+        wrong shape; layers differ in width; a threshold is negative; or the config has a field or
         value that is not supported.
     """
     folder = local_path(folder)
@@ -185,13 +185,15 @@ def load_cross_layer(
     Args:
       folder: folder with `config.yaml`, `W_enc_<layer>.safetensors` and
         `W_dec_<layer>.safetensors`.
-      n_layers: required number of layers; any number by default.
+      n_layers: the number of layers that the folder must have; any number by default.
 
     Returns:
       The dictionary and its parameters.
 
     Raises:
-      InputError: for the reasons given at `load_transcoder_set`.
+      InputError: the folder has no cross-layer transcoder; a layer is missing; an array is missing,
+        unknown or has a wrong shape; a threshold is negative; or the config has a field or value
+        that is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _CROSS_LAYER)

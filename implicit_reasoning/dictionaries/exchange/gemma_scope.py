@@ -1,7 +1,8 @@
 """Import Gemma Scope's `params.npz`: JumpReLU autoencoders and transcoders.
 
-Gemma Scope's encoders do not subtract `b_dec` from the input, and encoders of autoencoders in this
-package do. For an autoencoder, `b_enc` is therefore shifted, so that activations do not change.
+Autoencoders of this package subtract `b_dec` from the input of the encoder. Gemma Scope's
+autoencoders do not. On import, `b_enc` of an autoencoder is therefore shifted, so that activations
+do not change.
 
 Source: Lieberum et al. 2024, "Gemma Scope".
 """
@@ -27,11 +28,11 @@ _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 def load_gemma_scope(
     path: str | os.PathLike[str], *, transcoder: bool = False
 ) -> tuple[InferenceDictionary, Params]:
-    """Load a `params.npz`.
+    """Load a dictionary from a Gemma Scope file `params.npz`.
 
     Args:
       path: path of the file.
-      transcoder: whether the file has a transcoder. The file itself does not say this.
+      transcoder: whether the file has a transcoder. The file does not say this, so the caller must.
 
     Returns:
       The dictionary and its parameters.

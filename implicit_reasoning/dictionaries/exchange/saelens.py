@@ -1,4 +1,4 @@
-"""Import and export of SAELens directories.
+"""Import and export SAELens directories.
 
     from sae_lens import SAE
     sae = SAE.load_from_disk("folder")
@@ -41,7 +41,7 @@ from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.paths import local_path
 
 VERSION = "6.54.12"
-"""The SAELens version that exported files state. SAELens 6.0 and later read this format."""
+"""The version that is written to exported configs. SAELens 6.0 and later read this format."""
 
 
 def save_saelens(
@@ -107,14 +107,15 @@ def load_saelens(
 ) -> tuple[InferenceDictionary, Params, dict[str, Any]]:
     """Load a directory of SAELens version 3 to 6.
 
-    Encoders of autoencoders in this package subtract `b_dec` from the input. If the encoder in the
-    file does not, its bias is shifted, so that activations do not change. The decoder norms of
-    `rescale_acts_by_decoder_norm` and the factors of `finetuning_scaling_factor` are folded into
-    the weights.
+    Autoencoders of this package subtract `b_dec` from the input of the encoder. If the autoencoder
+    in the file does not, its encoder bias is shifted, so that activations do not change. If
+    `rescale_acts_by_decoder_norm` is set, the decoder norms are folded into the weights. If
+    `finetuning_scaling_factor` is set, its factors are folded into the weights.
 
     Returns:
-      `(finished, params, metadata)`. The metadata are those of the config. Configs of versions 3 to
-      5 have no metadata; for these, the metadata are the fields on the dictionary's origin.
+      `(finished, params, metadata)`: the dictionary, its parameters, and the metadata in the
+      config. A config of versions 3 to 5 has no metadata; its fields about the origin of the
+      dictionary are returned instead.
 
     Raises:
       InputError: a file is missing or damaged; an array is missing, unknown or has the wrong shape;

@@ -27,7 +27,7 @@ TRANSCODERS = {
     ("standard", True): "skip_transcoder",
     ("jumprelu", True): "jumprelu_skip_transcoder",
 }
-"""SAELens's names of transcoders, by (activation function, whether there is a skip connection)."""
+"""SAELens's names of transcoders. A key is (activation function, whether there is a skip)."""
 
 _OLD_NAMES = {
     "hook_point": "hook_name",
@@ -84,7 +84,8 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
       `(config, metadata)`. The config has `architecture`, `d_in`, `d_sae`, `d_out`, `k` (0 unless
       the architecture is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
       `rescale_acts_by_decoder_norm`, with SAELens's defaults for absent fields. The metadata are
-      those of the config or, for versions 3 to 5, the fields that describe the dictionary's origin.
+      those in the config. A config of versions 3 to 5 has none; its fields about the origin of the
+      dictionary are returned instead.
 
     Raises:
       InputError: a field is missing or unknown, or has a type or value that is not supported.

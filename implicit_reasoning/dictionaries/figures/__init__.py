@@ -1,10 +1,10 @@
-"""Figures of a run's dictionaries, for the report.
+"""Draw the figures of a run's dictionaries, for the report.
 
-pareto.py     reconstruction quality against the number of active features
-baselines.py  dictionaries compared with baselines
-matches.py    what features stand for; splitting, absorption and activity by role
-use.py        whether answers follow changes of features
-training.py   features over training
+pareto.py     draws reconstruction quality against the number of active features
+baselines.py  compares dictionaries with baselines
+matches.py    draws what features stand for, how they split, and by which roles they are active
+use.py        draws whether answers change as predicted when features are changed
+training.py   draws births, persistence and superposition of features over training
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figure that compares dictionaries with baselines, as a table of numbers."""
+"""Draw the figure that compares dictionaries with baselines, as a table of numbers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _QUANTITIES = {
 
 
 def baselines(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw the numbers of dictionaries of the last checkpoint and of baselines, at middle sparsity.
+    """Draw a table that compares dictionaries with baselines, at the middle sparsity.
 
-    The result is None if there are no baselines.
+    The dictionaries are those of the last checkpoint. The result is None if there are no baselines.
     """
     table = comparison(result)
     if table.sizes["what"] < 2:
@@ -54,7 +54,10 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Make the table [site, what, quantity] of means over seeds, at the middle sparsity."""
+    """Make the table [site, what, quantity] of means over seeds, at the middle sparsity.
+
+    The axis `what` has the trained dictionaries and the baselines.
+    """
     rows = [row for row in make_rows(result) if row.sparsity == middle_sparsity(result)]
     sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])
     values = [[_mean(rows, site, what) for what in reversed(kinds)] for site in sites]

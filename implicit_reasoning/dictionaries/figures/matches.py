@@ -1,4 +1,4 @@
-"""Figures of what features stand for, and of how the features of bridges develop in training."""
+"""Draw what features stand for, and how the features of bridges develop in training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILI
 
 
 def matches(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw heat maps of the mean F1 of the best features by concept and step.
+    """Draw heat maps of the mean F1 of the best features, with one cell for each concept and step.
 
-    The null is in brackets. The result is None if there are no concepts.
+    The value of the null control is in brackets. The result is None if there are no concepts.
     """
     if "concept" not in result.dims:
         return None
@@ -53,7 +53,7 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def bridges(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot splitting, absorption and activity by role of bridges' features over training.
+    """Plot how the features of bridges split, are absorbed, and are active by fact role.
 
     The result is None if bridges were not measured.
     """

@@ -1,4 +1,4 @@
-"""Figures of reconstruction quality against the number of active features."""
+"""Draw reconstruction quality against the number of active features."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
 
 
 def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
-    """Plot the sets of a run together, at the last checkpoint.
+    """Plot quality against active features for all sets of a run, at the last checkpoint.
 
     The result is None if no two sets write the same site.
     """

@@ -1,4 +1,4 @@
-"""Figures of features over training: births, persistence and superposition."""
+"""Draw births, persistence and superposition of features over training."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Plot the overlap and number of directions, and the dimension of states, over training."""
+    """Plot over training the number of directions, their overlap, and the dimension of states."""
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}

@@ -1,4 +1,4 @@
-"""Figure that shows whether answers follow changes of bridges' features, and side effects."""
+"""Draw whether answers change as predicted when bridges' features are changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = {
 
 
 def uses(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot outcomes over training, by change and by the rule that chooses features.
+    """Plot outcomes over training, for each kind of change and each rule that chooses features.
 
     The result is None if `use` was not measured, or was measured only after the last block.
     """
