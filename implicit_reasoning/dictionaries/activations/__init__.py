@@ -1,12 +1,12 @@
 """Activation functions of dictionaries, with their training losses.
 
-relu.py         ReLU with an L1 penalty
-gated.py        a gate and a magnitude
-topk.py         TopK (the k largest per input) and BatchTopK (per batch)
-jumprelu.py     a learned threshold for each feature
-matryoshka.py   nested dictionaries
+relu.py         defines ReLU, with an L1 penalty
+gated.py        defines Gated, in which a gate selects features and a second path scales them
+topk.py         defines TopK (the k largest per input) and BatchTopK (the largest of a batch)
+jumprelu.py     defines JumpReLU, which learns a threshold for each feature
+matryoshka.py   defines Matryoshka, which trains nested dictionaries
 
-base.py         the base class `ActivationFn`
+base.py         defines the base class `ActivationFn`
 """
 
 from implicit_reasoning.dictionaries.activations.base import ActivationFn, Encoded, ForwardPass

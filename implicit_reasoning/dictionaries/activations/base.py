@@ -1,9 +1,9 @@
-"""Base class of activation functions, which make activations sparse and define the sparsity loss.
+"""Define the base class of activation functions, which make activations sparse.
 
-The loss is the squared error, summed over output dimensions and averaged over the batch, plus terms
-of the activation function. One number, the sparsity, sets how sparse activations are: it is either
-the coefficient of a penalty or a number of active features. The sparsity is traced, so dictionaries
-of several sparsities share one program.
+The loss of a dictionary is the squared error, summed over output dimensions and averaged over the
+batch, plus terms that the activation function defines. One number, the sparsity, sets how sparse
+the activations are. It is either the coefficient of a penalty or a number of active features. The
+sparsity is traced, so dictionaries with different sparsities share one program.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
     """The encoder's outputs for a batch.
 
     Attributes:
-      acts: activations, dense or as `Sparse`.
+      acts: activations of the features, as a dense array or as `Sparse`.
       pre: [batch, d_sae] pre-activations of all features.
     """
 
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
     @property
     def dense(self) -> Features:
-        """Activations of all features as a dense array."""
+        """The activations of all features as a dense array."""
         return self.acts.dense(self.pre.shape[1]) if isinstance(self.acts, Sparse) else self.acts
 
 
@@ -50,7 +50,8 @@ class ForwardPass(NamedTuple):
       y: [batch, d_out] targets.
       out: [batch, d_out] the dictionary's outputs.
       encoded: activations and pre-activations.
-      sparsity: the sparsity.
+      sparsity: the coefficient of the penalty or the number of active features; see
+        `ActivationFn.sparsity_kind`.
       dead: bool [d_sae], whether each feature is dead.
     """
 
@@ -78,7 +79,7 @@ class ActivationFn(abc.ABC):
     saelens_architecture: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Accept the old names of attributes in users' subclasses."""
+        """Accept subclasses of users that have the old names of attributes."""
         super().__init_subclass__()
         for old, new in _RENAMED.items():
             if old in vars(cls):
@@ -108,14 +109,14 @@ class ActivationFn(abc.ABC):
         return threshold
 
     def project(self, params: Params) -> Params:
-        """Project parameters onto their valid range; called after each step."""
+        """Project parameters onto their valid range. Training calls this after each step."""
         return params
 
     def finish(self, architecture: Architecture, params: Params, threshold: Scalar) -> Params:
-        """Convert trained parameters for inference, with decoder rows of norm 1.
+        """Convert trained parameters for inference, and scale decoder rows to norm 1.
 
-        Norms are those of `architecture.norms`. Activations are multiplied by the norms, so the
-        dictionary's outputs do not change.
+        The norm of a row is that of `architecture.norms`. Activations are multiplied by the norms,
+        so the dictionary's outputs do not change.
         """
         norms = architecture.norms(params)
         scaled = params | {
@@ -125,5 +126,5 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Return the activation function's parameters for activations multiplied by `norms`."""
+        """Return the activation function's parameters after activations are scaled by `norms`."""
         return {"b_enc": params["b_enc"] * norms}

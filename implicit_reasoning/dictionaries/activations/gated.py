@@ -1,4 +1,4 @@
-"""Gated: one path, the gate, selects the active features; a second path computes magnitudes.
+"""Gated: a first path, the gate, selects the active features. A second path computes magnitudes.
 
 The L1 penalty applies to the gate only, so it does not shrink magnitudes. The gate is trained
 through an auxiliary reconstruction from gate activations. No gradient of the penalty or of the
@@ -6,7 +6,7 @@ auxiliary reconstruction reaches the decoder. Otherwise decoder rows would shrin
 because larger magnitudes compensate for smaller rows while the penalty decreases.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
-section 3.2. In the paper, too, the auxiliary reconstruction does not train the decoder; in SAELens,
+section 3.2. As in the paper, the auxiliary reconstruction does not train the decoder. In SAELens,
 it does.
 """
 
@@ -31,7 +31,7 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class Gated(ActivationFn):
-    """Gated activation; `sparsity` is the coefficient of the L1 penalty on the gate."""
+    """Gated activation. The sparsity is the coefficient of the L1 penalty on the gate."""
 
     name: ClassVar[str] = "gated"
     sparsity_kind: ClassVar[str] = "l1"
@@ -44,7 +44,10 @@ class Gated(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Compute magnitudes where the gate is open, else 0; `pre` is the gate's pre-activation."""
+        """Compute magnitudes where the gate is open, and 0 elsewhere.
+
+        In the result, `pre` is the pre-activation of the gate.
+        """
         projected = architecture.project(params, x)
         gate = projected + params["b_gate"][None]
         magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]

@@ -36,14 +36,14 @@ _TANH_SCALE = 4.0
 
 @dataclass(frozen=True)
 class JumpReLU(ActivationFn):
-    """JumpReLU activation; `sparsity` is the coefficient of the penalty.
+    """JumpReLU activation. The sparsity is the coefficient of the penalty.
 
     Attributes:
       mode: "step" or "tanh". With "tanh", estimated gradients reach the encoder as well.
       threshold: initial threshold.
       bandwidth: width of the estimator's kernel, in units of pre-activations.
-      revive: coefficient of a penalty on how far pre-activations of dead features are below their
-        thresholds.
+      revive: coefficient of a penalty for dead features. The penalty grows with the distance of a
+        pre-activation below the feature's threshold.
     """
 
     mode: str = "step"
@@ -92,8 +92,8 @@ class JumpReLU(ActivationFn):
     def project(self, params: Params) -> Params:
         """Set negative thresholds to 0.
 
-        Thresholds are clipped after a step, not in the forward pass, where a clipped threshold
-        would get no gradient and stay at 0.
+        Thresholds are clipped after a step and not in the forward pass. If they were clipped in the
+        forward pass, a clipped threshold would get no gradient and stay at 0.
         """
         return params | {"threshold": jax.nn.relu(params["threshold"])}
 
@@ -112,8 +112,8 @@ def jump(
     Args:
       pre: [batch, d_sae] pre-activations.
       threshold: [d_sae] thresholds.
-      bandwidth: width of the kernel that estimates the threshold's gradient; static.
-      to_pre: whether the estimated gradient reaches `pre` as well; static.
+      bandwidth: width of the kernel that estimates the threshold's gradient; static under tracing.
+      to_pre: whether the estimated gradient reaches `pre` too; static under tracing.
     """
     return jnp.where(pre > threshold[None], pre, 0.0)
 
@@ -122,7 +122,7 @@ def jump(
 def step(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """Compute 1 where `pre` is above the threshold, else 0; arguments are those of `jump`."""
+    """Compute 1 where `pre` is above the threshold, else 0. The arguments are those of `jump`."""
     return (pre > threshold[None]).astype(pre.dtype)
 
 

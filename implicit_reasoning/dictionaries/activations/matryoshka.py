@@ -1,8 +1,8 @@
-"""Matryoshka: nested dictionaries. The first features must reconstruct without later features.
+"""Matryoshka: nested dictionaries, in which the first features also reconstruct states alone.
 
-This is BatchTopK with a further loss term for each nested width m: the squared error of the output
-of the first m features. These terms reduce the incentive for specific features to absorb general
-features.
+This is BatchTopK with a further loss term for each nested width m. The term is the squared error of
+the output that the first m features give without the others. These terms reduce the incentive for
+specific features to absorb general features.
 
 Source: Bussmann et al. 2025, "Learning multi-level features with matryoshka sparse autoencoders".
 """
@@ -22,7 +22,7 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class Matryoshka(BatchTopK):
-    """Matryoshka BatchTopK activation; `sparsity` is the mean of k.
+    """Matryoshka BatchTopK activation. The sparsity is the mean number of active features.
 
     Attributes:
       widths: widths of the nested dictionaries in ascending order, without the full width.

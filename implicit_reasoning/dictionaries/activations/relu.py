@@ -23,7 +23,7 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class ReLU(ActivationFn):
-    """ReLU activation; `sparsity` is the coefficient of the L1 penalty."""
+    """ReLU activation. The sparsity is the coefficient of the L1 penalty."""
 
     name: ClassVar[str] = "relu"
     sparsity_kind: ClassVar[str] = "l1"

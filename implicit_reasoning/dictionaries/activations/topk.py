@@ -1,16 +1,17 @@
 """TopK: for each input, only the k features with the largest outputs are active.
 
-The size of a feature's output is the product of pre-activation and decoder norm. BatchTopK selects
-the k * batch largest products of a whole batch, so the number of active features varies between
-inputs. A running mean of the smallest selected product becomes the threshold of the finished
-dictionary, which encodes each input independently.
+The size of a feature's output is the pre-activation times the decoder norm. BatchTopK selects the k
+* batch largest products of a whole batch, so the number of active features varies between inputs. A
+running mean of the smallest selected product becomes the threshold of the finished dictionary,
+which encodes each input independently.
 
-Both functions have an auxiliary loss for dead features (AuxK): the dead features with the largest
-outputs are trained to reconstruct the remaining error.
+TopK and BatchTopK have an auxiliary loss for dead features (AuxK): the dead features with the
+largest outputs are trained to reconstruct the remaining error.
 
 Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2 and A.2; Bussmann,
-Leask and Nanda 2024, "BatchTopK sparse autoencoders". The target of AuxK is target minus output.
-OpenSAE uses its negative, which trains dead features to write the opposite.
+Leask and Nanda 2024, "BatchTopK sparse autoencoders". The dead features are trained to predict the
+target minus the output. OpenSAE uses the output minus the target, which trains dead features to
+write the opposite.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _MAX_DENSE_RATIO = 32
 
 
 class AuxK(ActivationFn):
-    """Base class of functions that select the k largest, with the AuxK loss for dead features."""
+    """Base class of functions that keep the k largest activations. It has the AuxK loss."""
 
     aux: float
     sparsity_kind: ClassVar[str] = "k"
@@ -46,17 +47,17 @@ class AuxK(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the AuxK loss."""
+        """Return the AuxK loss, which trains dead features on the remaining error."""
         return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
 
 @dataclass(frozen=True)
 class TopK(AuxK):
-    """TopK activation; `sparsity` is k.
+    """TopK activation. The sparsity is k, the number of active features per input.
 
     Attributes:
-      max_k: the largest k of the dictionaries that share a program; this many features are
-        gathered.
+      max_k: the largest k of the dictionaries that share a program. The program gathers `max_k`
+        features for each input.
       aux: coefficient of the AuxK loss.
     """
 
@@ -92,7 +93,7 @@ class TopK(AuxK):
 
 @dataclass(frozen=True)
 class BatchTopK(AuxK):
-    """BatchTopK activation; `sparsity` is the mean of k.
+    """BatchTopK activation. The sparsity is the mean number of active features per input.
 
     Attributes:
       aux: coefficient of the AuxK loss.
@@ -132,11 +133,11 @@ class BatchTopK(AuxK):
 
 
 def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
-    """Compute AuxK: the squared error of reconstructing the remaining error with dead features.
+    """Compute AuxK, the squared error with which dead features reconstruct the remaining error.
 
     The d_in / 2 dead features with the largest outputs are used. If there are fewer dead features,
-    all are used and the loss is scaled down proportionally; without dead features, the loss is 0.
-    As in SAELens, negative pre-activations are used as well.
+    all of them are used, and the loss is scaled down proportionally. The loss is 0 if there are no
+    dead features. As in SAELens, negative pre-activations are used too.
     """
     most = min(architecture.d_in // 2, architecture.d_sae)
     missing, n_dead = jax.lax.stop_gradient(forward.y - forward.out), forward.dead.sum()
@@ -163,16 +164,16 @@ def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) 
 
 
 def _one_thread() -> bool:
-    """Return whether the program is traced for one CPU core, with members sharded over cores."""
+    """Return whether the traced program runs on one CPU core, because members are sharded."""
     return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size > 1
 
 
 def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
     """Return a mask of the `count` largest numbers of each row.
 
-    Of equal numbers, the first are selected. The mask is found by taking `count` successive maxima.
-    For 16 of 512 numbers, this takes a third of the time of a sort. If this selects too many
-    numbers because some are equal, a slower exact count is used.
+    Of equal numbers, the first are selected. The mask is found by taking `count` successive maxima,
+    which takes a third of the time of a sort for 16 of 512 numbers. If equal numbers make the mask
+    too large, a slower method counts exactly.
     """
     count = count.astype(jnp.int32)
 
@@ -196,9 +197,9 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
     """Find the `count`-th largest number of each row by bisection of the bits.
 
-    Numbers may be negative: for these, all bits except the sign bit are flipped. The bits of all
-    floats, read as integers, then have the order of the floats. Sorting takes ten times as long on
-    CPUs and GPUs.
+    All bits of negative numbers, except the sign bit, are flipped first. The bits of all floats,
+    read as integers, then have the order of the floats. A sort would take ten times as long on CPUs
+    and GPUs.
     """
     bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))
     least = jnp.full((*values.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
@@ -214,5 +215,5 @@ def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) ->
 
 
 def _ordered(bits: Int[Array, "*any"]) -> Int[Array, "*any"]:
-    """Map float bits to integers of the same order; the map is its own inverse."""
+    """Map float bits to integers of the same order. The map is its own inverse."""
     return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)

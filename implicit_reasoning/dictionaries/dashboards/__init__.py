@@ -1,14 +1,14 @@
-"""Feature dashboards: one page for each set of dictionaries.
+"""Make feature dashboards, one page for each set of dictionaries.
 
 `write_page` computes a page and saves it with the set. The report reads saved pages with `pages`
 and computes nothing.
 
-truths.py              the true values of states, and the names of these values
-feature_statistics.py  statistics of every feature
-labels.py              labels of features, and their scores
-histories.py           histories of features over checkpoints
-cards.py               selects the features to show, and collects their cards
-features.html          the page's template
+truths.py              finds the true values of states, and the names of these values
+feature_statistics.py  computes statistics of every feature
+labels.py              labels features, and judges the labels
+histories.py           follows features over checkpoints
+cards.py               selects the features to show, and collects their data
+features.html          is the template of the page
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TEMPLATES = Environment(
 
 
 def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
-    """Compute the page of one set and save it in the run for the report; see `make_page`."""
+    """Compute the dashboard page of one set, and save it in the run for the report."""
     page = dataclasses.asdict(make_page(run, made, result))
     digest = _digest(made, result)
     about = {FORMAT_VERSION: _FORMAT, "of": digest, "page": page}
@@ -61,8 +61,8 @@ def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
 def pages(run: Run) -> list[Page]:
     """Return the saved page of every measured set of dictionaries.
 
-    If the set was measured again after its page was saved, the returned page has only the table,
-    and names the command that computes the feature cards.
+    If a set was measured again after its page was saved, the returned page has only the table. It
+    names the command that computes the feature cards.
     """
     tables = {name: open_measured(run, name) for name in names(run)}
     return [_kept_page(run, name, table) for name, table in tables.items() if table is not None]

@@ -1,4 +1,4 @@
-"""Cards of features for dashboards: selects the features and collects the data of each card."""
+"""Select the features that dashboards show, and collect the data of each feature's card."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.worlds import Dataset
 
 BEST, DENSEST, RANDOM = 24, 4, 6
-"""Numbers of cards per dictionary: for features with the best labels, densest, random features."""
+"""Numbers of cards per dictionary: for features with the best labels, dense and random features."""
 _SEED = 0
 
 
@@ -50,7 +50,7 @@ class Example(NamedTuple):
       before: tokens of the prefix, without the last token.
       here: the last token of the prefix, at the state's position.
       activation: the feature's activation.
-      true: whether the feature's label is true of the state; None if the state is not at the
+      true: whether the state has the value in the feature's label; None if the state is not at the
         label's position.
       value: name of the true value of the label's variable for the state; "" if the state is not at
         the label's position.
@@ -64,7 +64,7 @@ class Example(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A token, and what a feature adds to its logit."""
+    """A token, and the number that a feature adds to the token's logit."""
 
     name: str
     logit: float
@@ -82,8 +82,9 @@ class Card(NamedTuple):
       label: the feature's label, or None if the feature has no label.
       others: further values that the feature matches.
       examples: the states with the highest activations.
-      promoted, suppressed: tokens whose logits the feature raises or lowers most; empty if there is
-        no direct path to the logits.
+      promoted: tokens whose logits the feature raises most; empty if there is no direct path from
+        the feature to the logits.
+      suppressed: tokens whose logits the feature lowers most; empty if there is no direct path.
       history: the feature's history over checkpoints; None if there is only one checkpoint.
     """
 
@@ -190,11 +191,12 @@ def _show(
 def choose_features(
     density: Float[np.ndarray, " feature"], found: Labelled | None
 ) -> dict[str, Int[np.ndarray, " some"]]:
-    """Select the features that get cards, by criterion; no feature is selected twice.
+    """Select the features that get cards, for each criterion. No feature is selected twice.
 
-    Features with the best labels are ranked by the score on the half of the facts on which labels
-    are chosen. Cards show the scores on the other half, which this selection does not bias. The
-    concepts take turns, so that an easy concept does not fill the page.
+    Features with the best labels are ranked by their scores on the half of the facts on which
+    labels are chosen. Cards show scores on the other half, so the selection does not bias the shown
+    scores. The best features of all concepts come first, then the second best, and so on, so that
+    an easy concept does not fill the page.
 
     Args:
       density: share of states on which each feature is active.
@@ -218,7 +220,7 @@ def choose_features(
 
 
 def _in_turn(found: Labelled, there: Bool[np.ndarray, " feature"]) -> Int[np.ndarray, " some"]:
-    """Select the best feature of each concept, then the second best of each, and so on.
+    """Select the best feature of each concept, then the second best feature of each, and so on.
 
     The selected features are returned in the order of the concepts.
     """
@@ -240,7 +242,7 @@ def _first(
 
 @dataclass(frozen=True)
 class FeatureLabels:
-    """The labels of a dictionary's features, with the data that they are made from."""
+    """The labels of a dictionary's features, with the data from which labels are made."""
 
     matches: Matches
     found: Labelled
@@ -266,7 +268,7 @@ class FeatureLabels:
 
 @dataclass(frozen=True)
 class CardWriter:
-    """Makes cards from statistics, labels and histories."""
+    """Writer that makes cards from statistics, labels and histories."""
 
     dataset: Dataset
     places: Places

@@ -1,14 +1,15 @@
-"""Statistics of every feature of a dictionary, computed on the device in one pass over the states.
+"""Compute statistics of every feature of a dictionary, on the device in one pass over the states.
 
 For each feature, the best-matching pairs (variable at a position, value) are chosen on one half of
-the first facts and scored on the other half. `measures/concepts.py` does the reverse: it finds the
-best feature of each value. Both modules score pairs by the F1 of "is active" for "has the value" on
-states at the position.
+the first facts and scored on the other half. The instrument `concepts` does the reverse and finds
+the best feature for each value. Both score a pair by the F1 of "is active" as a predictor of "has
+the value", on states at the position.
 
-A label should explain all of a feature's activity. Pairs are therefore chosen by a modified F1: the
-precision is multiplied by the share of the feature's activity that is at the position of the pair.
-All positions have the same weight in this share. With the ordinary F1, a feature that is active on
-bridges at r1 and on a few states at r2 could be labelled by a value that these few states share.
+A label should explain all of a feature's activity. Pairs are therefore chosen by a modified F1, in
+which the precision is multiplied by the share of the feature's activity that is at the position of
+the pair. All positions have the same weight in this share. For example, a feature may be active on
+bridges at r1 and on a few states at r2. With the ordinary F1, the label of this feature could be a
+value that these few states have in common.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
 EXAMPLES, TOKENS, PAIRS = 8, 5, 3
-"""Numbers per feature: of states shown, of promoted and suppressed tokens each, and of pairs."""
+"""Numbers of shown states, of promoted or suppressed tokens, and of pairs, for each feature."""
 
 _SCALE = "ln_final.hook_scale"
 _ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_attn_out", "_embed")
@@ -53,14 +54,14 @@ _ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_at
 
 
 class Matches(NamedTuple):
-    """The values of each concept that each feature matches best.
+    """For each feature, the values of each concept that it matches best.
 
     Attributes:
       value: the concept's best-matching values.
       chosen: the score by which the values are chosen, on the first half; -1 for a value with too
         few states in a half.
-      f1: F1 on the second half; nan where `chosen` is -1. All further fields are also computed on
-        the second half.
+      f1: F1 on the second half; nan where `chosen` is -1. The fields below are also computed on the
+        second half.
       both: number of states that have the value and are active.
       n_value: number of states that have the value.
       n_active: number of active states.
@@ -79,7 +80,7 @@ class Matches(NamedTuple):
 
 
 class FeatureTokens(NamedTuple):
-    """The tokens whose logits each feature changes most, on the direct path.
+    """For each feature, the tokens whose logits it changes most on the direct path to the logits.
 
     Attributes:
       promoted: the most promoted tokens, in descending order.
@@ -102,7 +103,7 @@ class FeatureStats(NamedTuple):
       by_position: share of the states at each position on which the feature is active.
       mean: mean activation over the states on which the feature is active.
       top: highest activations, in descending order.
-      states: the states of `top`, as indices into the places.
+      states: the states with the activations `top`, as indices into `Split.places`.
       matches: the best-matching values; None if there are no concepts.
       tokens: promoted and suppressed tokens; None if there is no direct path, see `direct_path`.
     """
@@ -122,7 +123,7 @@ class SiteStates:
 
     Attributes:
       x: states at each site, with an axis of checkpoints.
-      scale: the divisor of the final norm at each place, for the first checkpoint. It is 1 if the
+      scale: the divisor of the final norm for each state, at the first checkpoint. It is 1 if the
         model has no final norm.
     """
 
@@ -136,7 +137,7 @@ class SiteStates:
 
 
 def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStates:
-    """Compute states at all sites that some dictionaries of the same checkpoints read.
+    """Compute the states that some dictionaries of the same checkpoints read.
 
     Args:
       run: the run that the dictionaries belong to.
@@ -169,7 +170,7 @@ def feature_stats(
       number: number of the dictionary in the set.
       read: the states.
       places: locations of the states.
-      truth: the concepts that features are compared with, if there are any.
+      truth: the concepts with which features are compared; None if there are no concepts.
 
     Returns:
       The statistics, as numpy arrays.
@@ -193,7 +194,7 @@ def feature_stats(
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
-    """Return whether a dictionary writes only to the residual stream, and of one model only."""
+    """Return whether a dictionary writes only to the residual stream of one checkpoint."""
     added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
     # A residual site includes the outputs to earlier residual sites, so these outputs do not add
     # up.
@@ -241,12 +242,12 @@ def _matches(
 def match_features(
     first: Half, second: Half, n_values: int, share: Float[Array, " feature"]
 ) -> Matches:
-    """Find the values of one concept that each feature matches best; traced.
+    """For each feature, find the values of one concept that it matches best.
 
     Args:
       first: the half to choose on.
-      second: the half to score on; it shares no states with `first`.
-      n_values: number of values; greater values are ignored; static.
+      second: the half to score on. It has no states in common with `first`.
+      n_values: number of values; static under tracing. Values of at least `n_values` are ignored.
       share: the share of each feature's activity that is at the concept's position.
     """
     counts = (count_states(half, n_values) for half in (first, second))
@@ -301,10 +302,10 @@ def _tokens(
 def direct_logits(
     model: Transformer, params: Params, rows: Float[Array, "row d_model"]
 ) -> Float[Array, "row d_vocab"]:
-    """Compute the direct effect of residuals on logits through the final norm and the unembedding.
+    """Compute the direct effect of residual vectors on logits, through final norm and unembedding.
 
-    The scale of the norm is 1. The result is the logit lens's readout minus its readout of zeros,
-    which removes biases.
+    The scale of the norm is set to 1. The result is the readout of the vector minus the readout of
+    a vector of zeros, which removes biases.
     """
     network = model.bind(params)
 

@@ -1,4 +1,4 @@
-"""Histories of features, and of the values that they stand for, over checkpoints."""
+"""Follow features, and the values that features stand for, over checkpoints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class Line(NamedTuple):
 
 
 class History(NamedTuple):
-    """Lines over checkpoints."""
+    """Lines over checkpoints that describe one feature."""
 
     steps: tuple[int, ...]
     lines: tuple[Line, ...]
 
 
 class Histories:
-    """Histories of the features of one dictionary, from its counterparts at all checkpoints.
+    """Histories of the features of one dictionary, made from its counterparts.
 
-    A counterpart is the dictionary of another checkpoint with the same sites, sparsity and seed.
+    A counterpart is the dictionary with the same sites, sparsity and seed for a different
+    checkpoint.
     """
 
     def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
@@ -58,11 +59,13 @@ class Histories:
     def of(self, feature: int, label: Label | None, concept: str) -> History | None:
         """Return the history of a feature, or None if there is only one checkpoint.
 
-        - For a feature that stands for a value, at least weakly: the F1 of the value's best feature
-          at each checkpoint, and the cosine of that best feature with `feature`.
-        - For other features: the cosine with the nearest feature at each checkpoint.
-        - For a crosscoder, which is trained on all checkpoints: the feature's decoder norm at each
-          checkpoint, divided by the largest of these norms.
+        - If the feature stands for a value, at least weakly, the history has two lines: the F1 of
+          the value's best feature at each checkpoint, and the cosine of this best feature with
+          `feature`.
+        - If the feature stands for no value, the history has the cosine with the nearest feature at
+          each checkpoint.
+        - For a crosscoder, which is trained on several checkpoints at once, the history has the
+          feature's decoder norm at each checkpoint, divided by the largest of these norms.
 
         Args:
           feature: index of the feature.

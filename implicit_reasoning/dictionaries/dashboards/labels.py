@@ -1,4 +1,4 @@
-"""Labels of features from ground truth, with their scores and the scores expected by chance.
+"""Label features by values of truth variables, and compare the scores of labels with chance.
 
 A label says "variable @ position = value". It is chosen on one half of the first facts (see
 `feature_statistics.py`). All scores of the label are computed on the other half.
@@ -18,9 +18,9 @@ from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
 
 MIN_WEAK_F1 = 0.2
-"""Minimum F1 of a label, whatever its null control."""
+"""Minimum F1 of a label. A lower F1 is not accepted even if the null control is still lower."""
 MAX_CHANCE = 1e-3
-"""Maximum share of random permutations of values that may reach a label's score."""
+"""Maximum share of random permutations of the values in which a label's score may be reached."""
 
 STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
 
@@ -34,12 +34,15 @@ class Label(NamedTuple):
       concept: number of the concept.
       value: number of the concept's value.
       name: text of the label, such as `e2 @ r1 = <e_12>`.
-      own_token: whether the variable is the token at the position itself.
-      f1: F1 of "is active" for "has the value".
-      null: highest mean F1 of the concept's best features in random permutations of the values.
-      chance: the F1 that this feature and value exceed in at most `MAX_CHANCE` of permutations.
-      average_precision: average precision of the activation.
-      average_precision_null: the same as `null`, for average precision.
+      own_token: whether the variable is the token at the label's own position.
+      f1: F1 of "is active" as a predictor of "has the value".
+      null: a null control of the concept. The values are permuted among the states several times.
+        Each time, the F1 of the best feature of each value is averaged over values. `null` is the
+        highest of these means.
+      chance: an F1 score. At most the share `MAX_CHANCE` of permutations of the values gives this
+        feature and value a higher F1.
+      average_precision: average precision of the activation as a predictor of "has the value".
+      average_precision_null: the null control for average precision, computed like `null`.
       both: number of states that have the value and are active.
       n_active: number of active states at the position.
       n_value: number of states that have the value.
@@ -77,16 +80,18 @@ class Label(NamedTuple):
 
 
 class OtherMatch(NamedTuple):
-    """The name and F1 of a further value that a feature matches, besides its label."""
+    """The name and F1 of a value that a feature matches besides the value in its label."""
 
     name: str
     f1: float
 
 
 class Nulls(NamedTuple):
-    """Null controls of each concept: the highest mean score over permutations of the values.
+    """Null controls of each concept, for F1 and for average precision.
 
-    Values are nan for concepts that were not measured.
+    The values of the concept are permuted among the states several times. Each time, the score of
+    the best feature of each value is averaged over values. The null control is the highest of these
+    means. It is nan for a concept that was not measured.
     """
 
     f1: Float[np.ndarray, " concept"]
@@ -106,14 +111,16 @@ class Nulls(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """The best-matching values of every feature over all concepts, in descending order of `chosen`.
+    """The values that each feature matches best, over all concepts; highest `chosen` first.
 
     Attributes:
-      concept, value: numbers of the concept and its value.
+      concept: the number of the concept.
+      value: the number of the value of this concept.
       chosen: the score by which the pair was chosen, see `Matches`; -1 if there are no more pairs.
       f1: F1 on the half of the facts that was not used to choose the pair.
-      chance: `Label.chance` of the first pair.
-      stands, weakly: the verdict on the first pair.
+      chance: the F1 of the first pair that chance rarely exceeds; see `Label.chance`.
+      stands: whether the feature stands for the value of the first pair.
+      weakly: whether the feature stands weakly for the value of the first pair.
     """
 
     concept: Int[np.ndarray, "feature pair"]
@@ -126,18 +133,18 @@ class Labelled(NamedTuple):
 
     @property
     def nothing(self) -> Bool[np.ndarray, " feature"]:
-        """Whether the verdict on each feature is `NOTHING`."""
+        """Whether each feature stands for no value, not even weakly."""
         return ~(self.stands | self.weakly)
 
     def verdict(self, feature: int) -> str:
-        """Return the verdict on a feature, as in `Label.verdict`."""
+        """Return the verdict on a feature: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`."""
         if self.stands[feature]:
             return STANDS_FOR
         return STANDS_WEAKLY if self.weakly[feature] else NOTHING
 
 
 def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Labelled:
-    """Choose every feature's label and judge it.
+    """Choose the label of every feature, and judge whether the feature stands for its label.
 
     Args:
       matches: each feature's best values of each concept.
@@ -167,9 +174,9 @@ def both_by_chance(
 ) -> Float[np.ndarray, " feature"]:
     """Return the number of active states with the value that chance rarely exceeds.
 
-    When values are permuted among the states, the number of active states with the value is
-    hypergeometric (drawn without replacement). It exceeds the returned number with a probability of
-    at most `MAX_CHANCE`; this is exact.
+    If values are permuted among the states at random, the number of active states with the value
+    has a hypergeometric distribution. The probability that this number exceeds the returned number
+    is at most `MAX_CHANCE`. The computation is exact.
 
     Args:
       n_states: number of states at the position.
@@ -218,9 +225,10 @@ def make_label(
 
 
 def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
-    """Return the matches of a feature after the first whose scores reach `MIN_WEAK_F1`.
+    """Return further values that a feature matches, without the value in its label.
 
-    Both the score by which the match was chosen and F1 must reach `MIN_WEAK_F1`.
+    A value is returned if two scores are at least `MIN_WEAK_F1`: the score by which the value was
+    chosen, and the F1 on the other half of the facts.
     """
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [

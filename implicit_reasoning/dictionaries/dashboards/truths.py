@@ -1,4 +1,4 @@
-"""The true values of states, with which features are compared, and the names of these values."""
+"""Find the true values of states, with which features are compared, and the names of values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from implicit_reasoning.worlds.dataset import world_of
 
 
 class StateTruth:
-    """The true values of states, with names from the vocabulary."""
+    """The true values of the variables in each state, with names from the vocabulary."""
 
     def __init__(self, dataset: Dataset, places: Places, concepts: Sequence[Concept]):
         """Read the true values of every concept at every state.
@@ -42,14 +42,14 @@ class StateTruth:
         return f"{one.variable} @ {one.pos} = {self.value(concept, value)}"
 
     def at(self, concept: int, value: int, state: int) -> tuple[bool | None, str]:
-        """Return whether a state has a value, and the name of the state's true value.
+        """Return whether a state has a given value, and the name of the value that the state has.
 
         The result is `(None, "")` if the state has no value of the concept.
 
         Args:
           concept: number of the concept.
           value: number of the concept's value.
-          state: index of the state in the places.
+          state: index of the state in `places`.
         """
         true = int(self._columns[concept][state])
         if true < 0:
@@ -57,7 +57,7 @@ class StateTruth:
         return true == self._true(concept, value), self._name(concept, true)
 
     def _true(self, concept: int, value: int) -> int:
-        """Return the number of a concept's value in the dataset; concepts renumber facts."""
+        """Return the dataset's number of a concept's value. Concepts renumber facts."""
         one = self.concepts[concept]
         there = one.chosen[one.values == value]
         return int(self._columns[concept][there[0]]) if len(there) else -1

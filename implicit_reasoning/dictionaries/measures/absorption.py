@@ -1,18 +1,19 @@
-"""Instrument: absorption. Features of single facts replace the feature of a bridge.
+"""Measure absorption: how often features of single facts replace the feature of a bridge.
 
 The feature of a bridge e is chosen on half of the facts and measured on the other half. A state of
-e is silent if the feature of e is inactive. A silent state is absorbed if there is a second feature
-that is active in less than half of the states of e and that accounts for at least the share
-`MIN_PROJECTION` of the dictionary's output along the direction of e. This direction points from the
-mean of all states to the mean of the states of e. Both means use the facts on which the feature was
-chosen, so the direction does not contain a component of the measured facts. The null control uses
-the direction of a bridge other than e.
+e is silent if the feature of e is inactive. A silent state is absorbed if a second feature meets
+two conditions. The feature is active in less than half of the states of e. It accounts for at least
+the share `MIN_PROJECTION` of the dictionary's output along the direction of e. This direction
+points from the mean of all states to the mean of the states of e. Both means use the facts on which
+the feature was chosen, so the direction does not contain a component of the measured facts. The
+null control uses the direction of a bridge other than e.
 
 Absorption is meaningful only for features that mostly stand for their bridge. Tables therefore
-consider only bridges whose F1 is at least `MIN_F1`.
+include only bridges whose best feature has an F1 of at least `MIN_F1`.
 
-Source: Chanin et al. 2024, "A is for absorption", section 5: the main latents are silent, the
-absorbing latent has a cosine of at least .025 with the direction and at least .4 of the projection.
+Source: Chanin et al. 2024, "A is for absorption", section 5. In the paper, the main latents are
+silent, and the absorbing latent has a cosine of at least .025 with the direction and at least .4 of
+the projection.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ _RARE = 0.5  # a feature active on at least this share of a bridge's states is n
 
 
 class Absorption(DictionaryInstrument):
-    """Shares of silent and absorbed states, by bridge, on the second half of the facts."""
+    """Instrument that measures, for each bridge, the shares of silent and of absorbed states.
+
+    A state is silent if the bridge's feature is inactive. A silent state is absorbed if a rarer
+    feature writes most of the bridge's direction.
+    """
 
     name = "absorption"
     definition = (
@@ -66,7 +71,7 @@ class Absorption(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Bridges,
     ) -> dict[str, Array]:
-        """Compute shares of states by bridge: silent, absorbed, and absorbed under the null."""
+        """Compute the shares of silent and absorbed states of each bridge, and the null control."""
         acts = encoded.acts[inputs.chosen]
         values, fit = jnp.asarray(inputs.values), np.flatnonzero(~inputs.second)
         of_value = one_hot_values(values, inputs.n_values)
@@ -88,9 +93,9 @@ class Absorption(DictionaryInstrument):
 
 
 def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
-    """Return, for each state, a bridge that differs from its own.
+    """Return, for each state, a bridge that differs from the state's bridge.
 
-    All states with the same bridge get the same other bridge.
+    All states with the same bridge get the same different bridge.
     """
     distinct, place = np.unique(values, return_inverse=True)
     return np.roll(distinct, 1)[place]

@@ -1,4 +1,4 @@
-"""Instrument: the model's answers when a dictionary's output replaces the true states.
+"""Measure the model's answers when a dictionary's output replaces the true states.
 
 The instrument measures cross-entropy, KL divergence and accuracy on each split, for four models:
 the clean model, the model with the dictionary spliced in, and the model with the site ablated to
@@ -33,13 +33,13 @@ _MAX_QUESTIONS = 300  # per split
 
 
 class AnswerQueries(NamedTuple):
-    """The questions that the model is asked.
+    """The questions that the model answers, and the positions at which its states are replaced.
 
     Attributes:
       tokens: int [question, pos], the prompts.
       answer: int [question], the right answers.
       where: bool [pos], the positions at which the dictionary writes.
-      trained: int [state], the training states, whose mean is used for ablation.
+      trained: int [state], indices of the training states. Ablation uses the mean of these states.
     """
 
     tokens: Int[np.ndarray, "question pos"]
@@ -49,7 +49,7 @@ class AnswerQueries(NamedTuple):
 
 
 class Spliced(DictionaryInstrument):
-    """Answers of the model with the dictionary spliced in; chains are clustered by bridge."""
+    """Instrument that compares the model's answers with and without the dictionary spliced in."""
 
     name = "answers"
     definition = (
@@ -69,7 +69,7 @@ class Spliced(DictionaryInstrument):
     needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose probes of every split of chains; the task must have chains."""
+        """Choose evaluation rows of every split of chains. The cluster of a row is its bridge."""
         dataset = source.run.dataset
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_QUESTIONS)
@@ -81,7 +81,7 @@ class Spliced(DictionaryInstrument):
         return Examples(inputs, splits, group, clusters, coords={"model": MODELS})
 
     def shared(self, subject: DictionarySubject, inputs: AnswerQueries) -> dict[str, Any]:
-        """Compute logits of the clean model, and of the model with the site ablated; traced."""
+        """Compute logits of the clean model, and of the model with the site ablated."""
         clean = final_logits(subject.model, subject.params, jnp.asarray(inputs.tokens))
         where = jnp.asarray(inputs.where)
         mean = subject.y[inputs.trained].mean(0)
@@ -98,7 +98,7 @@ class Spliced(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: AnswerQueries,
     ) -> dict[str, Array]:
-        """Compute cross-entropy, KL divergence and correctness, each [model, question]; traced."""
+        """Compute cross-entropy, KL divergence and correctness, each an array [model, question]."""
         where = jnp.asarray(inputs.where)
         with_it = edits(encoded.dictionary, encoded.params, subject.sites, where)
         logits = {**shared, "spliced": _logits(subject, inputs, with_it)}
@@ -107,7 +107,7 @@ class Spliced(DictionaryInstrument):
         return {name: jnp.stack([getattr(one, name) for one in each]) for name in self.outputs}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the loss that the dictionary recovers, relative to ablations (`recovered`)."""
+        """Add the share of the ablation's loss that the dictionary recovers (`recovered`)."""
         ce, kl = ({m: result[name].sel(model=m) for m in MODELS} for name in ("ce", "kl"))
         scores = {
             "ce_loss_score": (ce["spliced"], ce["clean"], ce["zero"]),

@@ -1,4 +1,4 @@
-"""The states at the first position whose prefix determines the bridge of a chain.
+"""Choose the states at the first position whose prefix determines the bridge of a chain.
 
 Several instruments measure these states. There is one state for each first fact (e1, r1).
 """
@@ -22,8 +22,8 @@ class Bridges(NamedTuple):
     """Distinct states and their bridges.
 
     Attributes:
-      chosen: int [state], indices into the split's places.
-      values: int [state], the bridge, which is an entity.
+      chosen: int [state], indices of the states in `Split.places`.
+      values: int [state], the entity number of the bridge of each state.
       second: bool [state], whether the first fact is in the second half of the facts. Features are
         chosen on the first half and measured on the second half.
       in_distribution: bool [state], whether the first fact has the role `I`.
@@ -38,12 +38,12 @@ class Bridges(NamedTuple):
 
 
 def bridge_position(dataset: Dataset) -> int:
-    """Return the index of the first position at which the bridge is known."""
+    """Return the index of the first position whose prefix determines the bridge."""
     return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 
 def choose_bridges(source: ExampleSource) -> Bridges:
-    """Choose the states in which the bridge is first known.
+    """Choose the states at the first position whose prefix determines the bridge.
 
     Raises:
       NotApplicable: the task has no chains, no bridge follows from several facts, or the

@@ -1,4 +1,4 @@
-"""Instrument: how well the best features stand for the values of truth variables."""
+"""Measure how well the best features stand for the values of truth variables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from implicit_reasoning.dictionaries.states import Places, first_fact_keys
 from implicit_reasoning.worlds import Dataset
 
 FACT = "fact1"
-"""The first fact of a chain; its values correspond to the prefixes (e1, r1)."""
+"""Name of the variable "first fact of the chain". Its values correspond to prefixes (e1, r1)."""
 _MAX_STATES = 3000  # per position
 _MAX_FACTS = 100
 _PERMUTATIONS = 20
@@ -48,10 +48,10 @@ class Concept(NamedTuple):
     Attributes:
       variable: name of the variable.
       pos: name of the position.
-      chosen: int [state], indices into the split's places.
-      values: int [state], the variable's value; -1 if there is none.
+      chosen: int [state], indices of the states in `Split.places`.
+      values: int [state], the variable's value in each state; -1 if there is none.
       second: bool [state], whether the state is in the half on which features are scored.
-      n_values: number of values; every value is less than this number.
+      n_values: number of values. Values are numbered from 0.
     """
 
     variable: str
@@ -70,20 +70,20 @@ class Concept(NamedTuple):
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
     """Choose the concepts of a task of chains.
 
-    Each variable gives one concept for each position, from the position where the variable is first
-    known. The first fact (`FACT`) gives one concept for each position after the position where the
-    bridge is first known.
+    A variable is known at a position if the prefix determines the variable. Each variable gives one
+    concept for each position at which it is known. The variable `FACT`, the first fact of a chain,
+    gives one concept for each position after the first position at which the bridge is known.
 
-    The states of a concept are divided into two halves with different first facts, so a feature is
-    scored on facts that were not used to choose it. For the concepts of the first fact, the halves
-    contain different states of each fact.
+    The states of a concept are divided into two halves with different first facts, so that a
+    feature is scored on facts that were not used to choose it. For the concepts of `FACT`, both
+    halves have all facts, in different states.
 
     Args:
       dataset: the run's dataset.
       places: locations of the states.
 
     Raises:
-      NotApplicable: the task has no chains, or an entity has two tokens.
+      NotApplicable: the task has no chains, or spells an entity with two tokens.
     """
     variables = chain_variables(dataset, places.rows)
     positions = list(dataset.positions)
@@ -138,7 +138,7 @@ def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"
 
 @dataclass(frozen=True, eq=False)
 class ConceptStates:
-    """All concepts of a run and their states, as arrays of one shape."""
+    """All concepts of a run, and their states as arrays of one shape."""
 
     concepts: Sequence[Concept]
 
@@ -156,14 +156,15 @@ class ConceptStates:
 
     @cached_property
     def n_values(self) -> int:
-        """The largest number of values of any concept; other concepts are padded to this number."""
+        """The number of values of the concept with the most values. Other concepts are padded."""
         return max(concept.n_values for concept in self.concepts)
 
     @cached_property
     def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Indices and values of the states of both halves, [concept, state] each, padded with -1.
+        """For each half, the indices and the values of the states, both [concept, state].
 
-        All concepts have the same shape, so one program measures them.
+        The arrays are padded with -1. All concepts have the same shape, so one program measures
+        them.
         """
         return tuple(self._half(second) for second in (False, True))
 
@@ -179,7 +180,7 @@ class ConceptStates:
 
 
 class Concepts(DictionaryInstrument):
-    """F1 and average precision of the best feature of each value, with null controls."""
+    """Instrument that finds the best feature of each value, and computes its F1 and precision."""
 
     name = "concepts"
     definition = (
@@ -203,7 +204,7 @@ class Concepts(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states of every concept; the task must have chains."""
+        """Choose the states of every concept."""
         states = ConceptStates.choose(source)
         coords = {
             "concept": [concept.name for concept in states.concepts],
@@ -220,9 +221,9 @@ class Concepts(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: ConceptStates,
     ) -> dict[str, Array]:
-        """Match features with the values of each concept, see `matching.py`; traced.
+        """Match features with the values of each concept, as `matching.match` does.
 
-        Permutations of the values are the null control.
+        For the null control, values are permuted among the states.
         """
 
         def one(halves: Any) -> dict[str, Array]:

@@ -1,15 +1,16 @@
-"""Match values of truth variables with features; choose and score on separate states.
+"""Find the best feature for each value of a truth variable, and score it on separate states.
 
-The best of many features looks good by chance. Of 2,048 features that are unrelated to a value, the
-best reaches an AUROC of .80 if ten of a thousand states have the value. For each value, the feature
-is therefore chosen on one half of the distinct states and scored on the other half. The null
-control permutes the values among the states.
+The best of many features looks good by chance. For example, if ten of a thousand states have a
+value, the best of 2,048 features that are unrelated to the value reaches an AUROC of .80. For each
+value, the feature is therefore chosen on one half of the distinct states and scored on the other
+half. The null control permutes the values among the states.
 
-A feature is chosen by the F1 of "is active" as a predictor of "has the value". It is scored by this
-F1, and by the average precision of its activation, which can be high for a dense feature as well.
-Further features are then added greedily. Each added feature maximises the F1 of "any of the chosen
-features is active". If this increases F1, the value is split among features (Chanin et al. 2024, "A
-is for absorption", section 4, who count the features that improve a sparse probe).
+A feature is chosen by the F1 of "is active" as a predictor of "has the value". The chosen feature
+is scored by this F1, and by the average precision of its activation, which can be high for a dense
+feature too. Further features are then added one by one. Each added feature maximises the F1 of "any
+of the chosen features is active". If added features increase F1, the value is split among features.
+In Chanin et al. 2024, "A is for absorption", section 4, splitting is instead measured by the number
+of features that improve a sparse probe.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 MIN_STATES = 2
 """Minimum number of states of a value in each half; values with fewer states are not scored."""
 MAX_JOINED = 3
-"""Maximum number of features that are joined for one value."""
+"""Maximum number of features that are combined for one value."""
 
 
 class Half(NamedTuple):
@@ -32,7 +33,7 @@ class Half(NamedTuple):
 
     Attributes:
       acts: activations; a feature is active if its activation is positive. Padding rows have -inf.
-      values: values of the variable; negative means none.
+      values: the variable's value in each state; a negative number means that there is none.
     """
 
     acts: Float[Array, "state feature"]
@@ -40,13 +41,15 @@ class Half(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """States ranked by each feature's activation, highest first.
+    """States in the order of each feature's activation, beginning with the highest.
 
-    Sorting is most of the work of average precision. The ranks are the same for all values.
+    Average precision takes most of its time for sorting. The order is the same for all values, so
+    it is computed once.
 
     Attributes:
       order: index of the state at each rank.
-      last: number of states whose activation is at least that of the state at this rank.
+      last: for each rank, the number of states whose activation is at least that of the state at
+        the rank.
     """
 
     order: Int[Array, "feature state"]
@@ -88,8 +91,8 @@ def match(first: Half, second: Half, n_values: int, order: Ranked | None = None)
 
     Args:
       first: the half on which features are chosen.
-      second: the half on which features are scored; it shares no states with `first`.
-      n_values: number of values; every value is less than this number; static.
+      second: the half on which features are scored. It has no states in common with `first`.
+      n_values: number of values, which are numbered from 0; static under tracing.
       order: `ranked(second.acts)`, if it is already computed.
     """
     order = ranked(second.acts) if order is None else order
@@ -115,18 +118,18 @@ def match_null(
     n_permutations: int,
     order: Ranked | None = None,
 ) -> Float[Array, "permutation 2"]:
-    """Compute the null control of `match`, with values permuted among the states of each half.
+    """Compute the null control of `match`: permute values among the states of each half, and match.
 
     Args:
       first: the half on which features are chosen.
       second: the half on which features are scored.
-      n_values: number of values; static.
+      n_values: number of values; static under tracing.
       key: the random key.
       n_permutations: number of permutations.
       order: `ranked(second.acts)`, if it is already computed.
 
     Returns:
-      [permutation, 2]: means over values of F1 and of average precision.
+      For each permutation, the mean F1 and the mean average precision over values.
     """
     order = ranked(second.acts) if order is None else order
 
@@ -149,8 +152,8 @@ def match_null(
 def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
     """Compute the F1 of "any of the best n features is active", for n from 1 to `MAX_JOINED`.
 
-    Features are chosen greedily on the first half; F1 is computed on the second half. The result is
-    nan for values with too few states, as in `match`.
+    Features are chosen greedily on the first half, and F1 is computed on the second half. The
+    result is nan for values with fewer than `MIN_STATES` states in a half.
     """
     values = [one_hot_values(half.values, n_values) for half in (first, second)]
     active = [(half.acts > 0).astype(jnp.float32) for half in (first, second)]
@@ -176,9 +179,11 @@ def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
 
 
 def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
-    """Count the states that are active and have a value, that have a value, and that are active.
+    """Count states for each value and feature.
 
-    The shapes are [value, feature], [value] and [feature].
+    Returns:
+      Three arrays: the number of states that have the value and activate the feature, `[value,
+      feature]`; that have the value, `[value]`; and that activate the feature, `[feature]`.
     """
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
@@ -187,11 +192,12 @@ def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
 def both_halves(
     acts: Float[Array, "state feature"], halves: Sequence[tuple[Array, Array]]
 ) -> tuple[Half, Half]:
-    """Select the states of both halves; padding states are never active.
+    """Select the states of both halves. No feature is active in padding states.
 
     Args:
       acts: activations on all states.
-      halves: numbers of the states and their values, for each half; the number -1 is padding.
+      halves: for each half, the indices of the states and the values of the states. Index -1 is
+        padding.
     """
     first, second = (
         Half(jnp.where(numbers[:, None] >= 0, acts[numbers], -jnp.inf), values)
@@ -205,8 +211,9 @@ def average_precision(
 ) -> Float[Array, ""]:
     """Compute the average precision of scores as predictors of `positive`.
 
-    This is the mean, over positive states, of the share of positives among all states that score at
-    least as high. A constant score therefore has the share of positives as its average precision.
+    For each positive state, take all states that score at least as high, and compute the share of
+    positive states among them. Average precision is the mean of these shares over positive states.
+    For a constant score, it is the share of all states that are positive.
     """
     order = ranked(scores[:, None])
     return _average_precision(Ranked(order.order[0], order.last[0]), positive)
@@ -215,7 +222,9 @@ def average_precision(
 def f1_score(
     both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
 ) -> Float[Array, "*any"]:
-    """Compute the F1 of "is active" for "has the value" from counts of states; 0 if all are 0.
+    """Compute the F1 of "is active" as a predictor of "has the value", from counts of states.
+
+    F1 is 0 if all counts are 0.
 
     Args:
       both: number of states that are active and have the value.

@@ -1,9 +1,9 @@
-"""Reconstruction quality and sparsity of a dictionary, under SAELens's names.
+"""Compute reconstruction quality and sparsity of a dictionary, with SAELens's names.
 
-Explained variance is relative to the mean of the targets:
-`1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`. SAELens computed it relative to zero from March 2025
-to March 2026, which counts a constant offset as explained variance. `explained_variance_legacy` is
-computed for each state separately; SAEBench's paper reports its mean over states.
+Explained variance is relative to the mean of the targets: `1 - sum ||y - y^||^2 / sum ||y -
+mean(y)||^2`. From March 2025 to March 2026, SAELens computed explained variance relative to zero,
+which counts a constant offset as explained variance. `explained_variance_legacy` is computed for
+each state separately; SAEBench's paper reports its mean over states.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Quality(NamedTuple):
       l0: number of active features.
       l1: sum of activations.
       mse: squared error, summed over dimensions.
-      explained_variance: relative to the mean of the targets, over all states.
-      explained_variance_legacy: computed for each state separately.
+      explained_variance: one number for all states, relative to the mean of the targets.
+      explained_variance_legacy: one number for each state.
       cossim: cosine of target and output.
       l2_ratio: norm of the output divided by the norm of the target.
     """
@@ -66,13 +66,13 @@ class Activity(NamedTuple):
 
 
 def activity(acts: Features) -> Activity:
-    """Compute how often features are active; `acts` should cover all states; traced."""
+    """Compute how often features are active. `acts` should be the activations on all states."""
     density = (acts > 0).mean(0)
     return Activity(density, (density == 0).mean(), (density > MIN_DENSE).mean())
 
 
 def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs) -> Quality:
-    """Compute reconstruction quality and sparsity of a dictionary on some states; traced."""
+    """Compute reconstruction quality and sparsity of a dictionary on some states."""
     acts = finished.encode(params, x)
     out = finished.decode(params, acts, x)
     error = ((out - y) ** 2).sum(-1)
@@ -94,7 +94,7 @@ class Answers(NamedTuple):
 
     Attributes:
       ce: cross-entropy of the right answer, in nats.
-      kl: KL(clean model || this model), in nats.
+      kl: the KL divergence KL(clean model || model), in nats.
       correct: 1 if the right answer is the most likely token, else 0.
     """
 
@@ -122,12 +122,13 @@ def answers(
 
 
 def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
-    """Return the loss that the dictionary recovers: `(ablated - spliced) / (ablated - clean)`.
+    """Return the share of loss that the dictionary recovers.
 
-    The value is 1 if the dictionary is as good as the clean model, and 0 if it is as bad as the
-    ablation. For cross-entropies, this is SAELens's `ce_loss_score`. For KL divergences, for which
-    `clean` is 0, it is SAELens's `kl_div_score`. The value is nan where the ablation increases the
-    loss by less than `MIN_ABLATION_LOSS` nats, as in an untrained model.
+    The share is `(ablated - spliced) / (ablated - clean)`. The value is 1 if the model with the
+    dictionary has the loss of the clean model, and 0 if it has the loss of the ablated model. For
+    cross-entropies, this is SAELens's `ce_loss_score`. For KL divergences, for which `clean` is 0,
+    it is SAELens's `kl_div_score`. The value is nan where the ablation increases the loss by less
+    than `MIN_ABLATION_LOSS` nats, as in an untrained model.
 
     Args:
       spliced: losses with the dictionary spliced in, in nats.

@@ -1,4 +1,4 @@
-"""Instrument: reconstruction quality and sparsity of a dictionary on held-out states."""
+"""Measure the reconstruction quality and sparsity of a dictionary on held-out states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from implicit_reasoning.dictionaries.states import first_fact_keys
 
 
 class Reconstruction(DictionaryInstrument):
-    """Reconstruction quality on held-out states, and activity of features on all states."""
+    """Instrument that measures the reconstruction of held-out states, and features' activity."""
 
     name = "reconstruction"
     definition = (
@@ -45,7 +45,7 @@ class Reconstruction(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose all held-out states, clustered by first fact; at the first position, by token."""
+        """Choose all held-out states. Clusters are first facts; at the first position, tokens."""
         held_out = np.flatnonzero(source.split.held_out)
         keys = first_fact_keys(source.run.dataset, source.split.places)[held_out]
         return Examples(held_out, ("held-out states",), np.zeros(len(held_out), int), keys)
@@ -57,7 +57,7 @@ class Reconstruction(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure quality on held-out states and activity on all states; traced."""
+        """Measure quality on held-out states, and activity on all states."""
         x, y = subject.x[inputs], subject.y[inputs]
         found = quality(encoded.dictionary, encoded.params, x, y)
         return {**found._asdict(), **activity(encoded.acts)._asdict()}

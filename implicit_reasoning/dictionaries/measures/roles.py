@@ -1,9 +1,10 @@
-"""Instrument: is a bridge's feature active both in and out of distribution?
+"""Measure whether a bridge's feature is active both in and out of distribution.
 
 Training chains use in-distribution facts, and no training chain uses out-of-distribution facts. The
 feature of a bridge is chosen on half of the in-distribution first facts. The instrument measures
-how often this feature is active in states with the bridge, for the other half of the facts and for
-the out-of-distribution facts. The null control is the activity of the feature of another bridge.
+how often this feature is active in states with the bridge. It does so for the other half of the
+in-distribution facts, and for the out-of-distribution facts. The null control is the activity of a
+different bridge's feature in the same states.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ _SEED = 0
 class RoleStates(NamedTuple):
     """The states on which features are chosen, and the states that are measured.
 
-    The measured states are in-distribution states, followed by out-of-distribution states. Each has
-    a bridge for which a feature is chosen.
+    The measured states are in-distribution states, followed by out-of-distribution states. The
+    bridge of every measured state has a feature that was chosen for it.
 
     Attributes:
       bridges: all states at the first position that determines the bridge.
       fit: int [fit], indices into `bridges` of the states on which features are chosen.
       group: int [state], indices into `bridges` of the states to measure.
-      other: int [state], for the null control: a bridge that is not the state's bridge and for
-        which a feature is chosen.
+      other: int [state], a bridge for the null control. It differs from the state's bridge, and a
+        feature was chosen for it.
     """
 
     bridges: Bridges
@@ -52,7 +53,7 @@ class RoleStates(NamedTuple):
 
 
 class Roles(DictionaryInstrument):
-    """How often a bridge's feature is active, by the role of the first fact."""
+    """Instrument that measures how often bridges' features are active, by role of first facts."""
 
     name = "roles"
     definition = (
@@ -66,12 +67,12 @@ class Roles(DictionaryInstrument):
     group = "role"
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose states of both roles; clusters are bridges, as each bridge has one feature."""
+        """Choose states in and out of distribution. The cluster of a state is its bridge."""
         return self.of(choose_bridges(source))
 
     @staticmethod
     def of(bridges: Bridges) -> Examples:
-        """Return the examples among the states in which the bridge is first known.
+        """Return the examples, chosen from the states at which the bridge is first known.
 
         Raises:
           NotApplicable: all first facts have the same role.
@@ -106,7 +107,7 @@ class Roles(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: RoleStates,
     ) -> dict[str, Array]:
-        """Measure whether the own bridge's and another bridge's feature are active."""
+        """Measure whether the features of the own bridge and of the control are active."""
         bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
         values = jnp.asarray(bridges.values)[inputs.fit]
         feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)

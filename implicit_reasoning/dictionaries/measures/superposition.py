@@ -1,13 +1,13 @@
-"""Instruments: are there more directions than dimensions, for features and for class means?
+"""Measure whether there are more directions than dimensions, for features and for class means.
 
-The directions are the features that are ever active, or the class means of bridges minus the mean
-over all states. Three numbers describe them:
+The directions are the decoder rows of features that are ever active, or the class means of bridges
+minus the mean over all states. Three numbers describe the directions:
 
 - `directions`: the number of directions;
-- `overlap`: the highest |cosine| of a direction with any other direction, averaged over directions;
-  `overlap_null` is the same number for as many random directions;
-- `dims`: the mean over directions w of `|w|^2 / sum_j (w . w_j / |w|)^2`, the dimensionality of a
-  direction, which is 1 without overlap.
+- `overlap`: for each direction, the highest |cosine| with a different direction, averaged over
+  directions. `overlap_null` is the same number for as many random directions;
+- `dims`: the mean dimensionality of the directions. The dimensionality of a direction w is `|w|^2 /
+  sum_j (w . w_j / |w|)^2`, which is 1 if no directions overlap.
 
 `effective_dims` is the number of dimensions that the states occupy, `tr(C)^2 / tr(C^2)`, where C is
 the covariance of the states.
@@ -43,7 +43,7 @@ _NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 
 
 class Superposition(DictionaryInstrument):
-    """The number, overlap and dimensionality of a dictionary's features."""
+    """Instrument that measures number, overlap and dimensionality of a dictionary's features."""
 
     name = "superposition"
     definition = (
@@ -60,11 +60,11 @@ class Superposition(DictionaryInstrument):
     nulls = {"random directions": "feature_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Return no examples; the instrument uses all states."""
+        """Return no examples, because the instrument uses all states."""
         return without_examples(None)
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute the participation ratio of the states' covariance."""
+        """Compute the number of dimensions that the states occupy, a participation ratio."""
         centred = subject.y - subject.y.mean(0)[None]
         covariance = centred.T @ centred / len(centred)
         effective = jnp.trace(covariance) ** 2 / (covariance**2).sum()
@@ -83,7 +83,7 @@ class Superposition(DictionaryInstrument):
 
 
 class BridgeSuperposition(DictionaryInstrument):
-    """The number, overlap and dimensionality of the class means of bridges.
+    """Instrument that measures the number, overlap and dimensionality of class means of bridges.
 
     These numbers do not depend on a dictionary.
     """

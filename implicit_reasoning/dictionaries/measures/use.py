@@ -1,32 +1,33 @@
-"""Instrument: do the model's answers follow changes of bridges' features?
+"""Measure whether the model's answers change as predicted when bridges' features are changed.
 
-For a prompt (e1, r1, r2), the prefix (e1, r1) determines the bridge e. At the position of r1,
-features of e and of another bridge e' are changed in the residual to which the dictionary writes.
-The dictionary's reconstruction error is kept. The changes are:
+For a prompt (e1, r1, r2), the prefix (e1, r1) determines the bridge e. At the position of r1, the
+features of e and of a different bridge e' are changed in the residual stream to which the
+dictionary writes. The dictionary's reconstruction error is kept. The changes are:
 
 - `swap`: the feature of e is set to 0, and the feature of e' is set to its mean positive activation
   on prompts with the bridge e';
-- `clamp`: the feature of e' is set to this mean, and the feature of e does not change;
+- `clamp`: the feature of e' is set to the same mean activation, and the feature of e does not
+  change;
 - `ablate`: the feature of e is set to 0;
 - `ablate another`: the feature of e' is set to 0. It should be inactive, so any effect is a side
   effect.
 
 If the model uses the features, the answer after a swap is the tail of the fact (e', r2), for
-*every* relation r2 of e'. Features are chosen on prompts whose first facts do not occur in the
-prompts that are changed, by one of three rules:
+*every* relation r2 of e'. Features are chosen by one of three rules. The prompts for this choice
+have different first facts than the prompts that are changed. The rules are:
 
-- `truth`: the feature whose activity best predicts the bridge (F1, see `matching.py`);
+- `truth`: the feature whose activity predicts the bridge with the highest F1 (see `matching.py`);
 - `activation`: the feature with the highest mean activation on prompts with the bridge;
 - `attribution`: the feature with the highest mean attribution on prompts with the bridge. The
   attribution is the activation times the derivative of the right answer's logit with respect to the
   activation.
 
 The null control `null` applies the rule `truth` to bridges that are permuted among the prompts. The
-control `class means` needs no dictionary: in place of a feature, it changes the component "class
-mean of the bridge minus mean of all states".
+control `class means` needs no dictionary. Instead of a feature's output, it adds or subtracts a
+bridge's vector: the class mean of the bridge minus the mean of all states.
 
-Source: a vector for a concept should change all that follows from the concept (Makelov, Lange and
-Nanda 2024; Hernandez et al. 2024).
+Source: Makelov, Lange and Nanda 2024, and Hernandez et al. 2024. They argue that an edit of a
+concept should change everything that follows from the concept.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ _SEED = 0
 class Swaps(NamedTuple):
     """Prompts whose bridge is swapped for a new bridge.
 
-    A pair of a prefix (e1, r1) and a new bridge has one case for each relation r2 for which the new
-    bridge has an answer that differs from the answer of the old bridge.
+    A pair is a prefix (e1, r1) and a new bridge. It has one case for each relation r2 for which the
+    answer after the new bridge exists and differs from the answer after the old bridge.
 
     Attributes:
       tokens: int32 [case, pos], the prompts.
-      old, new: int32 [case], the old and the new bridge, which are entities.
+      old: int32 [case], the entity number of the old bridge.
+      new: int32 [case], the entity number of the new bridge.
       expected: int32 [case], the answer for the new bridge.
       clean: int32 [case], the answer for the old bridge; -1 if there is no such fact.
       pair: int [case], the number of the case's pair.
@@ -89,10 +91,10 @@ class Swaps(NamedTuple):
 def choose_swaps(dataset: Dataset) -> Swaps:
     """Choose prefixes of two-hop chains, and a new bridge for each prefix.
 
-    The prefixes are first facts of training chains that `rows_to_fit` does not use. The new bridges
-    are bridges of the rows of `rows_to_fit`. Expected answers follow only facts that training uses
-    at the second hop, because a model may not know other facts. There are at most `_PAIRS` pairs of
-    a prefix and a new bridge.
+    The prefixes are first facts of training chains, except those in the rows that `rows_to_fit`
+    returns. The new bridges are bridges of the rows that `rows_to_fit` returns. Expected answers
+    use only facts that training uses at the second hop, because a model may not know any other fact
+    at this hop. There are at most `_PAIRS` pairs of a prefix and a new bridge.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
@@ -123,15 +125,15 @@ def choose_swaps(dataset: Dataset) -> Swaps:
 
 
 class SwapPrompts(NamedTuple):
-    """Prompts on which features are chosen, and prompts whose states are changed.
+    """The prompts on which features are chosen, and the prompts whose states are changed.
 
     Attributes:
       fit_tokens: int32 [prompt, pos], the prompts on which features are chosen.
       fit_values: int32 [prompt], the bridges of `fit_tokens`.
-      fit_null: int32 [prompt], a permutation of `fit_values`, for the null control.
+      fit_null: int32 [prompt], the entries of `fit_values` in a random order, for the null control.
       fit_answer: int32 [prompt], the right answers of `fit_tokens`.
       swaps: the prompts whose states are changed.
-      pos: index of the position at which the bridge is first known.
+      pos: index of the first position whose prefix determines the bridge.
       n_values: number of entities.
     """
 
@@ -145,7 +147,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose the prompts: half of the first facts to choose features, half to swap bridges."""
+        """Choose the prompts. Half of the first facts are for choosing features, half for swaps."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -160,9 +162,9 @@ class SwapPrompts(NamedTuple):
 
 
 class Use(DictionaryInstrument):
-    """Outcomes of changing the features of bridges, as shares of prompts.
+    """Instrument that changes the features of bridges and measures the answers.
 
-    The answer becomes that of the new bridge, stays unchanged, or becomes any other answer.
+    After a change, the answer is that of the new bridge, is unchanged, or is any other answer.
     """
 
     name = "use"
@@ -188,7 +190,12 @@ class Use(DictionaryInstrument):
     needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose prompts, for two-hop tasks and dictionaries that write to one residual."""
+        """Choose the prompts.
+
+        Raises:
+          NotApplicable: the chains do not have two hops, or the dictionaries do not write to
+            exactly one site that is in the residual stream or is added to it.
+        """
         model, dataset = source.run.model, source.run.dataset
         written = {_residual(member.write) for member in source.members}
         choose_bridges(source)
@@ -201,13 +208,13 @@ class Use(DictionaryInstrument):
 
     @staticmethod
     def of(inputs: SwapPrompts) -> Examples:
-        """Return examples of all cases, clustered by the bridge that is replaced."""
+        """Return all cases as examples. The cluster of a case is the bridge that is replaced."""
         swaps = inputs.swaps
         coords = {"rule": RULES, "change": CHANGES, "outcome": OUTCOMES}
         return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
 
     def shared(self, subject: DictionarySubject, inputs: SwapPrompts) -> dict[str, Any]:
-        """Compute what does not depend on a dictionary; traced.
+        """Compute everything that does not depend on a dictionary.
 
         This includes the states on which features are chosen, the states that are changed, the
         gradient of the right answer's logit, and the outcomes for class means.
@@ -235,7 +242,7 @@ class Use(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: SwapPrompts,
     ) -> dict[str, Array]:
-        """Compute the outcomes of each case; nan after the last block."""
+        """Compute the outcomes of each case. They are nan for a site after the last block."""
         swaps, layer = inputs.swaps, _layer_of(subject)
         if layer == subject.model.spec.depth:
             shape = len(RULES), len(CHANGES), len(OUTCOMES), len(swaps.pair)
@@ -366,16 +373,16 @@ def _residual(write: Sequence[str]) -> str | None:
 def all_of_pair(
     outcome: Float[Array, "*rule case"], pair: Int[np.ndarray, " case"]
 ) -> tuple[Bool[np.ndarray, " case"], Float[Array, "*rule case"]]:
-    """Compute which cases are the first of their pair, and whether all cases of a pair succeed.
+    """Find the first case of each pair, and compute whether all cases of each pair have an outcome.
 
     Args:
       outcome: [..., case], 1 if a case has the outcome, else 0, or nan.
       pair: int [case], the pair of each case.
 
     Returns:
-      `(first, all_of)`. `first` is bool [case], whether the case is the first of its pair. `all_of`
-      is [..., case]: 1 if all cases of the case's pair have the outcome, nan if the outcome of any
-      of them is nan, else 0.
+      `(first, all_of)`. `first` is bool [case]: whether the case is the first case of its pair.
+      `all_of` is [..., case] and describes the pair of the case: 1 if all cases of the pair have
+      the outcome, nan if the outcome of any of these cases is nan, else 0.
     """
     _, first, number = np.unique(pair, return_index=True, return_inverse=True)
     missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
