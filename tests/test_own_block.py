@@ -195,6 +195,6 @@ def test_instruments_of_attention_and_mlp_refuse_it(name, tmp_path):
 
 def test_formats_of_other_packages_refuse_it(tmp_path):
     for save, where in ((save_weights, tmp_path / "w.npz"), (save_gpt2, tmp_path / "gpt2")):
-        with pytest.raises(InputError, match=f"this model has '{NAME}'"):
+        with pytest.raises(InputError, match=f"of this model is '{NAME}'"):
             save(where, MODEL, {})
     assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ def as_format(path, version):
 
 def test_a_newer_configuration_is_refused(old):
     as_format(old / "run" / "config.json", 2)
-    with pytest.raises(InputError, match=r"config\.json has format 2, .* up to 1; install a newer"):
+    with pytest.raises(InputError, match=r"config\.json has the format version 2, .* up to 1; install a newer"):
         Run(old / "run")
     with pytest.raises(InputError, match="has format 2"):
         check_same(Layout(old / "run"), tiny())
@@ -81,7 +81,7 @@ def test_what_is_no_format_is_refused(old, version):
 
 def test_a_newer_sweep_is_refused(old):
     as_format(old / "sweep" / "sweep.json", 2)
-    with pytest.raises(InputError, match=r"sweep\.json has format 2, "):
+    with pytest.raises(InputError, match=r"sweep\.json has the format version 2, "):
         load_sweep(SweepLayout(old / "sweep"))
 
 
@@ -89,7 +89,7 @@ def test_a_newer_result_is_refused(old):
     path = old / "run" / "analysis" / "lens.nc"
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
-    with pytest.raises(InputError, match=r"lens\.nc has format 2, "):
+    with pytest.raises(InputError, match=r"lens\.nc has the format version 2, "):
         Run(old / "run").result("lens")
 
 
@@ -97,7 +97,7 @@ def test_a_newer_result_is_refused(old):
 def test_newer_dictionaries_are_refused(old, name):
     run = Run(old / "run")
     as_format(Files.of(run, "topk").folder / name, 2)
-    with pytest.raises(InputError, match=rf"{name} has format 2, "):
+    with pytest.raises(InputError, match=rf"{name} has the format version 2, "):
         load(run, "topk")
 
 
@@ -109,7 +109,7 @@ def test_newer_weights_are_refused(old, ending):
         path.write_bytes(path.read_bytes()[:-2] + struct.pack("<H", len(comment)) + comment)
     else:
         save_file(load_file(path), path, {"implicit_reasoning_format": "2"})
-    with pytest.raises(InputError, match=rf"model\.{ending} has format 2, "):
+    with pytest.raises(InputError, match=rf"model\.{ending} has the format version 2, "):
         load_weights(path)
 
 

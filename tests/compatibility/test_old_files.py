@@ -109,9 +109,12 @@ def test_fields_that_a_run_is_older_than_reproduce_what_it_did(old):
     path = old / "run" / "config.json"
     config = read_json(path)
     for key, field in FIELDS.items():
-        group, _, name = key.rpartition(".")
+        *groups, name = key.split(".")
+        group = config
+        for part in groups:
+            group = group.get(part, {})
         if not field.required:
-            config[group].pop(name, None)
+            group.pop(name, None)
     config["model"]["precision"] = "default"  # the old value was "highest"
     path.write_text(json.dumps(config))
     wanted, exact = reference()

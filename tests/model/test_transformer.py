@@ -385,5 +385,5 @@ def test_impossible_specs_are_refused(change, message):
 
 def test_a_wiring_that_misses_a_wanted_site_says_so():
     hooks = HookContext(sites=["hook_embed"])
-    with pytest.raises(InputError, match="does not pass hook_embed"):
+    with pytest.raises(InputError, match="does not compute hook_embed"):
         hooks.results()

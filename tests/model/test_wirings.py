@@ -192,7 +192,7 @@ def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
 def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
     positions = np.array([[2], [3]])
     for site, message in {
-        "blocks.1.hook_q_input": "does not pass blocks.1.hook_q_input",
+        "blocks.1.hook_q_input": "does not compute blocks.1.hook_q_input",
         "blocks.0.hook_atn_out": "did you mean 'blocks.0.hook_attn_out'",
     }.items():
         with pytest.raises(InputError, match=message):

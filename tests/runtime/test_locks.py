@@ -114,7 +114,7 @@ def test_in_turn_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_PATIENCE", 0.2)
     with (
         locks.exclusive_lock(tmp_path, REFUSAL),
-        pytest.raises(InputError, match="another process has locked"),
+        pytest.raises(InputError, match="another process has held the lock on"),
         locks.wait_for_lock(tmp_path),
     ):
         pass

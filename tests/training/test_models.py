@@ -108,7 +108,7 @@ def test_divergence_names_its_step_and_keeps_what_was_whole(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in run.params()["embed"].values())
     assert all(np.isfinite(row.get("loss", 0)) for row in run.metrics)
     # Training again raises the same error and does not succeed silently.
-    with pytest.raises(NonFiniteLoss, match=f"at step {step};"):
+    with pytest.raises(NonFiniteLoss, match=rf"at step {step}\."):
         train(config, tmp_path / "run")
 
 

@@ -83,7 +83,7 @@ def test_a_trial_of_a_population_neither(files, tmp_path):
     before = contents(files.workdir)
     with (
         jax.threefry_partitionable(False),
-        pytest.raises(InputError, match="jax_threefry_partitionable = True, now False"),
+        pytest.raises(InputError, match="jax_threefry_partitionable was True, is False"),
     ):
         train_population([trial], Layout(tmp_path / "population"), 60, ShutdownRequest())
     assert contents(files.workdir).items() - before.items() <= {(files.workdir / ".lock", b"")}
@@ -95,7 +95,7 @@ def test_dictionaries_neither(tmp_path):
     with jax.threefry_partitionable(False):
         train._begin(files, config)
     (files.resume / "20").mkdir(parents=True)
-    with pytest.raises(InputError, match="jax_threefry_partitionable = False, now True"):
+    with pytest.raises(InputError, match="jax_threefry_partitionable was False, is True"):
         train._begin(files, config)
     with jax.threefry_partitionable(False):
         train._begin(files, config)

@@ -116,7 +116,7 @@ def _train(
         # The signal may have reached another process.
         shutdown.number = shutdown.number or signal.SIGTERM
     except DamagedCheckpoint as damage:
-        print(f"implicit_reasoning: {damage}; trying the previous one", file=sys.stderr)
+        print(f"implicit_reasoning: {damage}; trying the previous state", file=sys.stderr)
         note_all(STOPPED, str(damage))
         return group.names
     except InputError as error:

@@ -123,5 +123,5 @@ def test_a_task_without_e1_or_without_shared_tails_is_refused(dataset):
     with pytest.raises(NotApplicable, match="r1, r2, x"):
         Geometry().examples(make_model(other), other)
     facts = fact_rows(dataset, 10_000)
-    with pytest.raises(NotApplicable, match="no two facts of this world"):
+    with pytest.raises(NotApplicable, match="no two facts of the group"):
         geometry._of_common_bridges(facts, np.arange(len(dataset)))
