@@ -109,7 +109,7 @@ def _exchanged(
 def symmetric_replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of each query, draw a new token of the same kind at random.
+    """For each part of each query, draw a different token of the same kind at random.
 
     A part is e1 or a relation, so the new token is an entity or a relation that differs from the
     old one. Nothing else restricts the draw.

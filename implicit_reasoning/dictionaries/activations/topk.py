@@ -1,9 +1,9 @@
 """TopK: for each input, only the k features with the largest outputs are active.
 
-The size of a feature's output is the pre-activation times the decoder norm. BatchTopK selects the k
-* batch largest products of a whole batch, so the number of active features varies between inputs. A
-running mean of the smallest selected product becomes the threshold of the finished dictionary,
-which encodes each input independently.
+The size of a feature's output is the pre-activation times the decoder norm. BatchTopK selects the
+largest of these products in a whole batch, k per input on average, so the number of active features
+varies between inputs. A running mean of the smallest selected product becomes the threshold of the
+finished dictionary, which encodes each input independently.
 
 TopK and BatchTopK have an auxiliary loss for dead features (AuxK): the dead features with the
 largest outputs are trained to reconstruct the remaining error.

@@ -1,9 +1,10 @@
 """Compute reconstruction quality and sparsity of a dictionary, with SAELens's names.
 
-Explained variance is relative to the mean of the targets: `1 - sum ||y - y^||^2 / sum ||y -
-mean(y)||^2`. From March 2025 to March 2026, SAELens computed explained variance relative to zero,
-which counts a constant offset as explained variance. `explained_variance_legacy` is computed for
-each state separately; SAEBench's paper reports its mean over states.
+Explained variance is relative to the mean of the targets:
+`1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`. From March 2025 to March 2026, SAELens computed
+explained variance relative to zero, which counts a constant offset as explained variance.
+`explained_variance_legacy` is computed for each state separately. SAEBench's paper reports the mean
+of these values.
 """
 
 from __future__ import annotations
