@@ -177,8 +177,8 @@ def _check_finite(infinite: np.ndarray) -> None:
     """
     if infinite.any():
         raise InputError(
-            f"{infinite.sum()} values are not finite; exclude their examples by cluster -1, or by "
-            "an output that `given` names"
+            f"{infinite.sum()} values are not finite; to exclude examples with such values, set "
+            "their cluster to -1, or declare in `given` an output that says which examples count"
         )
 
 

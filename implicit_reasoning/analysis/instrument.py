@@ -141,7 +141,8 @@ class BaseInstrument(abc.ABC):
             if not there:
                 raise InputError(
                     f"instrument {self.name!r}: the null control {name!r} needs {wanted}, which "
-                    "does not exist; correct nulls, or add it to outputs or coords"
+                    "does not exist; correct the attribute `nulls`, or add the missing output to "
+                    "`outputs` or the missing label to `coords`"
                 )
 
     def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:

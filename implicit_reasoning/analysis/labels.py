@@ -64,8 +64,8 @@ def plain(value: Any, what: str) -> Any:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{what} are {value!r}, which JSON cannot represent ({error}); use strings, numbers, "
-            "bools, None, lists, and dicts with strings as keys"
+            f"{what} are {value!r}, but a part of this value cannot be saved ({error}); use "
+            "strings, numbers, bools, None, lists, and dicts with strings as keys"
         ) from None
 
 
@@ -112,10 +112,10 @@ def _keepable(label: str) -> bool:
 def _of_numpy(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__}")
+    raise TypeError(f"JSON has no form of the type {type(value).__name__}")
 
 
 def _constant(text: str) -> float:
     if text == "NaN":
-        raise ValueError("nan, which is not equal to itself")
+        raise ValueError("nan is not equal to itself")
     return float(text.replace("Infinity", "inf"))

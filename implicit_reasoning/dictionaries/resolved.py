@@ -72,7 +72,7 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     fields.check_config(config)
     if config.architecture not in ARCHITECTURES:
         raise InputError(
-            f"there is no architecture {config.architecture!r}; it must be one of "
+            f"config.architecture is {config.architecture!r}; it must be one of "
             f"{', '.join(ARCHITECTURES)}"
         )
     steps = _steps(run, config.steps, config.checkpoints)
@@ -121,7 +121,10 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
     if chosen:
         missing = [step for step in chosen if step not in run.steps]
         if missing:
-            raise InputError(f"{run} has no checkpoint of step {missing[0]}; it has {run.steps}")
+            raise InputError(
+                f"{run} has no checkpoint of step {missing[0]}; its steps are "
+                f"{', '.join(map(str, run.steps))}"
+            )
         return tuple(sorted(chosen))
     if not run.steps:
         raise InputError(f"{run} has no checkpoints")
@@ -195,7 +198,7 @@ def _activation_fn(
     unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(
-            f"activation function {name!r} has no option {unknown[0]!r}; it has "
+            f"activation function {name!r} has no option {unknown[0]!r}; the options are "
             f"{', '.join(sorted(known))}"
         )
     made: ActivationFn = make(**options)

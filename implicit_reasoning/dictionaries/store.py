@@ -274,7 +274,7 @@ def load(run: Run, name: str) -> Dictionaries:
     if not files.finished.exists():
         there = ", ".join(names(run)) or "none"
         raise InputError(
-            f"{run} has no finished set of dictionaries {name!r}; its finished sets are: {there}"
+            f"{run} has no finished set of dictionaries {name!r}; finished sets: {there}"
         )
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)

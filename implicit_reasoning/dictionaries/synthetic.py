@@ -41,16 +41,15 @@ class Synthetic:
     spread: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.n_directions % 2 or not 0 <= self.together <= 1:
-            raise InputError(
-                f"n_directions is {self.n_directions} and together is {self.together}; "
-                "n_directions must be even, and together must be from 0 to 1"
-            )
+        if self.n_directions % 2:
+            raise InputError(f"n_directions is {self.n_directions}; it must be an even number")
+        if not 0 <= self.together <= 1:
+            raise InputError(f"together is {self.together}; it must be a number from 0 to 1")
         if float(self.frequencies.max()) > 1:
             raise InputError(
-                f"mean_active = {self.mean_active} of n_directions = {self.n_directions} with "
-                f"exponent = {self.exponent} gives a frequency above 1; reduce mean_active or "
-                "exponent"
+                f"with mean_active = {self.mean_active}, n_directions = {self.n_directions} and "
+                f"exponent = {self.exponent}, some directions would be active more often than "
+                "always; reduce mean_active or exponent"
             )
 
     @property

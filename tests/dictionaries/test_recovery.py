@@ -105,9 +105,9 @@ def test_frequencies_and_pairs_are_as_said():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n_directions": 7}, "n_directions must be even"),
-        ({"together": 1.5}, "together must be from 0 to 1"),
-        ({"n_directions": 8, "mean_active": 7.0}, "gives a frequency above 1"),
+        ({"n_directions": 7}, "n_directions is 7; it must be an even number"),
+        ({"together": 1.5}, "together is 1.5; it must be a number from 0 to 1"),
+        ({"n_directions": 8, "mean_active": 7.0}, "would be active more often than always"),
     ],
 )
 def test_data_that_cannot_be_is_said(changes, said):

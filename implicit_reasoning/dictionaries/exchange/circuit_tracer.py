@@ -126,7 +126,7 @@ def load_transcoder_set(
         if width != widths[0]:
             raise InputError(
                 f"{folder}: (d_in, d_out, d_sae) is {width} in layer_{layer} and {widths[0]} in "
-                "layer_0; it must be the same in all layers"
+                "layer_0; all layers must have equal widths"
             )
     return found
 
@@ -267,7 +267,9 @@ def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, 
     """Return the shape of the matrix `name`; raise an `InputError` if there is no such matrix."""
     if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
         shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
-        raise InputError(f"{path} is not a transcoder: {name} {shape}; it must be a matrix")
+        raise InputError(
+            f"{path} is not a transcoder: {name} {shape}; a transcoder has a matrix {name}"
+        )
     rows, columns = arrays[name].shape
     return rows, columns
 

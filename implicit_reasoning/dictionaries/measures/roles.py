@@ -79,8 +79,8 @@ class Roles(DictionaryInstrument):
         """
         if len(set(bridges.in_distribution.tolist())) < 2:
             raise NotApplicable(
-                "either all first facts are in distribution or none is, so that the two kinds "
-                "cannot be compared"
+                "this instrument compares first facts in distribution with first facts out of "
+                "distribution, but this world has first facts of one of these kinds only"
             )
         fit = np.flatnonzero(bridges.in_distribution & ~bridges.second)
         fitted = np.unique(bridges.values[fit])
