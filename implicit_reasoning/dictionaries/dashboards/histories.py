@@ -47,9 +47,11 @@ class Histories:
         numbers = sorted(made.numbers(**like), key=lambda one: made.members[one].step)
         self._steps = tuple(made.members[one].step for one in numbers)
         result = result.isel(member=numbers)
-        self._alive = result["density"].values > 0
         self._result = result if "best_feature" in result else None
         self._rows = [made.directions(one) for one in numbers]
+        # A baseline may have more features than the dictionaries; its additional columns are cut
+        # off.
+        self._alive = result["density"].values[:, : len(self._rows[0])] > 0
         self._own = self._rows[numbers.index(number)]
         self._norms: Float[np.ndarray, "feature part"] | None = None
         if member.step == ALL_STEPS and isinstance(made.dictionary.architecture, Crosscoder):
