@@ -108,9 +108,11 @@ for step in (found.memorised, found.in_distribution, run.steps[-1]):
 # %% [markdown]
 # ## Memorise first, generalise later
 #
-# The last table that `describe` printed is about *shortcuts*. A shortcut answers a test chain from
-# training chains alone, without any single fact. Accuracy is evidence of composition only above the
-# best shortcut.
+# The last table that `describe` printed is about [shortcuts](../concepts/worlds.md#shortcuts). A
+# shortcut answers a test chain from training chains alone, without any single fact. Row completion,
+# for example, looks for prefixes `(e1, r1)` whose training chains have the same answers as those of
+# the asked prefix, and takes their answer for `r2`. Accuracy is evidence of composition only above
+# the best shortcut.
 
 # %%
 import matplotlib.pyplot as plt
@@ -244,14 +246,14 @@ for step in result.step.values:
 # **Answer.** The model answers .735 of the unseen chains of `test_ii` when it has memorised the
 # training chains (step 2,350), and .95 of them only 2,300 steps later. These answers do not show
 # that it composes: row completion, which uses no single fact, answers all 1,805 of them, and no
-# chain is left that no shortcut answers. `test_oi` has 452 chains that no shortcut answers. The
-# model answers .25 [.16, .35] of them at the end, so some composition has been learnt for first
+# chain is left that no shortcut answers. `test_oi` has 444 chains that no shortcut answers. The
+# model answers .24 [.16, .34] of them at the end, so some composition has been learnt for first
 # facts that no training chain uses. For second facts of this kind (`test_io`) it has not: .01
 # [.00, .07].
 #
 # **Caveat.** This is one run in one world: a curve, no claim about training.
 # [Three runs](../../results/pocket/README.md) agree with it. The intervals of `test_oi` are wide,
-# because only 36 bridges are independent. "No shortcut" means none of the three rules in the table
+# because only 36 bridges are independent. "No shortcut" means none of the five rules in the table
 # above. The logit lens shows that the bridge is there, not that it is used:
 # [tutorial 2](2_decodable_or_used.md) asks whether it is. `pocket` is a scale for trying things. At
 # `desk` the lag is [10,250 steps](../../results/desk/README.md).
