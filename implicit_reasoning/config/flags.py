@@ -104,8 +104,8 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
     missing = [item for item in items if not local_folder(item, name).is_dir()]
     if missing and (meant := _joined(items, name)):
         raise InputError(
-            f"{name} has {missing[0]!r}, which is not a folder; if the name of a folder has a "
-            f"comma, write \\, for the comma, as in {name}='{join_list(meant)}'"
+            f"{name} has {missing[0]!r}, which is not a folder; if the name of a folder "
+            f"contains a comma, put a backslash before the comma, as in {name}='{join_list(meant)}'"
         )
     return items
 

@@ -52,7 +52,7 @@ class Places(NamedTuple):
 def distinct_places(
     dataset: Dataset, rows: Int[np.ndarray, " row"], positions: Sequence[str] = ()
 ) -> Places:
-    """Find the first row with each distinct prefix, at each position of a prompt.
+    """Find the distinct prefixes that end at each position, and the first row with each prefix.
 
     Args:
       dataset: the run's dataset.

@@ -142,7 +142,7 @@ class Files:
 
     @property
     def measured_before(self) -> Path:
-        """Path of the table of results that earlier versions wrote. The file is only read."""
+        """Path of the table of results that earlier versions wrote; it is not written now."""
         return self.folder / "measured.nc"
 
     @property

@@ -67,8 +67,9 @@ class Synthetic:
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
         """Draw the size of each direction in each state. Most sizes are 0.
 
-        With probability `together`, one draw decides whether both directions of a pair are active.
-        Otherwise each direction of the pair has an independent draw.
+        Directions 2i and 2i + 1 form a pair. With probability `together`, both directions of a pair
+        use the same random number. Otherwise each direction uses its own. A direction is active if
+        its random number is below its frequency.
         """
         keys = jax.random.split(key, 4)
         shape = (n_states, self.n_directions)

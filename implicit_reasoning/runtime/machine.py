@@ -86,8 +86,8 @@ def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return a function whose matrix products are computed in true float32.
 
     All measurements use this decorator. By default, JAX computes float32 products in TF32 on recent
-    GPUs and in bfloat16 on TPUs. On a CPU, the decorator changes nothing. Apply it before
-    `jax.jit`.
+    GPUs and in bfloat16 on TPUs. On a CPU, the decorator changes nothing. Write it below
+    `@jax.jit`, so that the compiled function includes it.
     """
 
     @functools.wraps(function)

@@ -17,6 +17,8 @@ def describe_cost(
 ) -> str:
     """Describe the trials, the cost of the first trial of each shape, and the total cost.
 
+    Trials have the same shape if they differ only in the fields of `population.VARIED`.
+
     Args:
       sweep: the sweep, as returned by `define`.
       launcher: as for `run_sweep`.

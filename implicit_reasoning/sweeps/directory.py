@@ -77,7 +77,7 @@ class SweepLayout:
 
     @property
     def trials(self) -> Path:
-        """Path of the run directories, usable as TensorBoard's `--logdir`."""
+        """Path of the folder of the run directories. It can be TensorBoard's `--logdir`."""
         return self.workdir / "trials"
 
     @property

@@ -218,7 +218,7 @@ def _map(
 
 
 def median_time(times: np.ndarray) -> float:
-    """Return the median of times; a time that is nan counts as later than all times that are not.
+    """Return the median of times, in which nan counts as infinitely late.
 
     The result is nan if half of the times or more are nan, or if there are no times.
     """

@@ -123,7 +123,8 @@ def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
       rows: which rows get early answers. `atomic`: a row of a single fact gets its own answer.
         `chains`: a chain gets the bridge entity, which is the answer to its first fact. `all`: both
         kinds of rows. The answer to the first fact is read at the position at which the atomic row
-        of that fact is answered. A chain gets it only if it begins with the tokens of that row.
+        of that fact is answered. A chain gets an early answer only if the chain and the atomic row
+        have the same tokens up to this position.
 
     Raises:
       InputError: the task does not consist of chains, or no training row has an early answer.
@@ -149,8 +150,8 @@ def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
     used = (answers >= 0).any(axis=0)
     if not used.any():
         raise InputError(
-            f"loss.early_supervision.rows is {rows!r}, but no training row has such an answer: the "
-            "task has no rows of this kind, or does not train on single facts; choose other rows, "
-            "or set loss.early_supervision.weight to 0"
+            f"loss.early_supervision.rows is {rows!r}, but no training row of this kind has an "
+            "early answer: the task has no such rows, or does not train on single facts; choose "
+            "others, or set loss.early_supervision.weight to 0"
         )
     return EarlyTargets(positions[:, used].astype(np.int32), answers[:, used])

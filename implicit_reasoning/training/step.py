@@ -27,9 +27,9 @@ class TrainState(NamedTuple):
       params: the model parameters.
       moments: the state of the preconditioner (Adam's moments).
       step: the number of updates so far, int32.
-      finite: False from the first step at which the loss, the gradient or the rates were not
-        finite. From that step on, the state does not change. `finite` is also False if the
-        parameters at the end of `run` are not finite.
+      finite: False from the first step at which a loss, the norm of the gradient or the amount of
+        weight decay was not finite. From that step on, the state does not change. `finite` is also
+        False if the parameters at the end of `StepRecipe.run` are not finite.
       window: the metrics in `StepRecipe.logged` for the last `log_every` steps, each `[log_every]`.
         Step `s` is at the index `s % log_every`.
     """

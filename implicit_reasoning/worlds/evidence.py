@@ -1,4 +1,4 @@
-"""Evidence: what the training chains, without any single fact, say about the bridge of a chain."""
+"""Evidence: how well the training chains alone determine the bridge of a chain."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def with_evidence(dataset: Dataset) -> Dataset:
 
     The columns are int32 [row], -1 for rows that are not chains:
 
-    - `evidence1`: the number of training chains of the row's prefix that are shared. A chain is
-      shared if a second prefix with the same bridge is trained with the same last relation (the
-      k-evidence of the coverage principle, arXiv 2505.20278).
-    - `peers`: the number of prefixes in training that have the same bridge as the row's prefix,
-      without the row's prefix.
+    - `evidence1`: the number of shared training chains with the row's prefix. A training chain is
+      shared if another training chain has a different prefix, but the same bridge and the same last
+      relation. This is the k-evidence of the coverage principle (arXiv 2505.20278).
+    - `peers`: the number of other prefixes that occur in training chains and have the same bridge
+      as the row's prefix.
     - `row_completion_right` and `oracle_right`: whether the shortcuts `row_completion` and
       `cluster_oracle` answer the row correctly (1) or not (0). If the row is a training row, the
       shortcuts also use the row itself.

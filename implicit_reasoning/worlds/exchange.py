@@ -7,9 +7,9 @@ entity first and one token per entity can be read.
 
 The published layout has no roles, seed, empty splits, or facts that no row states. `write_grokked`
 writes these to an additional file, `meta.json`, which other programs ignore. `read_grokked` ignores
-`meta.json` if another file of the folder has changed since. In this case, and for published
-folders, the facts are those that atomic rows state. The roles of these facts follow from the
-training chains and from the types of the probes.
+`meta.json` if another file of the folder has changed since `meta.json` was written. In this case,
+and for published folders, the facts are those that atomic rows state. The roles of these facts
+follow from the training chains and from the types of the probes.
 
 Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
 Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.

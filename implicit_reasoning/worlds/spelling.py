@@ -70,7 +70,9 @@ def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
 
 
 def position_names(hops: int, spelling: Spelling = PLAIN) -> tuple[str, ...]:
-    """Return the names of a prompt's positions: e1, r1, r2 or e1.first, e1.last, r1, r2.
+    """Return the names of a prompt's positions, such as `("e1", "r1", "r2")`.
+
+    If entities have two tokens, the names are such as `("e1.first", "e1.last", "r1", "r2")`.
 
     Args:
       hops: number of hops.

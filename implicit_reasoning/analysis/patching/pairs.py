@@ -69,9 +69,9 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """Make pairs of queries with different first facts and the same later relations.
 
-    The clean prompts are the targets of `cross_query_patching`, which are training queries. The
-    corrupt prompt of a target is its composed query: the first fact of a source query, followed by
-    the later relations of the target. The groups are those of `cross_query_patching`. In all groups
+    The clean prompts are the targets of `cross_query_patching`, which are training queries. For
+    each target, the corrupt prompt consists of the first fact of a source query and the later
+    relations of the target. The groups of pairs are those of `cross_query_patching`. In all groups
     except "same bridge", the two prompts have different bridges and answers. The cluster of a pair
     is the bridge of its corrupt prompt.
     """

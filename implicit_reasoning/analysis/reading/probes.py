@@ -112,7 +112,7 @@ class Probes(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact, and assign folds and labels to the states."""
+        """Choose one chain for each fact. Assign folds and labels to the states of these chains."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
@@ -158,9 +158,9 @@ class Probes(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute whether probes read the class of every example.
+        """Compute, for each example, whether the probes decode its class correctly.
 
-        The probe that reads an example was fitted without it.
+        The probes of an example are fitted without this example.
         """
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=neuron_sites(model))

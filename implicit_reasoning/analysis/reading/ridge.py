@@ -44,7 +44,7 @@ def arrange_by_fold(
     """Group rows by fold.
 
     Args:
-      folds: the fold of each row, for each cell.
+      folds: the fold of each row. Each cell of the leading axes has its own folds.
       counted: whether each row is used for fitting.
       n_folds: number of folds.
     """

@@ -36,8 +36,8 @@ def swap_controls(
       fitted: the rows from which class means are computed.
 
     Returns:
-      permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. No
-        class keeps its own mean, except for classes without a fitted state.
+      permuted: int32 `[variable, class]`. Entry `[v, c]` is the class whose mean is used in place
+        of the mean of class `c`. It differs from `c`, unless class `c` has no fitted state.
       third: int32 `[variable, case]`, a value that differs from the old and the new value and does
         not give the expected answer; -1 if there is no such value.
       beside_values: int32 `[variable, fit]`, the values of the control variable (see

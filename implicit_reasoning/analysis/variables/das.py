@@ -180,10 +180,10 @@ class Alignment(Instrument):
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose pairs for training the search, and pairs for scoring.
+        """Choose pairs to fit the subspaces, and pairs to score them.
 
-        The examples are the bases of the pairs for scoring. They are rows of every split with full
-        chains.
+        The examples are the bases of the scored pairs. They are rows of every split whose chains
+        have all hops.
         """
         random = np.random.default_rng(0)
         world, places = world_of(dataset), self.places(dataset)

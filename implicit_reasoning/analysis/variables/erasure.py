@@ -110,7 +110,7 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains as cases.
+        """Choose the cases: rows of every split whose chains have all hops.
 
         Erasers are fitted to training chains and to the cases. The linear discriminant that decodes
         the variable is fitted to training chains only.

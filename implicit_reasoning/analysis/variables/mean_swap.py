@@ -85,7 +85,7 @@ class MeanSwap(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains as cases, and new values for each case."""
+        """Choose the cases, which are rows of splits whose chains have all hops, and new values."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)

@@ -89,9 +89,9 @@ class OtherMatch(NamedTuple):
 class Nulls(NamedTuple):
     """Null controls of each concept, for F1 and for average precision.
 
-    The values of the concept are permuted among the states several times. Each time, the score of
-    the best feature of each value is averaged over values. The null control is the highest of these
-    means. It is nan for a concept that was not measured.
+    The values of the concept are permuted among the states several times. Each time,
+    every value gets the score of its best feature, and these scores are averaged. The null control
+    is the highest of these averages. It is nan for a concept that was not measured.
     """
 
     f1: Float[np.ndarray, " concept"]

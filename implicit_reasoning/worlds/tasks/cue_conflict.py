@@ -199,4 +199,4 @@ def _check(dataset: Dataset) -> None:
         if (truth["evidence1"][chains] != count).any():
             raise RuntimeError("a training chain of a split fact is not shared")
         if (dataset.answers[chains] == dataset.answers[fact]).all(1).any():
-            raise RuntimeError("both bridges of a split fact have the same answer")
+            raise RuntimeError("a chain of a split fact has the same answer from both bridges")
