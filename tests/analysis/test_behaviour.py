@@ -26,7 +26,7 @@ def test_kinds_are_drawn_beside_chance_and_agreement_by_rule():
         lines = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
         for rule in rules:
             at = result.isel(step=0).sel(group=group, rule=rule)
-            assert lines[rule] == at["agreement"] and lines[f"{rule} right"] == at["shortcut"]
+            assert lines[rule] == at["agreement"] and lines[f"accuracy of {rule}"] == at["shortcut"]
 
 
 def test_who_is_always_right_agrees_as_often_as_the_shortcut_is_right():
