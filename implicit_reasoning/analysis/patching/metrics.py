@@ -66,7 +66,7 @@ def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
 
 
 def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Return the KL divergence KL(clean || logits) from the unpatched clean run, in nats."""
+    """Return the KL divergence KL(clean run || patched run), in nats."""
     return outcomes.divergence(logits, pair.clean_logits)
 
 

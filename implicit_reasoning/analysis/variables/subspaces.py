@@ -218,7 +218,7 @@ def random_directions(
 def erase_some(
     white: Whitening, directions: Float[Array, "direction d_model"], rank: Float[Array, ""]
 ) -> Eraser:
-    """Return an eraser of the first `rank` directions, which may be random as a control.
+    """Return the eraser of the first `rank` directions. Random directions serve as a control.
 
     Args:
       white: the whitening transform of the states.

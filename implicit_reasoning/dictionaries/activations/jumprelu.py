@@ -107,7 +107,7 @@ class JumpReLU(ActivationFn):
 def jump(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """Compute `pre` where it is above the threshold, else 0.
+    """Return `pre` where it is above the threshold, and 0 elsewhere.
 
     Args:
       pre: [batch, d_sae] pre-activations.

@@ -111,7 +111,7 @@ class Nulls(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """The values that each feature matches best, over all concepts; highest `chosen` first.
+    """For each feature, the pairs (concept, value) that it matches best, with the best pair first.
 
     Attributes:
       concept: the number of the concept.

@@ -60,7 +60,7 @@ class Absorption(DictionaryInstrument):
     nulls = {"another bridge": "absorbed_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states in which the bridge is first known."""
+        """Choose the states at the first position whose prefix determines the bridge."""
         bridges = choose_bridges(source)
         return without_examples(bridges, {"bridge": range(bridges.n_values)})
 

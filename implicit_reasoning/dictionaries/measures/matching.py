@@ -235,7 +235,7 @@ def f1_score(
 
 
 def one_hot_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
-    """Return 1 where a state has a value, else 0."""
+    """Return an array that is 1 where a state has a value, and 0 elsewhere."""
     return (values[None] == jnp.arange(n_values)[:, None]).astype(jnp.float32)
 
 

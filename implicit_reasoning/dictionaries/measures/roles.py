@@ -72,7 +72,7 @@ class Roles(DictionaryInstrument):
 
     @staticmethod
     def of(bridges: Bridges) -> Examples:
-        """Return the examples, chosen from the states at which the bridge is first known.
+        """Choose the examples from `bridges`, the states that determine the bridge.
 
         Raises:
           NotApplicable: all first facts have the same role.

@@ -97,7 +97,7 @@ class BridgeSuperposition(DictionaryInstrument):
     nulls = {"random directions": "bridge_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states in which the bridge is first known."""
+        """Choose the states at the first position whose prefix determines the bridge."""
         return without_examples(choose_bridges(source))
 
     def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:

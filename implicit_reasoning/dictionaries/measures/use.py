@@ -147,7 +147,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose the prompts. Half of the first facts are for choosing features, half for swaps."""
+        """Choose prompts with half of the first facts for choosing features, and half for swaps."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
