@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from implicit_reasoning.formatting import plural
 from implicit_reasoning.worlds.dataset import Dataset
 from implicit_reasoning.worlds.shortcuts import coverage, distinct_states, shortcuts
 
@@ -9,17 +10,17 @@ from implicit_reasoning.worlds.shortcuts import coverage, distinct_states, short
 def describe(dataset: Dataset) -> str:
     """Describe a dataset: sizes, coverage, distinct states, and accuracy of shortcuts."""
     lines = [
-        f"{len(dataset):,} rows of up to {dataset.n_ctx} tokens, {dataset.n_vocab:,} tokens",
+        f"{len(dataset):,} rows of at most {dataset.n_ctx} tokens; the vocabulary has "
+        f"{plural(dataset.n_vocab, 'token')}",
         "",
     ]
     lines += _split_table(dataset)
     if dataset.world is not None:
         lines += ["", f"{dataset.world.n_facts:,} facts"]
         if (share := coverage(dataset)) is not None:
-            lines[-1] += f"; training chains cover {share:.0%}"
-            lines[-1] += " of the in-distribution ones"
+            lines[-1] += f"; {share:.0%} of the in-distribution chains are training chains"
     states = ", ".join(f"{n:,} at {position}" for position, n in distinct_states(dataset).items())
-    return "\n".join([*lines, f"distinct states: {states}", *_shortcut_table(dataset)])
+    return "\n".join([*lines, f"numbers of distinct states: {states}", *_shortcut_table(dataset)])
 
 
 def _split_table(dataset: Dataset) -> list[str]:
@@ -34,13 +35,13 @@ def _split_table(dataset: Dataset) -> list[str]:
 def _shortcut_table(dataset: Dataset) -> list[str]:
     rules = shortcuts(dataset)
     if not rules:
-        return ["no shortcut is known for this task"]
+        return ["there are no shortcuts for this task"]
     splits = list(next(iter(rules.values())))
     widths = [max(10, len(split) + 2) for split in splits]
     columns = [f"{split:>{width}}" for split, width in zip(splits, widths, strict=True)]
     lines = [
         "",
-        "accuracy of shortcuts, which do not compose facts:",
+        "accuracy of shortcuts, which do not compose facts, by split:",
         f"{'':<16}" + "".join(columns),
     ]
     for rule, accuracy in rules.items():
