@@ -184,7 +184,7 @@ print(f"null, at most: {null:.2f}")
 import jax
 
 number = trained[-1]  # the last checkpoint
-entity = int(f1[number].fillna(0).argmax())
+entity = int(f1[number].fillna(0).argmax("value"))
 feature = int(sae.best_feature.sel(concept="e2@r1", value=entity)[number])
 
 dataset = run.dataset
