@@ -139,8 +139,8 @@ def token_ids(
         `tokenizer.json` or `tokenizer_config.json`.
       symbols: the symbols of the world.
       vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of the
-        symbols in `vocab.json` determines the ids. The number of tokens of GPT-2 and `vocab.json`,
-        including the padding, must then be `d_vocab`.
+        symbols in `vocab.json` determines the ids. In this case, `d_vocab` must be the number of
+        GPT-2's tokens plus the number of these symbols, after padding.
       d_vocab: vocabulary size of the checkpoint.
 
     Returns:

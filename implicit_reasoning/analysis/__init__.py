@@ -1,4 +1,4 @@
-"""Instruments measure the checkpoints of a run. They are scored on models of known mechanism.
+"""Instruments measure the checkpoints of a run. They are scored on models whose mechanism is known.
 
 The instruments are grouped by what they do:
 
@@ -14,7 +14,7 @@ Modules that all instruments share:
 instrument.py   defines the base classes of instruments
 claims.py       defines claims about a mechanism, and compares them with the truth
 states.py       computes residual stream states and truth variables
-facts.py        chooses one row for each fact, and folds for cross-validation
+facts.py        chooses one row for each fact, and assigns rows to cross-validation folds
 queries.py      chooses queries from the facts of the world, on the host
 chunks.py       evaluates examples in chunks, and skips examples that do not count
 suffix.py       computes the logits of the answer from the states of a given layer

@@ -151,12 +151,12 @@ class Behaviour(Instrument):
 def kinds_of_tokens(
     dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
-    """For each row, find the kind of answer that each token would be.
+    """For each row and token, find the kind of answer if the model answers with this token.
 
     Args:
       dataset: a dataset of a chain task.
       rows: rows of the dataset.
-      rules: the answer of each shortcut to each row, by the name of the shortcut.
+      rules: for the name of each shortcut, the answer of the shortcut in each row.
 
     Returns:
       int8 [row, token], an index into `ANSWER_KINDS`.

@@ -98,7 +98,7 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise `NotApplicable` unless the task asks for chains and spells an entity with one token."""
+    """Raise `NotApplicable` if the task has no chains, or if an entity is more than one token."""
     if "r2" not in dataset.truth or dataset.world is None:
         raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(

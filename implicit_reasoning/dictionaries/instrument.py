@@ -85,8 +85,8 @@ class DictionaryInstrument(BaseInstrument):
 
     Results are saved in `dictionaries/<set>/measured/<name>.nc`, with the dimension `member`. A
     member is a dictionary or a baseline. Members have the coordinates `step`, `site`, `sparsity`,
-    `seed` and `what` ("trained", or the name of the baseline). Baselines are nulls of every
-    instrument.
+    `seed` and `what` ("trained", or the name of the baseline). Every
+    instrument uses the baselines as null controls.
 
     The dimension "feature" needs no entry in `coords`. Its length is the number of features of the
     widest member. The results of narrower members are padded with nan.

@@ -48,7 +48,7 @@ def step_cost(
       batch_size: the number of rows in a batch.
       n_pos: the number of input positions per row.
       n_slots: the number of supervised positions per row.
-      n_early: the number of states in a row that early supervision reads, summed over layers.
+      n_early: the number of states per row that early supervision reads, summed over layers.
     """
     model = Transformer(spec)
     forward = batch_size * (

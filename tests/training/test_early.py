@@ -78,9 +78,7 @@ def test_a_chain_that_does_not_begin_with_its_first_fact_has_no_early_answer():
     np.testing.assert_array_equal(
         early_targets(dataset, "all").answers, early_targets(dataset, "atomic").answers
     )
-    with pytest.raises(
-        InputError, match="rows is 'chains', but no training row of this kind"
-    ):
+    with pytest.raises(InputError, match="rows is 'chains', but no training row of this kind"):
         early_targets(dataset, "chains")
 
 

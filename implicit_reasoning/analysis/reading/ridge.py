@@ -132,7 +132,7 @@ def ridge(sums: Sums) -> Float[Array, "fold width out"]:
 def sparse_ridge(
     sums: Sums, most: int, sizes: tuple[int, ...]
 ) -> Float[Array, "size fold width out"]:
-    """Compute regression weights on few dimensions, which are chosen separately for each output.
+    """Compute regression weights that use a few dimensions, chosen separately for each output.
 
     The dimensions chosen for output o are those whose mean differs most, in standard deviations,
     between the rows of class o and all other rows. `cross[d, o]` is proportional to this difference

@@ -132,7 +132,7 @@ class Erasure(Instrument):
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the layers, of the positions and of the draws of values to erase."""
+        """Return the labels; `draw` numbers the random sets of values that are erased together."""
         return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(

@@ -1,4 +1,4 @@
-"""Measure how well the best features stand for the values of truth variables."""
+"""Measure how well single features detect the values of truth variables, such as the bridge."""
 
 from __future__ import annotations
 

@@ -182,8 +182,9 @@ def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
     """Count states for each value and feature.
 
     Returns:
-      Three arrays: the number of states that have the value and activate the feature, `[value,
-      feature]`; that have the value, `[value]`; and that activate the feature, `[feature]`.
+      Three arrays. `[value, feature]`: the number of states that have the value and activate the
+      feature. `[value]`: the number of states that have the value. `[feature]`: the number of
+      states that activate the feature.
     """
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)

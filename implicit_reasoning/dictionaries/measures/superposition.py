@@ -43,7 +43,7 @@ _NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 
 
 class Superposition(DictionaryInstrument):
-    """Instrument that measures number, overlap and dimensionality of a dictionary's features."""
+    """Measures the number, overlap and dimensionality of a dictionary's features."""
 
     name = "superposition"
     definition = (

@@ -147,7 +147,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose prompts with half of the first facts for choosing features, and half for swaps."""
+        """Choose prompts for choosing features, and prompts with other first facts for swaps."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -253,7 +253,7 @@ class Use(DictionaryInstrument):
         return {"use": outcome, "use_all": all_of, "first_of_pair": jnp.asarray(first)}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the numbers of cases and pairs."""
+        """Add the variables `use_cases` and `use_pairs`, the numbers of cases and of pairs."""
         pair = examples.inputs.swaps.pair
         return result.assign(use_cases=len(pair), use_pairs=len(np.unique(pair)))
 

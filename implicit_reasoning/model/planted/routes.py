@@ -95,11 +95,12 @@ class Hops(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | None, between: int = 0) -> Hops:
-        """Choose blocks at random.
+        """Choose the blocks, at random if there is a random generator.
 
         Args:
-          rng: random generator; None selects the fixed blocks 0, 0, 2 and 2.
-          between: minimum number of blocks between `table` and `read`.
+          rng: random generator. If it is None, `copy` and `table` are 0, `read` and `answer` are 2,
+            and `between` is ignored.
+          between: minimum number of blocks strictly between `table` and `read`.
         """
         if rng is None:
             return cls(0, 0, 2, 2)
