@@ -233,7 +233,7 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
             "activation function 'topk' has no option 'mode'; the options are aux, max_k",
         ),
         ({"activation_fn": "top"}, "unknown activation function 'top'; did you mean 'topk'"),
-        ({"architecture": "coder"}, "no architecture 'coder'; it must be one of autoencoder"),
+        ({"architecture": "coder"}, "architecture is 'coder'; it must be one of autoencoder"),
         ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
@@ -349,7 +349,7 @@ def test_the_command_trains_measures_and_writes_the_page(
     for title in (
         "Dictionaries and baselines",
         "Do features represent entities and relations?",
-        "Bridges' features: split, absorbed, the same out of distribution?",
+        "Are the features of bridges split, absorbed, or active out of distribution?",
         "Do answers follow the features of bridges?",
         "When features appear, and whether they persist",
         "More directions than dimensions?",

@@ -214,7 +214,7 @@ def test_a_second_process_is_refused_and_writes_nothing(case):
 
 
 def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
-    size = {"model": 15_000, "dictionaries": 6_000}[kind]  # less than a saved state needs
+    size = {"model": 15_000, "dictionaries": 3_000}[kind]  # less than a saved state needs
     with small_files(size), pytest.raises(OSError, match="File too large"):
         case.train()
     assert_same(case.train(), whole)
