@@ -352,7 +352,7 @@ def test_the_command_trains_measures_and_writes_the_page(
         "Are the features of bridges split, absorbed, or active out of distribution?",
         "Do answers follow the features of bridges?",
         "When features appear, and whether they persist",
-        "More directions than dimensions?",
+        "Are there more directions than dimensions?",
     ):
         assert str(escape(title)) in page
 
