@@ -50,12 +50,8 @@ def desk(config: ConfigDict) -> None:
         config[group] = usual[group]
     for group in ("model", "optimizer", "evaluation", "checkpoints"):
         config[group].update(usual[group])
-    config.task.n_entities = 250
-    config.task.n_relations = 30
-    config.task.out_degree = 15
-    config.task.ood_fraction = 0.1
-    config.task.phi = 8.0
-    config.task.holdout = 0.05
+    shared = set(usual.task) & set(config.task) - {"name"}
+    config.task.update({key: usual.task[key] for key in shared})
     config.task.facts_per_rung = 70
 
 

@@ -162,6 +162,7 @@ class ModelTraining:
         program, initial = self._program, [record.trial.initial for record in self.records]
         if not any(initial):
             return state
+        # The random parameters are read from the device only if some trials keep them.
         rows = (
             [None] * len(initial) if all(initial) else program.split(jax.device_get(state.params))
         )
