@@ -72,6 +72,14 @@ class Arm:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LIKE_LADDER = {
+    "steps": 10_000,
+    "optimizer.weight_decay": 0.3,
+    "task.n_relations": 20,
+    "task.phi": 5.0,
+}
+"""The world, the steps and the weight decay of `ladder.py:pocket`, for other tasks."""
+
 ARMS = {
     "composition": Arm("composition", {"pocket": (4.8, EPYC), "desk": (39.8, EPYC)}),
     "shadow": Arm("shadow", {"pocket": (4.6, EPYC), "desk": (29.6, EPYC)}),
@@ -90,6 +98,13 @@ ARMS = {
     "three_hops": Arm("three_hops", {"pocket": (9.4, EPYC)}),
     "two_token_entities": Arm("two_token_entities", {"pocket": (7.3, EPYC)}),
     "without_id_triples": Arm("without_id_triples", {"pocket": (4.6, EPYC), "desk": (39.4, EPYC)}),
+    "ladder": Arm("ladder", {}),
+    "ladder_early": Arm("ladder", {}, changes={"loss.early_supervision.weight": 1.0}),
+    "ladder_looped": Arm("ladder", {}, changes={"model.n_loops": 2}),
+    "ladder_identity": Arm("ladder", {}, changes={"task.identity": "both"}),
+    "cue_conflict_long": Arm("cue_conflict", {}, changes={"steps": 10_000}),
+    "like_ladder_without_id_triples": Arm("without_id_triples", {}, changes=_LIKE_LADDER),
+    "like_ladder_scrambled": Arm("scrambled", {}, changes=_LIKE_LADDER),
 }
 
 
@@ -113,7 +128,9 @@ class Need:
 
 
 _CONTROLLED = ("composition", "shadow", "scrambled")
-_WORLDS = tuple(sorted(set(ARMS) - {"tied"}))
+_REASONING = ("ladder", "ladder_early", "ladder_looped", "cue_conflict_long")
+_CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
+_WORLDS = tuple(name for name in sorted(ARMS) if name not in ("tied", *_REASONING, *_CURVES))
 
 STUDIES: Mapping[str, Sequence[Need]] = {
     "grokking": (
@@ -130,6 +147,10 @@ STUDIES: Mapping[str, Sequence[Need]] = {
     ),
     "feature_birth": (Need("pocket", _CONTROLLED, crossed(3, 1)),),
     "transcoders_vs_saes": (Need("desk", ("composition",), paired(1)),),
+    "reasoning_or_shortcut": (
+        Need("pocket", _REASONING, crossed(4, 2)),
+        Need("pocket", _CURVES, paired(3)),
+    ),
 }
 
 
