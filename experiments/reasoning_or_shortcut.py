@@ -8,7 +8,7 @@ rung. The arms with four worlds and two initializations each are:
 
 - `ladder`: the usual loss and the usual answers (the implicit arm).
 - `ladder_early`: early supervision of single facts with weight 1.
-- `ladder_spoken`: chain of thought; the answer of a chain is the bridge and then the last entity.
+- `ladder_chain_of_thought`: the answer of a chain is the bridge and then the last entity.
 - `ladder_looped`: two blocks that are applied twice.
 - `cue_conflict_long`: the triple of a fact contradicts its training chains.
 

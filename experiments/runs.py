@@ -100,6 +100,7 @@ ARMS = {
     "without_id_triples": Arm("without_id_triples", {"pocket": (4.6, EPYC), "desk": (39.4, EPYC)}),
     "ladder": Arm("ladder", {}),
     "ladder_early": Arm("ladder", {}, changes={"loss.early_supervision.weight": 1.0}),
+    "ladder_chain_of_thought": Arm("ladder", {}, changes={"task.chain_of_thought": True}),
     "ladder_looped": Arm("ladder", {}, changes={"model.n_loops": 2}),
     "ladder_identity": Arm("ladder", {}, changes={"task.identity": "both"}),
     "cue_conflict_long": Arm("cue_conflict", {}, changes={"steps": 10_000}),
@@ -128,7 +129,13 @@ class Need:
 
 
 _CONTROLLED = ("composition", "shadow", "scrambled")
-_REASONING = ("ladder", "ladder_early", "ladder_looped", "cue_conflict_long")
+_REASONING = (
+    "ladder",
+    "ladder_early",
+    "ladder_chain_of_thought",
+    "ladder_looped",
+    "cue_conflict_long",
+)
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
 _WORLDS = tuple(name for name in sorted(ARMS) if name not in ("tied", *_REASONING, *_CURVES))
 
@@ -239,9 +246,15 @@ def chosen(
     Raises:
       InputError: there is no such arm.
     """
-    needs = STUDIES[study]
-    need = next((need for need in needs if need.scale == scale), needs[0])
-    return of_arms(arms or need.arms, scale, need.seeds if seeds is None else seeds)
+    needs = [need for need in STUDIES[study] if need.scale == scale] or STUDIES[study][:1]
+    known = {arm for need in needs for arm in need.arms}
+    others = [arm for arm in arms if arm not in known]
+    parts = [([arm for arm in arms or need.arms if arm in need.arms], need) for need in needs]
+    return [
+        run
+        for part, need in [*parts, (others, needs[0])]
+        for run in of_arms(part, scale, need.seeds if seeds is None else seeds)
+    ]
 
 
 def of_arms(arms: Sequence[str], scale: str, seeds: Seeds) -> list[StudyRun]:

@@ -98,7 +98,11 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise `NotApplicable` if the task has no chains, or if an entity is more than one token."""
+    """Raise `NotApplicable` if answers of the task are not the last entities of chains.
+
+    That is the case if the task has no chains, if an entity is more than one token, or if answers
+    begin with the bridge.
+    """
     if "r2" not in dataset.truth or dataset.world is None:
         raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(
@@ -107,6 +111,11 @@ def need_chains(dataset: Dataset) -> None:
         raise NotApplicable(
             "this instrument needs entities of one token each; this task spells entities with "
             "two tokens (task.names)"
+        )
+    if "thought" in dataset.truth:
+        raise NotApplicable(
+            "this instrument needs answers of one entity; answers of this task begin with the "
+            "bridge (task.chain_of_thought)"
         )
 
 

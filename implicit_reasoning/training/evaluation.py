@@ -4,7 +4,7 @@ Answers of several tokens are evaluated with teacher forcing. An answer is corre
 predicts every token of the answer correctly, given the true previous tokens; greedy decoding gives
 the same accuracy. The loss of an answer is the sum of the losses of its tokens. The rank of an
 answer is the worst rank among its tokens. The `</a>` token that may follow an answer is not
-evaluated.
+evaluated. `training.thoughts` has the additional measures of answers with a chain of thought.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.training.cues import OTHER, cue_splits
 from implicit_reasoning.training.intervals import AccuracyIntervals
 from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.thoughts import (
+    ThoughtOutcome,
+    thought_columns,
+    thought_outcome,
+    thought_rows,
+)
 from implicit_reasoning.training.unanswered import ACCURACY, ROWS, unanswered_rows
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
@@ -43,10 +49,12 @@ class Outcome(NamedTuple):
       loss: loss of the answer in nats, summed over its tokens.
       rank: rank of the answer; 0 is best. The rank of a token is the number of other tokens whose
         logit is higher than the token's logit, equal to it, or NaN.
+      thought: the measures of answers with a chain of thought; None for other tasks.
     """
 
     loss: Float[Array, " probe"]
     rank: Int[Array, " probe"]
+    thought: ThoughtOutcome | None = None
 
 
 class EvaluationRows(NamedTuple):
@@ -56,11 +64,14 @@ class EvaluationRows(NamedTuple):
       tokens: input tokens.
       positions: positions at which the answer tokens are predicted.
       answers: answer tokens; -1 pads shorter answers.
+      thought: number of answer tokens that belong to bridge entities; None if the answers of the
+        task have no chain of thought.
     """
 
     tokens: Int[Array | np.ndarray, "chunk row pos"]
     positions: Int[Array | np.ndarray, "chunk row answer"]
     answers: Int[Array | np.ndarray, "chunk row answer"]
+    thought: Int[Array | np.ndarray, "chunk row"] | None = None
 
 
 def evaluation_rows(dataset: Dataset) -> EvaluationRows:
@@ -71,11 +82,12 @@ def evaluation_rows(dataset: Dataset) -> EvaluationRows:
     rows = np.flatnonzero(dataset.probe)
     padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
     answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
-    chunks = (-1, _CHUNK, answers.shape[1])
+    chunks, thought = (-1, _CHUNK, answers.shape[1]), dataset.truth.get("thought")
     return EvaluationRows(
         dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
         np.maximum(positions, 0).reshape(chunks),
         answers.reshape(chunks),
+        None if thought is None else thought[padded].reshape(-1, _CHUNK),
     )
 
 
@@ -95,13 +107,16 @@ def evaluate_chunks(
     """
 
     def chunk(number: Array) -> Outcome:
-        tokens, positions, answers = (rows[number] for rows in probes)
+        tokens, positions, answers, thought = jax.tree.map(lambda rows: rows[number], probes)
         logits, _ = forward_at(model, params, tokens, positions)
         there, wanted = answers >= 0, jnp.maximum(answers, 0)  # Shorter answers end in -1.
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
         of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)
         rank = (~(logits < of_answer)).sum(-1) - 1
-        return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1))
+        spoken = None
+        if thought is not None:
+            spoken = thought_outcome(model, params, tokens, positions, answers, thought, logits)
+        return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1), spoken)
 
     found: Outcome = jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, chunks))
     return found
@@ -157,6 +172,7 @@ class ProbeMetrics:
         }
         place = np.cumsum(dataset.probe) - 1  # for each row, its index among the probe rows
         self._unanswered = {split: place[rows] for split, rows in unanswered_rows(dataset).items()}
+        self._thought_rows = {split: place[rows] for split, rows in thought_rows(dataset).items()}
         self._cues = cue_splits(dataset)
         self._cross = Splits.of(dataset).cross
         if self._cross is not None:
@@ -192,9 +208,10 @@ class ProbeMetrics:
           `worlds.clusters`). `accuracy_unanswered/<split>` is the accuracy on the rows that no
           shortcut answers, and `unanswered/<split>` is the number of these rows (see
           `training.unanswered`). `other/<name>`, only for the task `cue_conflict`, is the share of
-          answers that follow neither the chains nor the triple (see `training.cues`).
+          answers that follow neither the chains nor the triple (see `training.cues`). Tasks whose
+          answers have a chain of thought also have the columns of `training.thoughts`.
         """
-        loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
+        loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome[:2])
         saturated = np.exp(-loss, dtype=np.float32) == 1
         loss = loss.astype(np.float64)
         values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
@@ -208,6 +225,8 @@ class ProbeMetrics:
         for split, members in self._unanswered.items():
             summary[f"{ACCURACY}/{split}"] = float((rank[members] == 0).mean())
             summary[f"{ROWS}/{split}"] = len(members)
+        if outcome.thought is not None:
+            summary |= thought_columns(outcome.thought, self._thought_rows)
         for name, pair in self._cues.items():
             summary[f"{OTHER}/{name}"] = 1 - sum(summary[f"accuracy/{split}"] for split in pair)
         if self._cross is not None:

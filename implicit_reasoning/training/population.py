@@ -339,5 +339,5 @@ def _all_probes(
     # A trial that has fewer chunks than others repeats its last chunk. The results of the
     # repetitions are ignored.
     within = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
-    probes = EvaluationRows(*(np.concatenate(column) for column in zip(*tables, strict=True)))
+    probes = jax.tree.map(lambda *columns: np.concatenate(columns), *tables)
     return probes, (starts[:, None] + within)[number].astype(np.int32)

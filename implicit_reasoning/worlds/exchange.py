@@ -186,9 +186,13 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
 
 
 def _is_readable(dataset: Dataset) -> bool:
-    """Return whether `read_grokked` can read the rows: facts and chains in the default spelling."""
+    """Return whether `read_grokked` can read the rows: facts and chains in the default spelling.
+
+    Answers with a chain of thought cannot be read.
+    """
     is_spelt = dataset.positions == position_names(dataset.hops) and dataset.world is not None
-    return is_spelt and bool((dataset.truth["position"] > 0).all())
+    is_short = "thought" not in dataset.truth and bool((dataset.truth["position"] > 0).all())
+    return is_spelt and is_short
 
 
 def _rows(dataset: Dataset) -> list[dict[str, str]]:

@@ -29,11 +29,13 @@ class Spelling(NamedTuple):
         names and one of n last names (Wang et al. 2024, appendix C). Each name is used for about
         n_entities / n entities; the paper calls this number "token multiplicity".
       end_token: whether to append the supervised token `</a>` to the answer, as published.
+      chain_of_thought: whether the answer of a chain begins with its bridge entities, in order.
     """
 
     order: str = "e r r"
     names: int = 0
     end_token: bool = False
+    chain_of_thought: bool = False
 
     def check(self, world: World) -> None:
         """Check that the entities of a world can be written in this way.
@@ -90,22 +92,29 @@ def rows_from_chains(
 ) -> Rows:
     """Write chains (or facts, as one-hop chains) as rows `[e1, r1, r2] -> e3`; see `make_rows`.
 
+    With a chain of thought, the rows of chains are `[e1, r1, r2] -> e2, e3`. The truth column
+    `thought` is then the number of answer tokens that belong to bridge entities. It is 0 for facts.
+
     Args:
       chains: chains of one world.
       spelling: how to write the chains.
-      answers: int [chain], entities to teach instead of the true answers. Truth columns other than
-        those of the answer do not change.
+      answers: int [chain], entities to teach instead of the last entities of the chains. Truth
+        columns other than those of the answer do not change.
     """
     world = chains.world
     taught = chains.entities[:, -1] if answers is None else answers
     entity, answer = (spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
+    bridges = chains.entities.T[1:-1] if spelling.chain_of_thought else ()
+    thought = [token for bridge in bridges for token in spell(bridge, spelling.names)]
     # Token ids of relations follow those of entities or names.
     first = 2 * spelling.names or world.n_entities
     relations = [first + relation for relation in chains.relations.T]
     prompt = [*entity, *relations] if spelling.order == "e r r" else [*relations, *entity]
     end = first + world.n_relations if spelling.end_token else None
     truth = chain_truth(chains.entities, chains.relations, chains.facts, chains.roles)
-    return make_rows(prompt, answer, truth, end)
+    if spelling.chain_of_thought:
+        truth["thought"] = np.full(len(chains), len(thought), np.int32)
+    return make_rows(prompt, [*thought, *answer], truth, end)
 
 
 def spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:

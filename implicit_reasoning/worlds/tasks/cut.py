@@ -56,7 +56,9 @@ def make_plain_world(task: Any) -> World:
 
 def spelling_of(task: Any) -> Spelling:
     """Return the spelling of chains that the settings describe."""
-    return Spelling(task.order, task.names, task.end_token)
+    # A user's task that calls `composition` may lack the last setting, which was added later.
+    thought = getattr(task, "chain_of_thought", False)
+    return Spelling(task.order, task.names, task.end_token, thought)
 
 
 def make_cut(task: Any, world: World) -> Cut:

@@ -1,0 +1,159 @@
+"""Measures of answers with a chain of thought: the bridge first, and then the last entity.
+
+With teacher forcing, the model reads the true bridge before it predicts the last entity. Free
+running, the model reads the bridge that it predicted itself, as greedy decoding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.figures import Figure, label_ends, new_drawing, split_style, step_axis
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import forward_at
+from implicit_reasoning.worlds import Dataset
+
+
+class ThoughtOutcome(NamedTuple):
+    """Whether the parts of the answers to the probe rows are correct.
+
+    The field names are the names of columns in `metrics.jsonl`, each followed by `/<split>`.
+
+    Attributes:
+      bridge: whether the model predicts all bridge entities.
+      teacher_forced: whether the model predicts the last entity after the true bridge.
+      free_running: whether the model predicts the last entity after its own bridge, which may be
+        wrong.
+    """
+
+    bridge: Bool[Array, " probe"]
+    teacher_forced: Bool[Array, " probe"]
+    free_running: Bool[Array, " probe"]
+
+
+def thought_outcome(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "row pos"],
+    positions: Int[Array, "row answer"],
+    answers: Int[Array, "row answer"],
+    thought: Int[Array, " row"],
+    logits: Float[Array, "row answer vocab"],
+) -> ThoughtOutcome:
+    """Return the outcome of some rows.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      tokens: the input tokens, which contain all answer tokens but the last.
+      positions: the positions at which the answer tokens are predicted.
+      answers: the answer tokens; -1 pads shorter answers.
+      thought: number of answer tokens that belong to bridge entities.
+      logits: the logits at `positions` with teacher forcing.
+    """
+    slots = jnp.arange(answers.shape[1])[None]
+    is_last = (slots >= thought[:, None]) & (answers >= 0)
+    is_bridge = (slots < thought[:, None]) & (answers >= 0)
+    forced = logits.argmax(-1)
+    said = greedy(model, params, tokens, positions, answers >= 0, forced[:, 0])
+
+    def right(predicted: Array, counted: Array) -> Array:
+        return ((predicted == answers) | ~counted).all(-1)
+
+    return ThoughtOutcome(right(forced, is_bridge), right(forced, is_last), right(said, is_last))
+
+
+def greedy(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "row pos"],
+    positions: Int[Array, "row answer"],
+    there: Bool[Array, "row answer"],
+    first: Int[Array, " row"],
+) -> Int[Array, "row answer"]:
+    """Decode answers greedily: each token that the model predicts is its next input.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      tokens: the input tokens. Those of the answer are replaced.
+      positions: the positions at which the answer tokens are predicted.
+      there: whether an answer has so many tokens.
+      first: the first predicted token of each answer.
+
+    Returns:
+      The predicted tokens.
+    """
+    said, rows = [first], jnp.arange(len(tokens))
+    for slot in range(1, positions.shape[1]):
+        place = positions[:, slot]
+        given = jnp.where(there[:, slot], said[-1], tokens[rows, place])
+        tokens = tokens.at[rows, place].set(given)
+        logits, _ = forward_at(model, params, tokens, place[:, None])
+        said.append(logits[:, 0].argmax(-1))
+    return jnp.stack(said, axis=1)
+
+
+def thought_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
+    """Return, by split, the probe rows of chains whose answers have a chain of thought."""
+    if "thought" not in dataset.truth:
+        return {}
+    probes = {split: dataset.probes(split) for split in dataset.splits}
+    chains = {split: rows[dataset.truth["thought"][rows] > 0] for split, rows in probes.items()}
+    return {split: rows for split, rows in chains.items() if len(rows)}
+
+
+def thought_columns(
+    outcome: ThoughtOutcome, members: Mapping[str, Int[np.ndarray, " member"]]
+) -> dict[str, float]:
+    """Return the shares of correct parts by column name, such as `free_running/test_ii`.
+
+    Args:
+      outcome: the outcome of all probe rows.
+      members: by split, the indices of its rows among the probe rows.
+    """
+    return {
+        f"{name}/{split}": float(np.asarray(right)[rows].mean())
+        for name, right in outcome._asdict().items()
+        for split, rows in members.items()
+    }
+
+
+def thought_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
+    """Draw the three measures over training, one panel each, with a curve for every test split.
+
+    Return None if answers have no chain of thought.
+    """
+    splits = [split for split in thought_rows(dataset) if split.startswith("test_")]
+    shown = [row for row in rows if all(f"bridge/{split}" in row for split in splits)]
+    if not splits or not shown:
+        return None
+    drawing, axes = new_drawing(13.0, 4.0, ncols=3, sharey=True)
+    steps = [row["step"] for row in shown]
+    titles = ("bridge", "last entity after the true bridge", "last entity after its own bridge")
+    for ax, name, title in zip(axes, ThoughtOutcome._fields, titles, strict=True):
+        ends = []
+        for split in splits:
+            values = [row[f"{name}/{split}"] for row in shown]
+            style = split_style(split)
+            ax.plot(steps, values, **style)
+            ends.append((values[-1], split, style["color"]))
+        step_axis(ax, steps[-1])
+        ax.set_ylim(-0.015, 1.015)
+        ax.set_title(title, fontsize=10)
+    label_ends(axes[-1], ends)
+    axes[0].set_ylabel("share of probe rows")
+    caption = (
+        "The answer of a chain is its bridge, followed by its last entity. Left: the share of "
+        "probe rows for which the model predicts the bridge. Middle: the share for which it "
+        "predicts the last entity after it has read the true bridge (teacher forcing). Right: "
+        "the share for which it predicts the last entity after it has read the bridge that it "
+        "predicted itself (free running). The accuracy of a split counts the answers that are "
+        "correct as a whole."
+    )
+    return Figure("chain_of_thought", "The parts of answers with a bridge", caption, drawing)
