@@ -34,7 +34,7 @@ def composition(task: Any) -> Dataset:
         the chains of `I` facts that training excludes); probes (maximum number of probes per
         split);
         mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.); order,
-        names, end_token (see `Spelling`); identity (see `with_identity`).
+        names, end_token, chain_of_thought (see `Spelling`); identity (see `with_identity`).
 
     Raises:
       InputError: a setting is out of bounds, or there are fewer chains than phi requires.

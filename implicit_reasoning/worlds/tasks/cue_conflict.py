@@ -22,6 +22,7 @@ from implicit_reasoning.worlds.tasks.cut import (
     cut_chains,
     make_plain_world,
     ordered_chains,
+    spelling_of,
 )
 from implicit_reasoning.worlds.tasks.ladder import (
     choose_facts,
@@ -69,15 +70,20 @@ def cue_conflict(task: Any) -> Dataset:
 
     Args:
       task: settings as for `composition`, without hops; facts_per_count (split facts for each
-        number of training chains).
+        number of training chains). `chain_of_thought` must be False.
 
     Raises:
-      InputError: a setting is out of bounds; there are too few bridges for the split facts; phi is
+      InputError: a setting is out of bounds; `chain_of_thought` is True; there are too few bridges for the split facts; phi is
         too large or too small.
 
     Source: a task designed for this project.
     """
     check_range("facts_per_count", task.facts_per_count, 1)
+    if spelling_of(task).chain_of_thought:
+        raise InputError(
+            "chain_of_thought = True, but chains of the task cue_conflict have two bridges, so the "
+            "bridge to say is not defined; set it to False"
+        )
     taught, world = split_worlds(make_plain_world(task), task.facts_per_count)
     split = np.flatnonzero(world.facts.role == ROLES.index("S"))
     n_trained = np.zeros(world.n_facts, np.int64)

@@ -45,14 +45,12 @@ _CHAINS = {
         choices=("", "entities", "chains", "both"),
         before="",
     ),
-}
-_CHAIN_OF_THOUGHT = {
     "chain_of_thought": Field(
         bool,
         "answer a chain with its bridge entities, in order, and then with its last entity",
         False,
         before=False,
-    )
+    ),
 }
 _TWO_HOPS = {name: field for name, field in _CHAINS.items() if name != "hops"}
 _PAIRS = {
@@ -73,25 +71,22 @@ def _defaults(table: Mapping[str, Field], **values: Any) -> dict[str, Field]:
 
 
 _TABLES: dict[str, dict[str, Field]] = {
-    "composition": _CHAINS | _CHAIN_OF_THOUGHT,
-    "without_id_triples": _CHAINS | _CHAIN_OF_THOUGHT,
+    "composition": _CHAINS,
+    "without_id_triples": _CHAINS,
     "held_out_id_triples": {
         **_CHAINS,
-        **_CHAIN_OF_THOUGHT,
         "held_out_fraction": Field(
             float, "fraction of I facts that are never taught as triples", 0.05
         ),
     },
     "second_hop_restricted": {
         **_defaults(_CHAINS, ood_fraction=0.0, mixed_chains=False),
-        **_CHAIN_OF_THOUGHT,
         "restricted_fraction": Field(float, "fraction of I facts that are never a later hop", 0.05),
     },
-    "shadow": _CHAINS | _CHAIN_OF_THOUGHT,
-    "scrambled": _CHAINS | _CHAIN_OF_THOUGHT,
+    "shadow": _CHAINS,
+    "scrambled": _CHAINS,
     "ladder": {
         **_defaults(_TWO_HOPS, n_relations=20, phi=5.0),
-        **_CHAIN_OF_THOUGHT,
         "facts_per_rung": Field(int, "cold facts with 0, 1 and 2 shared chains, of each kind", 30),
     },
     "cue_conflict": {

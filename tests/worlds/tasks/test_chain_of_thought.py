@@ -5,6 +5,8 @@ import pytest
 
 from implicit_reasoning.analysis import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.config import load_config
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import build
 from implicit_reasoning.worlds.dataset import columns
 from tests.training.tiny import tiny
@@ -64,6 +66,13 @@ def test_instruments_of_chains_refuse_these_answers():
     need_chains(plain)
     with pytest.raises(NotApplicable, match="begin with the bridge"):
         need_chains(spoken)
+
+
+def test_conflicting_bridges_cannot_be_said():
+    task = load_config("configs/cue_conflict.py:pocket").task
+    task.chain_of_thought = True
+    with pytest.raises(InputError, match="have two bridges"):
+        build(task)
 
 
 def test_a_task_from_before_the_field_has_no_thought():
