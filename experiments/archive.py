@@ -41,7 +41,7 @@ def run_arms(
     study: str,
     argv: Sequence[str],
     flags: Mapping[str, Any],
-    measuring: Callable[[Run], list[str]],
+    measuring: Callable[[Run], list[str] | None],
     kept: Callable[[Run, int, int], xr.DataTree],
 ) -> Path:
     """Train, measure and save the missing runs of a study, run by run.
@@ -50,7 +50,7 @@ def run_arms(
       study: name of the study in the table of runs.
       argv: arguments of the script.
       flags: flags for `parse_flags`: `FLAGS` and the output folder.
-      measuring: function that returns the command that measures a run.
+      measuring: function that returns the command that measures a run, or None for no command.
       kept: function that returns the data to save of a run, given its world seed and initialization
         seed.
 
@@ -69,7 +69,8 @@ def run_arms(
 
     def job(state: runs.State, command: Command) -> None:
         run, trained = state.run, runs.train_missing(state, command)
-        command(measuring(trained))
+        if (words := measuring(trained)) is not None:
+            command(words)
         with writing:
             keep(out / f"{run.arm}.nc", kept(trained, run.world, run.init))
 

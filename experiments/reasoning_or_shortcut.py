@@ -25,8 +25,8 @@ Accuracies are of all probe rows of a split. Intervals of one run are 95% interv
 bridge. Intervals over runs are 95% t intervals over the means of the four worlds. No p value is
 corrected for the number of questions.
 
-Stages of a run: `memorised` is the first evaluation with train_ii >= .99. `half` is the first with
-test_ii >= .5. `end` is the last evaluation.
+Stages of a run: `memorised` is the first checkpoint with train_ii >= .99. `half` is the first with
+test_ii >= .5. `end` is the last checkpoint. There is a checkpoint every 250 steps.
 
 1. Grounded. A run is grounded at a stage if the lower end of c0 is at least the accuracy of the
    best rule on c0 plus .05, and c0 >= .8 c2. It is not grounded if the upper end of c0 is below the
@@ -63,3 +63,204 @@ Smoke test:
     python experiments/reasoning_or_shortcut.py --scale=smoke --arms=ladder --worlds=1 --inits=1 \
         --jobs=0 --runs=runs/smoke --out=runs/smoke/reasoning_or_shortcut
 """
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import archive
+import numpy as np
+import runs
+import xarray as xr
+from archive import about, along_run, curves, run_arms
+from reasoning_or_shortcut_figures import draw_all, read_arms
+from reasoning_or_shortcut_tables import write_tables
+
+from implicit_reasoning.analysis import Subject
+from implicit_reasoning.analysis.truth.by_answers import correct_probes, factors, grounded
+from implicit_reasoning.config import Flag
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training.thoughts import ThoughtOutcome
+from implicit_reasoning.worlds import ROLES, Dataset
+from implicit_reasoning.worlds.dataset import world_of
+
+FLAGS = {**archive.FLAGS, "out": Flag(kind=Path, default=Path("results/reasoning_or_shortcut"))}
+STAGES = {"memorised": ("train_ii", 0.99), "half": ("test_ii", 0.5), "end": ("train_ii", 0.0)}
+"""The split and the accuracy that a checkpoint must reach, by stage; `end` is the last one."""
+
+INSTRUMENTS = {
+    "cross_query_patching": ("fraction",),
+    "mean_swap": ("counterfactual", "unchanged"),
+}
+MAX_EVIDENCE = 12  # chains with more evidence are counted with those that have this evidence
+
+
+def main(argv: list[str]) -> None:
+    """Train and measure what is missing, then write the tables and draw the figures."""
+    out = run_arms("reasoning_or_shortcut", argv, FLAGS, measuring, kept)
+    arms = read_arms(out)
+    write_tables(out, arms)
+    draw_all(out, arms)
+
+
+def measuring(run: Run) -> list[str] | None:
+    """Return the command that measures a run, or None for arms that no instrument measures."""
+    if not _has_instruments(run):
+        return None
+    steps = sorted({0, *(step for step in stage_steps(run).values() if step is not None)})
+    return [
+        "analyze",
+        f"--workdir={run.files.workdir}",
+        f"--instruments={','.join(INSTRUMENTS)}",
+        f"--steps={','.join(map(str, steps))}",
+    ]
+
+
+def _has_instruments(run: Run) -> bool:
+    return "test_c0" in run.dataset.splits and "thought" not in run.dataset.truth
+
+
+def stage_steps(run: Run) -> dict[str, int | None]:
+    """Return the checkpoint of each stage; None if the run does not reach the stage."""
+    rows = {row["step"]: row for row in run.metrics if row["step"] in set(run.steps)}
+    found: dict[str, int | None] = {
+        stage: next((s for s in run.steps if rows[s][f"accuracy/{split}"] >= least), None)
+        for stage, (split, least) in STAGES.items()
+    }
+    return found | {"end": run.steps[-1]}
+
+
+def kept(run: Run, world: int, init: int) -> xr.DataTree:
+    """Return the curves and the stages of a run, and the parts of results at S[1, r1]."""
+    steps, dataset = stage_steps(run), run.dataset
+    reached = sorted({step for step in steps.values() if step is not None})
+    correct = dict(zip(reached, correct_probes(Subject.of(run), reached), strict=True))
+    nodes = {
+        "/": about(run, world, init),
+        "training": training(run),
+        "stages": stages(run, steps, correct),
+        "facts": by_fact(dataset, correct[run.steps[-1]]),
+    }
+    if _has_instruments(run):
+        nodes |= {name: part_of(run, name, steps) for name in INSTRUMENTS}
+        nodes["evidence"] = by_evidence(dataset, correct[run.steps[-1]])
+    return along_run(nodes)
+
+
+def training(run: Run) -> xr.Dataset:
+    """Return the curves, those of the parts of a chain of thought, and the time of a step."""
+    found = curves(run)
+    rows = [row for row in run.metrics if row["step"] in set(found["evaluation"].values.tolist())]
+    for name in ThoughtOutcome._fields:
+        if any(f"{name}/{split}" in rows[0] for split in run.dataset.splits):
+            table = [
+                [row.get(f"{name}/{s}", np.nan) for s in found["split"].values] for row in rows
+            ]
+            found[name] = ("evaluation", "split"), np.asarray(table, np.float32)
+    speeds = [row["steps_per_second"] for row in run.metrics if "steps_per_second" in row]
+    return found.assign(steps_per_second=((), float(np.median(speeds))))
+
+
+def stages(run: Run, steps: dict[str, int | None], correct: dict[int, np.ndarray]) -> xr.Dataset:
+    """Return, at every stage, accuracies with intervals, and the verdicts of the answers.
+
+    A verdict is 1 for true, 0 for false and nan for open or for a stage that is not reached.
+    """
+    dataset, rows = run.dataset, {row["step"]: row for row in run.metrics}
+    names = (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "accuracy_clusters",
+        "accuracy_unanswered",
+    )
+    splits = [split for split in dataset.splits if len(dataset.probes(split))]
+    found = {name: np.full((len(steps), len(splits)), np.nan) for name in names}
+    verdicts = {name: np.full(len(steps), np.nan) for name in ("grounded", "factors")}
+    for place, step in enumerate(steps.values()):
+        if step is None:
+            continue
+        for name in names:
+            found[name][place] = [rows[step].get(f"{name}/{split}", np.nan) for split in splits]
+        if "test_c0" in dataset.splits:
+            for name, rule in (("grounded", grounded), ("factors", factors)):
+                holds = rule(dataset, correct[step]).holds
+                verdicts[name][place] = np.nan if holds is None else float(holds)
+    at = [np.nan if step is None else step for step in steps.values()]
+    return xr.Dataset(
+        {name: (("stage", "split"), values) for name, values in found.items()}
+        | {name: (("stage",), values) for name, values in verdicts.items()}
+        | {
+            "reached": (("stage",), at),
+            "n": (("split",), [len(dataset.probes(s)) for s in splits]),
+        },
+        {"stage": list(steps), "split": splits},
+    )
+
+
+def by_evidence(dataset: Dataset, correct: np.ndarray) -> xr.Dataset:
+    """Count the test chains and the correct answers by role of the first fact and by evidence.
+
+    The last facts of the chains have roles that training chains use. `rule_right` counts the chains
+    that row completion answers correctly.
+    """
+    probes, truth = np.flatnonzero(dataset.probe), dataset.truth
+    usual = np.isin(truth["role2"][probes], [ROLES.index(role) for role in "IC"])
+    held_out = (probes >= dataset.n_train) & usual
+    roles = ("I", "C", "O")
+    shape = (len(roles), MAX_EVIDENCE + 1)
+    found = {name: np.zeros(shape) for name in ("chains", "right", "rule_right")}
+    evidence = np.minimum(truth["evidence1"][probes], MAX_EVIDENCE)
+    for place, role in enumerate(roles):
+        rows = held_out & (truth["role1"][probes] == ROLES.index(role))
+        weights = (np.ones(rows.sum()), correct[rows], truth["row_completion_right"][probes][rows])
+        for name, weight in zip(found, weights, strict=True):
+            found[name][place] = np.bincount(evidence[rows], weight, MAX_EVIDENCE + 1)
+    counts = {name: (("role", "evidence"), values) for name, values in found.items()}
+    return xr.Dataset(counts, {"role": list(roles), "evidence": range(MAX_EVIDENCE + 1)})
+
+
+def by_fact(dataset: Dataset, correct: np.ndarray) -> xr.Dataset:
+    """Return the accuracy of the held-out chains of every first fact that is not an `I` fact.
+
+    Facts are padded to the number of facts of the world, so that runs have equal shapes.
+    """
+    facts, probes, truth = world_of(dataset).facts, np.flatnonzero(dataset.probe), dataset.truth
+    rows = (probes >= dataset.n_train) & (truth["r2"][probes] >= 0) & (truth["fact1"][probes] >= 0)
+    first = truth["fact1"][probes]
+    count, right = (
+        np.bincount(first[rows], weight, len(facts.role))
+        for weight in (np.ones(rows.sum()), correct[rows])
+    )
+    others = np.flatnonzero((count > 0) & (facts.role != ROLES.index("I")))
+    size = len(facts.role)
+    columns: dict[str, Any] = {"role": facts.role[others], "n": count[others]}
+    columns["accuracy"] = right[others] / count[others]
+    padded = {
+        name: (("fact",), np.concatenate([values, np.full(size - len(others), np.nan)]))
+        for name, values in columns.items()
+    }
+    return xr.Dataset(padded)
+
+
+def part_of(run: Run, name: str, steps: dict[str, int | None]) -> xr.Dataset:
+    """Return the part of a result at S[1, r1], by stage instead of by step."""
+    result = run.result(name)
+    ends = ("", "_low", "_high", "_n")
+    names = [f"{variable}{end}" for variable in INSTRUMENTS[name] for end in ends]
+    found = result[names].sel(layer=1, pos="r1", drop=True).drop_attrs()
+    if "variable" in found.dims:
+        found = found.sel(variable="e2", drop=True)
+    first = found.isel(step=0, drop=True)
+    parts = [
+        first.where(False) if step is None else found.sel(step=step, drop=True)
+        for step in steps.values()
+    ]
+    untrained = found.sel(step=0, drop=True)
+    return xr.concat([untrained, *parts], "stage").assign_coords(stage=["untrained", *steps])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -73,8 +73,8 @@ def cue_conflict(task: Any) -> Dataset:
         number of training chains). `chain_of_thought` must be False.
 
     Raises:
-      InputError: a setting is out of bounds; `chain_of_thought` is True; there are too few bridges for the split facts; phi is
-        too large or too small.
+      InputError: a setting is out of bounds; `chain_of_thought` is True; there are too few bridges
+        for the split facts; phi is too large or too small.
 
     Source: a task designed for this project.
     """
