@@ -30,6 +30,11 @@ _OF_STATES = {
     "used": "the answer is computed from the representation of the variable at (layer, position)",
     "unused": "the variable can be read at (layer, position), but the answer does not use it there",
     "composes": "answers are computed through the variable, somewhere",
+    "factors": (
+        "answers to held-out chains follow a code that the prefixes with one value of the variable "
+        "share"
+    ),
+    "grounded": "the single fact, without any chain, sets the code that these answers follow",
     "memorised": "answers are looked up, not computed through the variable",
 }
 _OF_COMPONENTS = {
