@@ -12,6 +12,7 @@ FLOORS = [
     {"errors", "field", "figures", "formatting", "renames", "__version__"},
     {"paths"},
     {"files", "imports", "statistics"},
+    {"survival"},
     {"config"},
     {"runtime"},
     {"worlds", "model"},
