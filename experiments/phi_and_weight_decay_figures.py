@@ -1,9 +1,9 @@
-"""Table and figure of `phi_and_weight_decay.py`, made from its saved arrays.
+"""Tables and figures of `phi_and_weight_decay.py`, made from its saved arrays.
 
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
-Intervals are bootstrapped over worlds; a drawn world contributes all its runs. With few worlds, the
-intervals are too narrow.
+Intervals in the tables are bootstrapped over worlds; a drawn world contributes all its runs. With
+few worlds, the intervals are too narrow. Those of Kaplan-Meier curves treat runs as independent.
 
 Smoke test:
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
@@ -19,29 +19,136 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter
 
 from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.figures import BLUE, GREEN, ORANGE, darken, new_drawing
 from implicit_reasoning.runs import load_arrays
 from implicit_reasoning.statistics import clustered_interval
+from implicit_reasoning.survival import LogRank, draw_survival, log_rank
 from implicit_reasoning.sweeps.figures import median_time
 
 FLAGS = {"out": Flag(kind=Path, default=Path("results/phi_and_weight_decay"))}
 RAW = "times.nc"
 HALF, CURVE = "in_distribution_half", "test_ii"
 RUN = ("world", "init")
+OTHER = {"phi": "weight_decay", "weight_decay": "phi"}
 RESAMPLES = 2_000
+PERMUTATIONS = 9_999
 STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"))
 
 
 def write(found: xr.Dataset, out: Path) -> None:
-    """Write `table.md` and `times.png`."""
-    (out / "table.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
+    """Write `table.md`, `times.png` and `survival.png`."""
+    lines = [*table(found), "", *table_of_tests(found)]
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     drawing, axes = new_drawing(10.5, 4.5, ncols=2)
     draw_times(axes[0], found)
     draw_early(axes[1], found)
     drawing.savefig(out / "times.png", dpi=150)
+    draw_comparisons(found).savefig(out / "survival.png", dpi=150)
+
+
+def runs_of(found: xr.Dataset, point: dict[str, float]) -> dict[str, np.ndarray]:
+    """Return the runs of a point as flat arrays [run].
+
+    Returns:
+      `times`, the step at which test_ii is .5, or the last evaluated step of a run that does not
+      reach it; `observed`, whether it does; `phi`, `weight_decay`, `world` and `init`.
+    """
+    here = found.sel(point).stack(run=[dim for dim in found[HALF].dims if dim not in point])
+    steps = here.step.where(here[CURVE].notnull()).max("step")
+    names = ("phi", "weight_decay", *RUN)
+    columns = {name: here[name].broadcast_like(here[HALF]).values for name in names}
+    reached = here[HALF].notnull().values
+    times = np.where(reached, here[HALF].values, steps.values)
+    return {"times": times, "observed": reached, **columns}
+
+
+def tests(found: xr.Dataset) -> dict[str, dict[float, LogRank]]:
+    """Return log-rank tests by the field that is compared, and by the value of the other field.
+
+    Tests are stratified by world. Runs of the same world and phi have the same training chains.
+    When values of phi are compared, these runs are permuted together.
+    """
+    return {
+        along: {
+            value: _test(runs_of(found, {other: value}), along) for value in found[other].values
+        }
+        for along, other in OTHER.items()
+        if found.sizes[along] > 1
+    }
+
+
+def _test(runs: dict[str, np.ndarray], along: str) -> LogRank:
+    return log_rank(
+        *(runs["times"], runs["observed"], runs[along], runs["world"]),
+        n_permutations=PERMUTATIONS,
+        clusters=runs["phi"] if along == "phi" else None,
+    )
+
+
+def table_of_tests(found: xr.Dataset) -> list[str]:
+    """Return a Markdown table of the log-rank tests."""
+    return [
+        "The fourth table has log-rank tests of the step at which test_ii reaches .5, stratified "
+        "by world. A cell of a value has the number of runs that reach .5, and in brackets the "
+        "number expected if the values made no difference. The last column has the p-value by "
+        f"{PERMUTATIONS:,} permutations within worlds. Where values of phi are compared, runs with "
+        "the same training chains are permuted together.",
+        "",
+        "| compared | other field | reach .5 (expected) | chi-square | degrees of freedom | p | "
+        "p by permutations |",
+        "|---" * 7 + "|",
+        *(
+            f"| {_said(along)} | {_said(OTHER[along])} {value:g} | {_counts(test)} "
+            f"| {test.chi_square:.1f} | {test.degrees} | {test.p:.1g} | {test.p_permutation:.1g} |"
+            for along, by_point in tests(found).items()
+            for value, test in by_point.items()
+        ),
+    ]
+
+
+def _counts(test: LogRank) -> str:
+    return ", ".join(
+        f"{group:g}: {observed:.0f} of {n} ({expected:.1f})"
+        for group, n, observed, expected in zip(
+            test.groups, test.n_runs, test.observed, test.expected, strict=True
+        )
+    )
+
+
+def draw_comparisons(found: xr.Dataset) -> Drawing:
+    """Plot Kaplan-Meier curves: a row of panels for each field that is compared."""
+    comparisons = tests(found)
+    rows, columns = len(comparisons), max(map(len, comparisons.values()))
+    grid = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True}
+    drawing, axes = new_drawing(0.5 + 3.5 * columns, 3.4 * rows, **grid)
+    for row, (along, by_point) in enumerate(comparisons.items()):
+        panels = axes[row * columns : (row + 1) * columns]
+        panels[0].set_ylabel("share of runs below test_ii .5")
+        for ax, (value, test) in zip(panels, by_point.items(), strict=True):
+            draw_curves(ax, found, along, value, test)
+    for ax in axes[-columns:]:
+        ax.set_xlabel("step (logarithmic)")
+    return drawing
+
+
+def draw_curves(ax: Axes, found: xr.Dataset, along: str, value: float, test: LogRank) -> None:
+    """Plot the Kaplan-Meier curves of the values of one field, with their log-rank test."""
+    runs = runs_of(found, {OTHER[along]: value})
+    colors = [color for color, _ in STYLES]
+    draw_survival(ax, runs["times"], runs["observed"], runs[along], colors=colors)
+    ax.legend(frameon=False, title=_said(along), fontsize=8, loc="lower left")
+    said = f"chi-square {test.chi_square:.1f}, p = {test.p_permutation:.1g}"
+    said = said if test.degrees else "no run reaches .5"
+    ax.set_title(f"{_said(OTHER[along])} {value:g}: {said}", fontsize=9.5)
+    last = int(found.step[-1])
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(last / 16, 1.05 * last)
+    ax.set_xticks([last / 2**power for power in range(5)])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
 def early(found: xr.Dataset) -> xr.DataArray:

@@ -211,20 +211,18 @@ def draw_survival(
     observed: Bool[np.ndarray, " run"],
     groups: Shaped[np.ndarray, " run"],
     *,
-    until: float,
     colors: Sequence[str] = SERIES_COLORS,
 ) -> dict[Any, SurvivalCurve]:
     """Draw the Kaplan-Meier curve of each group with its interval.
 
-    A tick marks a time at which runs were censored. The legend has the number of runs that reached
-    the event and the number of all runs.
+    A tick marks a time at which runs were censored. The labels of the curves have the group, the
+    number of runs that reached the event and the number of all runs.
 
     Args:
       ax: the axes.
       times: [run], the time of the event, or the last observed time if the run is censored.
       observed: [run], whether the run reached the event.
       groups: [run], the group of each run. Curves are in sorted order.
-      until: right end of the x axis; curves end at the last time of their group.
       colors: colors of the curves; they are repeated if there are more groups.
 
     Returns:
@@ -247,7 +245,6 @@ def draw_survival(
         ax.step(at, shares, where="post", color=color, label=label)
         lost = np.isin(curve.times, times[here & ~observed])
         ax.plot(curve.times[lost], curve.survival[lost], "|", color=color, markersize=9)
-    ax.set_xlim(0, until)
     ax.set_ylim(-0.03, 1.03)
     return curves
 

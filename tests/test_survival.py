@@ -167,7 +167,7 @@ def test_without_censoring_the_median_is_the_usual_one():
 
 def test_the_drawing_has_one_curve_for_each_group():
     _, (ax,) = new_drawing()
-    curves = draw_survival(ax, *REMISSION, PLACEBO_GIVEN, until=36.0)
+    curves = draw_survival(ax, *REMISSION, PLACEBO_GIVEN)
     assert list(curves) == [False, True] and curves[True].median == 8
     assert ax.get_legend_handles_labels()[1] == ["False: 9 of 21", "True: 21 of 21"]
 

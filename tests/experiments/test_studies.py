@@ -57,7 +57,8 @@ def test_launchers(tmp_path):
 def test_phi_and_weight_decay_draws_what_is_kept(tmp_path):
     shutil.copy(RESULTS / "phi_and_weight_decay" / "two_cores.nc", tmp_path / "times.nc")
     run(STUDIES["phi_and_weight_decay_figures"], tmp_path, out=tmp_path)
-    assert files(tmp_path) == {"times.nc", "table.md", "times.png"}
+    assert files(tmp_path) == {"times.nc", "table.md", "times.png", "survival.png"}
+    assert "| weight decay | phi 7 | 0.1: 4 of 4 (6.2)" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_trains_and_measures(study, tmp_path):
 @pytest.mark.slow
 def test_phi_and_weight_decay_trains(tmp_path):
     out = run(STUDIES["phi_and_weight_decay"], tmp_path)["out"]
-    assert files(out) == {"times.nc", "table.md", "times.png"}
+    assert files(out) == {"times.nc", "table.md", "times.png", "survival.png"}
 
 
 @pytest.mark.slow
