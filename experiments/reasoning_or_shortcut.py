@@ -67,23 +67,25 @@ Smoke test:
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import archive
 import numpy as np
-import runs
 import xarray as xr
 from archive import about, along_run, curves, run_arms
-from reasoning_or_shortcut_figures import draw_all, read_arms
-from reasoning_or_shortcut_tables import write_tables
+from reasoning_or_shortcut_figures import draw_all
+from reasoning_or_shortcut_tables import RUNGS, read_arms, write_tables
 
-from implicit_reasoning.analysis import Subject
 from implicit_reasoning.analysis.truth.by_answers import correct_probes, factors, grounded
 from implicit_reasoning.config import Flag
+from implicit_reasoning.model import Transformer
 from implicit_reasoning.runs import Run
+from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.training.thoughts import ThoughtOutcome
 from implicit_reasoning.worlds import ROLES, Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.dataset import world_of
 
 FLAGS = {**archive.FLAGS, "out": Flag(kind=Path, default=Path("results/reasoning_or_shortcut"))}
@@ -107,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 def measuring(run: Run) -> list[str] | None:
     """Return the command that measures a run, or None for arms that no instrument measures."""
-    if not _has_instruments(run):
+    if run.config.init_from.workdir or not _has_instruments(run):
         return None
     steps = sorted({0, *(step for step in stage_steps(run).values() if step is not None)})
     return [
@@ -123,29 +125,69 @@ def _has_instruments(run: Run) -> bool:
 
 
 def stage_steps(run: Run) -> dict[str, int | None]:
-    """Return the checkpoint of each stage; None if the run does not reach the stage."""
-    rows = {row["step"]: row for row in run.metrics if row["step"] in set(run.steps)}
+    """Return the checkpoint of each stage; None if the run does not reach the stage.
+
+    Only checkpoints at which the run was evaluated count, because they have intervals.
+    """
+    rows = [row for row in run.metrics if "accuracy_low/train_ii" in row]
     found: dict[str, int | None] = {
-        stage: next((s for s in run.steps if rows[s][f"accuracy/{split}"] >= least), None)
+        stage: next((row["step"] for row in rows if row[f"accuracy/{split}"] >= least), None)
         for stage, (split, least) in STAGES.items()
     }
-    return found | {"end": run.steps[-1]}
+    return found | {"end": rows[-1]["step"]}
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
     """Return the curves and the stages of a run, and the parts of results at S[1, r1]."""
+    if run.config.init_from.workdir:
+        return taught(run, world, init)
     steps, dataset = stage_steps(run), run.dataset
     reached = sorted({step for step in steps.values() if step is not None})
-    correct = dict(zip(reached, correct_probes(Subject.of(run), reached), strict=True))
+    correct = dict(zip(reached, correct_probes(run, reached), strict=True))
     nodes = {
         "/": about(run, world, init),
         "training": training(run),
         "stages": stages(run, steps, correct),
-        "facts": by_fact(dataset, correct[run.steps[-1]]),
+        "facts": by_fact(dataset, correct[reached[-1]]),
     }
     if _has_instruments(run):
         nodes |= {name: part_of(run, name, steps) for name in INSTRUMENTS}
-        nodes["evidence"] = by_evidence(dataset, correct[run.steps[-1]])
+        nodes["evidence"] = by_evidence(dataset, correct[reached[-1]])
+    return along_run(nodes)
+
+
+class Asked(NamedTuple):
+    """Checkpoints of one run, asked the questions of another dataset with the same tokens."""
+
+    model: Transformer
+    dataset: Dataset
+    steps: tuple[int, ...]
+    params: Callable[..., Any]
+
+
+def taught(run: Run, world: int, init: int) -> xr.DataTree:
+    """Return the accuracies of a run that learns the cold facts of an earlier run through chains.
+
+    The questions are those of the earlier run that neither task trains on.
+    """
+    dataset, steps = Run(run.config.init_from.workdir).dataset, run.steps
+    correct = correct_probes(Asked(run.model, dataset, steps, run.params), steps)
+    probes = np.flatnonzero(dataset.probe)
+    trained = run.dataset.tokens[: run.dataset.n_train]
+    known = {tuple(row) for row in trained[run.dataset.truth["r2"][: len(trained)] >= 0].tolist()}
+    new = np.array([tuple(row) not in known for row in dataset.tokens[probes].tolist()])
+    splits = ("test_ii", *RUNGS, "test_oi")
+    ends = ("", "_low", "_high", "_clusters")
+    found = {f"accuracy{end}": np.full((len(steps), len(splits)), np.nan) for end in ends}
+    for column, split in enumerate(splits):
+        rows = np.flatnonzero((dataset.split[probes] == dataset.splits.index(split)) & new)
+        interval = ClusterIntervals(clusters_of(dataset, probes[rows])).interval(correct[:, rows])
+        parts = (interval.mean, interval.low, interval.high, interval.n_clusters)
+        for values, part in zip(found.values(), parts, strict=True):
+            values[:, column] = part
+    arrays = {name: (("step", "split"), values) for name, values in found.items()}
+    coords = {"step": list(steps), "split": list(splits)}
+    nodes = {"/": about(run, world, init), "taught": xr.Dataset(arrays, coords)}
     return along_run(nodes)
 
 

@@ -64,16 +64,30 @@ class Arm:
         minutes of the fastest, because other runs shared their core with other work.
       suffix: suffix of the scale in the argument of `get_config`.
       changes: values by dotted name of the field.
+      continues: arm whose last checkpoint is the start of the runs, with the same seeds; empty if
+        the runs start from a random initialization.
     """
 
     file: str
     took: Mapping[str, tuple[float, str]]
     suffix: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
+    continues: str = ""
 
 
 _RARELY = {"evaluation.every": 250}
 """Evaluations every 50 steps take a third of the time of a run of the ladder at `pocket`."""
+
+_SMOKE_WORLDS = {
+    "ladder": {"task.n_entities": 24, "task.n_relations": 5, "task.facts_per_rung": 2},
+    "cue_conflict": {
+        "task.n_entities": 30,
+        "task.n_relations": 8,
+        "task.out_degree": 7,
+        "task.facts_per_count": 1,
+    },
+}
+"""Settings at scale `smoke` of tasks that need more entities than the other tasks."""
 
 _LIKE_LADDER = {
     **_RARELY,
@@ -83,6 +97,8 @@ _LIKE_LADDER = {
     "task.phi": 5.0,
 }
 """The world, the steps and the weight decay of `ladder.py:pocket`, for other tasks."""
+
+_TAUGHT = {**_LIKE_LADDER, "steps": 2_000, "evaluation.every": 100, "checkpoints.every": 100}
 
 ARMS = {
     "composition": Arm("composition", {"pocket": (4.8, EPYC), "desk": (39.8, EPYC)}),
@@ -108,6 +124,7 @@ ARMS = {
         "ladder", {}, changes={**_RARELY, "task.chain_of_thought": True}
     ),
     "ladder_looped": Arm("ladder", {}, changes={**_RARELY, "model.n_loops": 2}),
+    "ladder_taught": Arm("composition", {}, changes=_TAUGHT, continues="ladder"),
     "ladder_identity": Arm("ladder", {}, changes={**_RARELY, "task.identity": "both"}),
     "cue_conflict_long": Arm("cue_conflict", {}, changes={**_RARELY, "steps": 10_000}),
     "like_ladder_without_id_triples": Arm("without_id_triples", {}, changes=_LIKE_LADDER),
@@ -143,7 +160,9 @@ _REASONING = (
     "cue_conflict_long",
 )
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
-_WORLDS = tuple(name for name in sorted(ARMS) if name not in ("tied", *_REASONING, *_CURVES))
+_WORLDS = tuple(
+    name for name in sorted(ARMS) if name not in ("tied", "ladder_taught", *_REASONING, *_CURVES)
+)
 
 STUDIES: Mapping[str, Sequence[Need]] = {
     "grokking": (
@@ -163,6 +182,7 @@ STUDIES: Mapping[str, Sequence[Need]] = {
     "reasoning_or_shortcut": (
         Need("pocket", _REASONING, crossed(4, 2)),
         Need("pocket", _CURVES, paired(3)),
+        Need("pocket", ("ladder_taught",), crossed(4, 2)),
     ),
 }
 
@@ -197,15 +217,29 @@ class StudyRun:
         return f"configs/{arm.file}.py:{of_scale(self.scale)[0]}{arm.suffix}"
 
     @property
-    def overrides(self) -> dict[str, Any]:
-        """All overrides of the configuration file, including the seeds."""
-        seeds = {"seed": self.init, "task.world_seed": self.world}
-        smaller = of_scale(self.scale)[1]
-        return {**smaller, **ARMS[self.arm].changes, **dict(self.changes), **seeds}
+    def source(self) -> StudyRun | None:
+        """The run whose last checkpoint is the start of this run; None if there is none."""
+        arm = ARMS[self.arm].continues
+        return StudyRun(arm, self.scale, self.world, self.init) if arm else None
 
-    def config(self) -> ConfigDict:
+    def overrides(self, root: Path = ROOT) -> dict[str, Any]:
+        """Return all overrides of the configuration file, including the seeds.
+
+        Args:
+          root: root folder of all runs, which contains the run that this run continues.
+        """
+        arm, smaller = ARMS[self.arm], of_scale(self.scale)[1]
+        seeds = {"seed": self.init, "task.world_seed": self.world}
+        start = {"init_from.workdir": str(root / self.source.name)} if self.source else {}
+        if self.scale == SMOKE:
+            world = _SMOKE_WORLDS.get(ARMS[arm.continues].file if arm.continues else arm.file, {})
+            known = flatten(load_config(self.file)).keys()
+            smaller = {**smaller, **{key: world[key] for key in world.keys() & known}}
+        return {**arm.changes, **smaller, **dict(self.changes), **seeds, **start}
+
+    def config(self, root: Path = ROOT) -> ConfigDict:
         """Return the configuration of the run."""
-        return apply_overrides(load_config(self.file), self.overrides)
+        return apply_overrides(load_config(self.file), self.overrides(root))
 
     @property
     def took(self) -> tuple[float, str]:
@@ -288,6 +322,7 @@ class State:
 
     Attributes:
       run: the run.
+      root: root folder of all runs.
       folder: existing or future folder of the run.
       step: step of the newest saved state; None if the run has not started.
       steps: number of steps of the complete run.
@@ -295,6 +330,7 @@ class State:
     """
 
     run: StudyRun
+    root: Path
     folder: Path
     step: int | None
     steps: int
@@ -318,19 +354,19 @@ def state_of(run: StudyRun, root: Path = ROOT) -> State:
     Raises:
       InputError: the folder contains a run with another configuration.
     """
-    config, folder = run.config(), root / run.name
+    config, folder = run.config(root), root / run.name
     if not Layout(folder).config.exists():
         earlier = (path for path in _earlier(run, root) if Layout(path).config.exists())
         found = next((path for path in earlier if not _refusal(path, config)), None)
         if found is None:
-            return State(run, folder, None, config.steps, False)
+            return State(run, root, folder, None, config.steps, False)
         folder = found
     if refusal := _refusal(folder, config):
         raise InputError(f"{run.name} of the table of runs: {refusal}")
     opened = Run(folder)
     finished = config.steps in opened.steps and opened.files.first_correct.exists()
     saved = newest(opened.files)
-    return State(run, folder, saved.step if saved else 0, config.steps, finished)
+    return State(run, root, folder, saved.step if saved else 0, config.steps, finished)
 
 
 def _refusal(folder: Path, config: ConfigDict) -> str:
@@ -371,15 +407,16 @@ def train_missing(state: State, command: Command, progress: bool = False) -> Run
       progress: whether to show a progress bar.
     """
     if not state.finished:
-        command(training(state.run, state.folder, progress))
+        command(training(state, progress))
     return Run(state.folder)
 
 
-def training(run: StudyRun, folder: Path, progress: bool = False) -> list[str]:
+def training(state: State, progress: bool = False) -> list[str]:
     """Return the command that trains or resumes a run."""
+    run = state.run
     writers = {"writers.progress": str(progress).lower(), "writers.tensorboard": "false"}
-    changes = words(run.overrides | writers)
-    return ["train", f"--config={run.file}", f"--workdir={folder}", *changes]
+    changes = words(run.overrides(state.root) | writers)
+    return ["train", f"--config={run.file}", f"--workdir={state.folder}", *changes]
 
 
 def restore(wanted: Sequence[StudyRun], root: Path = ROOT, jobs: int = 2) -> list[Run]:
