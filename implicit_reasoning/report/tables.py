@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from implicit_reasoning.config import to_json
 from implicit_reasoning.formatting import plural, short_count
 from implicit_reasoning.runs import Run
@@ -19,8 +22,10 @@ from implicit_reasoning.training.intervals import (
     is_evaluated,
     row_with_intervals,
 )
+from implicit_reasoning.training.unanswered import ACCURACY, MIN_BRIDGES, rows_without_shortcut
 from implicit_reasoning.worlds import ROLES, Dataset, World, coverage, distinct_states, shortcuts
-from implicit_reasoning.worlds.shortcuts import RULES
+from implicit_reasoning.worlds.clusters import clusters_of
+from implicit_reasoning.worlds.shortcuts import RULES, scored_probes
 
 NOT_REACHED = "not reached"
 
@@ -28,7 +33,7 @@ NOT_REACHED = "not reached"
 def context(run: Run) -> dict[str, Any]:
     """Return the template context of `page.html`, except for figures and pages."""
     rows, dataset = run.metrics, run.dataset
-    rules = shortcuts(dataset)
+    rules, left = shortcuts(dataset), rows_without_shortcut(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
     found = run_phases(run)
     answers = _final_answers(rows)
@@ -39,7 +44,8 @@ def context(run: Run) -> dict[str, Any]:
         "horizon": run.config.steps,
         "tiles": _tiles(found, parts, rows[-1], floors),
         "warning": _warning(parts, floors),
-        "splits": _split_table(dataset, rules, answers),
+        "splits": _split_table(dataset, rules, answers, left),
+        "unanswered": _unanswered(dataset, parts.held_out, left),
         "answers_step": answers["step"],
         "missing_intervals": row_with_intervals(rows) is None,
         "unit": _unit(dataset),
@@ -137,8 +143,19 @@ def _final_answers(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _split_table(
-    dataset: Dataset, rules: dict[str, dict[str, float]], answers: Mapping[str, Any]
+    dataset: Dataset,
+    rules: dict[str, dict[str, float]],
+    answers: Mapping[str, Any],
+    left: Mapping[str, Int[np.ndarray, " row"]],
 ) -> list[dict[str, Any]]:
+    """Return a row for each split.
+
+    Args:
+      dataset: the dataset.
+      rules: the accuracy of each shortcut by split.
+      answers: the row of metrics with the model's accuracies.
+      left: by split, the probe rows that no shortcut answers correctly.
+    """
     intervals = accuracy_intervals(answers, dataset)
     table = []
     for split, size in dataset.sizes().items():
@@ -155,9 +172,31 @@ def _split_table(
                 "accuracy": answers.get(f"accuracy/{split}"),
                 "shortcuts": accuracies,
                 "best": max(known, default=None),
+                "unanswered": len(left[split]) if split in left else None,
+                "accuracy_unanswered": answers.get(f"{ACCURACY}/{split}"),
             }
         )
     return table
+
+
+def _unanswered(
+    dataset: Dataset, split: str | None, left: Mapping[str, Int[np.ndarray, " row"]]
+) -> str | None:
+    """Return a sentence on how many held-out chains no shortcut answers; None without chains."""
+    if split is None or split not in left:
+        return None
+    rows, asked = left[split], len(scored_probes(dataset, split))
+    bridges = len(np.unique(clusters_of(dataset, rows)))
+    text = (
+        f"No shortcut answers {len(rows):,} of the {plural(asked, 'probe row')} of {split} "
+        f"correctly. These rows have {plural(bridges, 'bridge')}. "
+    )
+    if bridges < MIN_BRIDGES:
+        return text + (
+            f"They are too few for an accuracy, which needs at least {MIN_BRIDGES} bridges, so "
+            f"{split} cannot show whether the model composes facts."
+        )
+    return text + "Only the accuracy on these rows can show that the model composes facts."
 
 
 def _unit(dataset: Dataset) -> str:

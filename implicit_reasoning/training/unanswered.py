@@ -23,19 +23,30 @@ ACCURACY, ROWS = "accuracy_unanswered", "unanswered"
 """Names of columns, each followed by `/<split>`: the accuracy on these rows, and their number."""
 
 
-def unanswered_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
+def rows_without_shortcut(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
     """Return, for each test split of chains, the probe rows that no shortcut answers correctly.
 
-    All shortcuts are used, including the cluster oracle. A split is omitted if these rows have
-    fewer than `MIN_BRIDGES` bridges. For a task without chains, the result is empty.
+    All shortcuts are used, including the cluster oracle. For a task without chains, the result is
+    empty.
     """
     if "r2" not in dataset.truth:
         return {}
     by_rule = shortcut_correctness(dataset, dataset.splits)
-    found = {}
-    for split in next(iter(by_rule.values())):
-        answered = np.any([by_split[split] for by_split in by_rule.values()], axis=0)
-        rows = scored_probes(dataset, split)[~answered]
-        if len(np.unique(clusters_of(dataset, rows))) >= MIN_BRIDGES:
-            found[split] = rows
-    return found
+    return {
+        split: scored_probes(dataset, split)[
+            ~np.any([by_split[split] for by_split in by_rule.values()], axis=0)
+        ]
+        for split in next(iter(by_rule.values()))
+    }
+
+
+def unanswered_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
+    """Return the rows of `rows_without_shortcut` for splits in which they have enough bridges.
+
+    A split is omitted if these rows have fewer than `MIN_BRIDGES` bridges.
+    """
+    return {
+        split: rows
+        for split, rows in rows_without_shortcut(dataset).items()
+        if len(np.unique(clusters_of(dataset, rows))) >= MIN_BRIDGES
+    }

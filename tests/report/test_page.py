@@ -22,6 +22,7 @@ from implicit_reasoning.training.evaluation import Outcome
 from implicit_reasoning.training.record import Record, add_intervals
 from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
+from implicit_reasoning.worlds.shortcuts import scored_probes, shortcut_correctness
 from tests import shared
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -262,6 +263,19 @@ def test_a_shortcut_that_would_pass_for_generalising_is_told(workdir, monkeypatc
     page = text_only(workdir)
     assert "the shortcut row completion answers 96.0% of test_ii" in page
     assert sentence in page
+
+
+def test_rows_that_no_shortcut_answers_are_counted(page, reported):
+    """The sentence and the table agree with a plain count over the rules."""
+    dataset = reported.dataset
+    by_rule = shortcut_correctness(dataset, ("test_ii",))
+    right = np.any([by_split["test_ii"] for by_split in by_rule.values()], axis=0)
+    rows = scored_probes(dataset, "test_ii")
+    assert 0 < (~right).sum() < len(rows)
+    assert f"No shortcut answers {(~right).sum()} of the {len(rows)} probe rows of test_ii" in page
+    bridges = len(np.unique(dataset.truth["e2"][rows[~right]]))
+    assert f"These rows have {bridges} bridges. They are too few" in page
+    assert "answered by no shortcut" in page
 
 
 def test_time_counts_only_what_led_to_the_rows(workdir):
