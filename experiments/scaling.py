@@ -1,0 +1,306 @@
+r"""How many training chains does composition need as the vocabulary grows, and what does size buy?
+
+    python experiments/scaling.py --out=results/reasoning_or_shortcut/scaling
+
+Data. Entities, relations and out-degree of the task `ladder` grow together. For each number of
+entities, the sweep has several values of phi, of one world and one initialization, with a model of
+width `--width`. The script finds the smallest number of training chains with which the accuracy on
+test_ii reaches .5 within the steps, and the same for test_c0. If no value of phi is enough, the
+largest number of training chains is a lower bound. The logarithm of the number of chains is
+fitted by the logarithm of the number of tokens, by least squares; the interval of the exponent is
+that of the regression. Published: at least quadratic in the number of tokens (arXiv 2505.20278).
+
+Compute. Models of three widths and three depths are trained in one world. The figure shows the loss
+on test_ii against the floating-point operations of training.
+
+Trials are trained in rounds. A trial whose accuracy on test_c0 is .5 or more is not trained
+further. The same command continues an interrupted sweep.
+
+Decision rule, written before the first run: the exponent is consistent with the published bound if
+the upper end of its 95% interval is at least 2. With bounds instead of values at some sizes, the
+exponent is fitted to the bounds too and is then itself a lower bound if the bounds are at the
+largest sizes, and no statement is made otherwise.
+
+Smoke test:
+    python experiments/scaling.py --entities=24,30 --phi_fractions=0.3,0.6 --steps=20 \
+        --width=16 --widths=16 --depths=1,2 --runs=runs/smoke/scaling --out=runs/smoke/scaling_out
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from ml_collections import ConfigDict
+from scipy.stats import linregress
+from scipy.stats import t as student
+
+from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import GREY, SERIES_COLORS, new_drawing, split_style
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.runtime.machine import one_device_per_core, provenance
+from implicit_reasoning.sweeps import Runs, Sweep, make_sweep, run_sweep
+from implicit_reasoning.training.cost import row_shape, step_cost
+
+FLAGS = {
+    "config": "configs/ladder.py:pocket",
+    "entities": Flag(kind=int, many=True, default=(50, 75, 100, 150)),
+    "phi_fractions": Flag(kind=float, many=True, default=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+    "width": 128,
+    "widths": Flag(kind=int, many=True, default=(64, 128, 256)),
+    "depths": Flag(kind=int, many=True, default=(2, 3, 4)),
+    "steps": 8_000,
+    "runs": Flag(kind=Path, default=Path("runs/scaling")),
+    "out": Flag(kind=Path, default=Path("results/reasoning_or_shortcut/scaling")),
+}
+RAW = "scaling.json"
+SPLITS = ("test_ii", "test_c0")
+HALF, PUBLISHED = 0.5, 2.0
+
+
+def main(argv: list[str]) -> None:
+    """Train missing trials, then write the raw numbers, the table and the figure."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("this study takes no overrides; its flags change the worlds and models")
+    base = load_config(flags["config"])
+    one_device_per_core()
+    found = {
+        "data": data(base, flags),
+        "compute": compute(base, flags),
+        "made_with": provenance(),
+        "steps": flags["steps"],
+    }
+    write_json(flags["out"] / RAW, found)
+    write(flags["out"])
+
+
+def common(base: ConfigDict, steps: int) -> ConfigDict:
+    """Return the configuration that all trials share."""
+    changes = {
+        "steps": steps,
+        "task.probes": 1_000,
+        "evaluation.every": max(steps // 32, 1),
+        "checkpoints.every": steps,
+        "checkpoints.per_doubling": 0,
+        "resume_every": max(steps // 8, 1),
+    }
+    return apply_overrides(base, changes)
+
+
+def worlds_of(entities: int, fractions: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a world of a size, for each fraction of the chains that can be trained.
+
+    A tenth of the entities is the out-degree, and a fifth is the number of relations, as in
+    `ladder.py:pocket`.
+    """
+    degree = max(entities // 10, 3)
+    most = 0.8 * 0.95 * degree  # holdout .2; facts with role `O` are .05 of all facts
+    for fraction in fractions:
+        yield {
+            "task.n_entities": entities,
+            "task.n_relations": max(2 * degree, 5),
+            "task.out_degree": degree,
+            "task.facts_per_rung": max(entities // 5, 2),
+            "task.phi": round(fraction * most, 3),
+        }
+
+
+def data(base: ConfigDict, flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train the sweep over sizes of the world, and return a row for each trial."""
+    narrow = {"model.d_model": flags["width"], "model.d_mlp": 4 * flags["width"]}
+    config = apply_overrides(common(base, flags["steps"]), narrow)
+    trials = [
+        world for size in flags["entities"] for world in worlds_of(size, flags["phi_fractions"])
+    ]
+    rows = []
+    for run in train_in_rounds(make_sweep(config, trials), flags["runs"] / "data"):
+        dataset = run.dataset
+        rows.append(
+            {
+                "n_entities": int(run.config.task.n_entities),
+                "n_tokens": dataset.n_vocab,
+                "phi": float(run.config.task.phi),
+                "n_chains": len(dataset.rows("train_ii")),
+                "n_probes": {split: len(dataset.probes(split)) for split in SPLITS},
+                "best": {split: best(run.metrics, split) for split in SPLITS},
+                "steps": run.metrics[-1]["step"],
+            }
+        )
+    return rows
+
+
+def train_in_rounds(sweep: Sweep, workdir: Path) -> Runs:
+    """Train all trials, except for the remaining rounds of trials that answer half of test_c0."""
+    steps, late = int(sweep.base.steps), list(sweep.trials)
+    for stop in (steps // 4, steps // 2, steps):
+        run_sweep(sweep, workdir, stop_at=stop, only=late)
+        runs = Runs(workdir)
+        late = [name for name in late if best(runs[name].metrics, "test_c0") < HALF]
+        print(f"step {stop:,}: {len(late)} of {len(sweep.trials)} trials go on", flush=True)
+        if not late:
+            break
+    return Runs(workdir)
+
+
+def best(rows: Sequence[Mapping[str, Any]], split: str) -> float:
+    """Return the highest accuracy on a split at any evaluation."""
+    return max(row[f"accuracy/{split}"] for row in rows if f"accuracy/{split}" in row)
+
+
+def compute(base: ConfigDict, flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train models of several sizes in one world, and return their curves."""
+    config = common(base, flags["steps"])
+    trials = [
+        {
+            "model.d_model": width,
+            "model.d_mlp": 4 * width,
+            "model.n_heads": max(width // 64, 1),
+            "model.n_layers": depth,
+        }
+        for width in flags["widths"]
+        for depth in flags["depths"]
+    ]
+    workdir, curves = flags["runs"] / "compute", []
+    run_sweep(make_sweep(config, trials), workdir)
+    for run in Runs(workdir):
+        rows = [row for row in run.metrics if "loss/test_ii" in row]
+        shape = row_shape(run.dataset)
+        cost = step_cost(run.model.spec, batch_size=int(run.config.batch_size), **shape)
+        curves.append(
+            {
+                "width": int(run.config.model.d_model),
+                "depth": int(run.config.model.n_layers),
+                "parameters": cost.parameters,
+                "flops_per_step": cost.step,
+                "step": [row["step"] for row in rows],
+                **{
+                    f"{name}/{split}": [row[f"{name}/{split}"] for row in rows]
+                    for name in ("loss", "accuracy")
+                    for split in SPLITS
+                },
+            }
+        )
+    return curves
+
+
+class Needed(NamedTuple):
+    """The number of training chains that a size needs.
+
+    Attributes:
+      n_tokens: number of tokens in the vocabulary.
+      n_chains: number of training chains, interpolated between two values of phi on a logarithmic
+        axis; the largest number of chains if no value of phi is enough.
+      reached: whether some value of phi is enough.
+    """
+
+    n_tokens: int
+    n_chains: float
+    reached: bool
+
+
+def needed(rows: Sequence[Mapping[str, Any]], split: str) -> list[Needed]:
+    """Return, for every size, the number of training chains for an accuracy of .5 on a split."""
+    found = []
+    for tokens in sorted({row["n_tokens"] for row in rows}):
+        here = sorted((r for r in rows if r["n_tokens"] == tokens), key=lambda r: r["n_chains"])
+        chains = np.log([row["n_chains"] for row in here])
+        accuracy = np.array([row["best"][split] for row in here])
+        if not (accuracy >= HALF).any():
+            found.append(Needed(tokens, float(np.exp(chains[-1])), False))
+            continue
+        place = int((accuracy >= HALF).argmax())
+        if place:
+            part = (HALF - accuracy[place - 1]) / (accuracy[place] - accuracy[place - 1])
+            at = chains[place - 1] + part * (chains[place] - chains[place - 1])
+        else:
+            at = chains[0]  # an upper bound: fewer chains were not tried
+        found.append(Needed(tokens, float(np.exp(at)), True))
+    return found
+
+
+def exponent(found: Sequence[Needed]) -> tuple[float, float, float] | None:
+    """Return the exponent of the number of chains in the number of tokens, with its 95% interval.
+
+    Only sizes that reach the accuracy count. The result is None for fewer than three such sizes.
+    """
+    reached = [one for one in found if one.reached]
+    if len(reached) < 3:
+        return None
+    x, y = (np.log([getattr(one, name) for one in reached]) for name in ("n_tokens", "n_chains"))
+    fit = linregress(x, y)
+    half = float(student.ppf(0.975, len(reached) - 2) * fit.stderr)
+    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+
+
+def write(out: Path) -> None:
+    """Write `table.md` and `scaling.png` from the raw numbers."""
+    raw = read_json(out / RAW)
+    (out / "table.md").write_text(table(raw), encoding="utf-8")
+    drawing, axes = new_drawing(11.0, 4.3, ncols=2)
+    draw_data(axes[0], raw["data"])
+    draw_compute(axes[1], raw["compute"])
+    drawing.savefig(out / "scaling.png", dpi=130)
+
+
+def table(raw: Mapping[str, Any]) -> str:
+    """Return Markdown: training chains needed by size, and the exponents."""
+    lines = ["| tokens | " + " | ".join(f"chains for {split} .5" for split in SPLITS) + " |"]
+    lines.append("|---" * (1 + len(SPLITS)) + "|")
+    by_split = [needed(raw["data"], split) for split in SPLITS]
+    for sizes in zip(*by_split, strict=True):
+        cells = [f"{'' if one.reached else '> '}{one.n_chains:,.0f}" for one in sizes]
+        lines.append(f"| {sizes[0].n_tokens} | {' | '.join(cells)} |")
+    fits = [exponent(found) for found in by_split]
+    cells = ["too few sizes" if f is None else f"{f[0]:.2f} [{f[1]:.2f}, {f[2]:.2f}]" for f in fits]
+    lines.append(f"| exponent | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_data(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the number of training chains needed against the number of tokens."""
+    for split in SPLITS:
+        found, color = needed(rows, split), split_style(split)["color"]
+        for reached, marker in ((True, "o"), (False, "^")):
+            part = [one for one in found if one.reached == reached]
+            label = f"{split}{'' if reached else ': more than this'}" if part else None
+            ax.plot(
+                *zip(*((o.n_tokens, o.n_chains) for o in part), strict=True) if part else ([], []),
+                marker,
+                color=color,
+                label=label,
+            )
+        if (fit := exponent(found)) is not None:
+            x = np.array([one.n_tokens for one in found], float)
+            y = np.array([one.n_chains for one in found if one.reached])
+            middle = np.exp(np.log(y).mean() - fit[0] * np.log(x).mean())
+            ax.plot(x, middle * x ** fit[0], color=color, linewidth=1)
+    first = needed(rows, SPLITS[0])
+    x = np.array([one.n_tokens for one in first], float)
+    ax.plot(x, first[0].n_chains * (x / x[0]) ** PUBLISHED, ":", color=GREY, label="exponent 2")
+    ax.set(xscale="log", yscale="log", xlabel="tokens in the vocabulary")
+    ax.set_ylabel("training chains needed for accuracy .5")
+    ax.legend(fontsize=8)
+
+
+def draw_compute(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss on held-out chains against the operations of training."""
+    widths = sorted({curve["width"] for curve in curves})
+    styles = dict(zip(sorted({curve["depth"] for curve in curves}), ("-", "--", ":"), strict=False))
+    for curve in curves:
+        flops = np.array(curve["step"][1:]) * curve["flops_per_step"]
+        color = SERIES_COLORS[widths.index(curve["width"]) % len(SERIES_COLORS)]
+        label = f"width {curve['width']}, {curve['depth']} blocks"
+        ax.plot(flops, curve["loss/test_ii"][1:], styles[curve["depth"]], color=color, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="floating-point operations of training")
+    ax.set_ylabel("loss on test_ii (nats)")
+    ax.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
