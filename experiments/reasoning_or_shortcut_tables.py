@@ -217,8 +217,8 @@ def followed(arm: Arm, instrument: str, stage: str) -> dict[str, np.ndarray]:
     share = part[name].sel(FOLLOWED[instrument])
     groups = {str(group): group for group in share["group"].values}
     found = {}
-    for number, rung in enumerate(RUNGS):
-        names = [key for key in groups if key in (rung, f"C source, rung {number}")]
+    for rung in RUNGS:
+        names = [key for key in groups if key in (rung, f"{rung.removeprefix('test_')} source")]
         if names:
             found[rung] = np.asarray(share.sel(group=names[0]).values, float)
     return found
