@@ -5,11 +5,13 @@
     dataset.py    rows for training and testing, with the truth about each row
     clusters.py   clusters of dependent rows, for confidence intervals
     spelling.py   conversion of chains to tokens
-    tasks/        tasks, which build a dataset from a configuration; the table of tasks
-    shortcuts.py  baselines that answer test chains without composition (votes.py: elections,
-                  oracle.py: an upper bound for rules that group prefixes)
-    evidence.py   what training chains say about the bridge of a chain
+    tasks/        functions that build a dataset from a configuration
+    shortcuts.py  baseline rules that answer test chains without composition
+    votes.py      votes of training rows, which the shortcuts count
+    oracle.py     upper bound for rules that group prefixes by bridge
+    evidence.py   number of training chains that support the bridge of a chain
     exchange.py   JSON folders of GrokkedTransformer (exchange_text.py: their syntax)
+    summary.py    text summary of a dataset
 
 A user-defined task is a function that takes its settings and returns a `Dataset`. The README has an
 example.

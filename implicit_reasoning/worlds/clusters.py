@@ -1,16 +1,16 @@
 """Clusters of dependent rows, which are the independent units of every confidence interval.
 
 Chains with the same bridge entity are dependent: their first facts lead to the bridge, their second
-facts start at the bridge, and a model that composes has one representation of the bridge. Each fact
-of a two-hop chain determines the bridge, so the bridge (e2) defines the cluster. The rule is:
+facts start at the bridge, and a model that composes has one representation of the bridge. In a
+two-hop chain, the first fact and the second fact each determine the bridge, so the bridge (e2)
+defines the cluster. The rules are:
 
 1. The cluster of a chain is e2, also for more than two hops. With more hops, a fact of a later hop
-occurs in several clusters; `clusterings` also returns the clusters of the other bridges.
-2. The cluster of another row with a fact (`fact1`), such as an atomic triple or a comparison, is
-that fact.
-3. Every row without a fact, such as a sum or a sequence, is its own cluster.
+occurs in several clusters. `clusterings` also returns the clusters by the later bridges.
+2. The cluster of an atomic triple or a comparison is its first fact (`fact1`).
+3. A row without a fact, such as a sum or a sequence, is its own cluster.
 
-All datasets, including those of old runs, have the truth columns that the rule needs.
+All datasets, including those of old runs, have the truth columns that the rules need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ _CHAINS = {"fact2", "e2", "r2"}  # columns that all tasks of chains have
 
 
 def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
-    """Return the cluster of each row as a non-negative number; see the module for the rule."""
+    """Return the cluster of each row as a non-negative integer.
+
+    The cluster is the bridge e2 for a chain, the first fact for an atomic triple or a comparison,
+    and the row itself if the row has no fact.
+
+    Args:
+      dataset: the dataset.
+      rows: row numbers.
+    """
     found, fact = rows.astype(np.int64), dataset.truth.get("fact1")
     if fact is None:
         return found
@@ -40,10 +48,17 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
 def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, " row"]]:
     """Return all clusterings of the rows of a split.
 
-    Each clustering gives an interval, and reports show the widest of these intervals.
+    Each clustering gives a confidence interval. Reports show the widest interval. Chains have one
+    clustering for each bridge (e2, e3, ...). Rows with facts that are not chains have one
+    clustering for each fact (fact1, fact2, ...). If the rows have no facts, each row is its own
+    cluster.
 
-    Chains have one clustering for each bridge (e2, e3, ...). Other rows have one clustering for
-    each fact (fact1, fact2, ...). If the rows have no facts, each row is its own cluster.
+    Args:
+      dataset: the dataset.
+      rows: row numbers of one split.
+
+    Returns:
+      A list of int [row]. Rows with the same number are in the same cluster.
     """
     truth, hops = dataset.truth, dataset.hops
     if truth.keys() >= _CHAINS and (truth[f"fact{hops}"][rows] >= 0).all():

@@ -1,4 +1,4 @@
-"""Evidence: how well the training chains alone determine the bridge of a chain."""
+"""Evidence: how many training chains support the bridge of a chain."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ JUDGED = {"row_completion_right": "row_completion", "oracle_right": "cluster_ora
 
 
 def with_evidence(dataset: Dataset) -> Dataset:
-    """Return the dataset with truth columns about the evidence from training chains.
+    """Add truth columns about the evidence from training chains to a dataset.
 
-    The columns are int32 [row], -1 for rows that are not chains:
+    The columns are int32 [row], with -1 for rows that are not chains:
 
-    - `evidence1`: the number of shared training chains with the row's prefix. A training chain is
-      shared if another training chain has a different prefix, but the same bridge and the same last
-      relation. This is the k-evidence of the coverage principle (arXiv 2505.20278).
-    - `peers`: the number of other prefixes that occur in training chains and have the same bridge
-      as the row's prefix.
-    - `row_completion_right` and `oracle_right`: whether the shortcuts `row_completion` and
-      `cluster_oracle` answer the row correctly (1) or not (0). If the row is a training row, the
-      shortcuts also use the row itself.
+    - `evidence1`: the number of shared training chains with the prefix of the row. A training chain
+      is shared if a training chain with a different prefix has the same bridge and the same last
+      relation. This number is the k-evidence of the coverage principle (arXiv 2505.20278).
+    - `peers`: the number of training prefixes that have the same bridge as the prefix of the row.
+      The prefix of the row is not counted.
+    - `row_completion_right` and `oracle_right`: 1 if the shortcut `row_completion` or
+      `cluster_oracle` answers the row correctly, 0 if not. For a training row, the shortcuts also
+      use the row itself.
 
     Args:
       dataset: a dataset of chains.
@@ -53,12 +53,19 @@ def with_evidence(dataset: Dataset) -> Dataset:
 
 
 def evidence1(table: AnswerTable, clusters: Clusters) -> Int[np.ndarray, " prefix"]:
-    """Return the number of shared training chains of every prefix; see `with_evidence`."""
+    """Count the shared training chains of every prefix, int [prefix].
+
+    A training chain is shared if a training chain with a different prefix has the same bridge and
+    the same last relation.
+    """
     prefix, last = table.prefix[table.train], table.last[table.train]
     is_shared = clusters.n_chains[clusters.of[prefix], last] > 1
     return np.bincount(prefix[is_shared], minlength=len(table.answer))
 
 
 def peers(clusters: Clusters) -> Int[np.ndarray, " prefix"]:
-    """Return, for every prefix, the number of further training prefixes with the same bridge."""
+    """Count, for every prefix, the training prefixes with the same bridge.
+
+    The prefix itself is not counted.
+    """
     return clusters.n_prefixes[clusters.of] - clusters.is_trained

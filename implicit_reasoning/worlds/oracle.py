@@ -1,8 +1,9 @@
 """The cluster oracle: an upper bound for rules that group prefixes by their training chains.
 
-A rule such as row completion has to find out which prefixes lead to the same bridge. The oracle
-knows the bridge of every prefix except the prefix to answer; no model is given this. The oracle
-uses no single fact. A chain that the oracle cannot answer is not determined by training chains.
+Rules such as row completion have to infer which prefixes lead to the same bridge. The oracle is
+given the bridge of every prefix except the prefix to answer. Models do not have this information.
+The oracle uses no atomic fact. If the oracle cannot answer a chain, the training chains do not
+determine the answer.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ _CELLS = 2**22
 def cluster_oracle(dataset: Dataset, rows: Rows) -> Rows:
     """Predict from the bridge whose training chains agree best with those of the asked prefix.
 
-    The *entry* of a bridge for a last relation is the most frequent answer of the bridge's training
-    chains with this relation. The rule knows an entry if a prefix other than the asked prefix
-    contributes to the entry. A bridge fits if no known entry contradicts a training chain of the
-    asked prefix. Of the bridges that fit and have a known entry for the asked relation, those that
-    agree with the most training chains of the asked prefix have one vote each, for this entry.
+    The asked prefix is the prefix of the row to answer. The *entry* of a bridge for a last relation
+    is the most frequent answer of the bridge's training chains with this relation. The rule knows
+    an entry if a prefix other than the asked prefix contributes to the entry. A bridge fits if no
+    known entry contradicts a training chain of the asked prefix. The rule considers the bridges
+    that fit and have a known entry for the asked relation. Among these bridges, those that agree
+    with the most training chains of the asked prefix have one vote each, for their entry.
 
-    Arguments and result are those of `modal_given_last`. If no bridge votes, or if the asked prefix
-    has no training chain, the prediction is that of `modal_given_last`.
+    The arguments and the result are those of `modal_given_last`. If no bridge votes, or if the
+    asked prefix has no training chain, the prediction is that of `modal_given_last`.
     """
     table = answer_table(dataset)
     clusters = clusters_of_prefixes(dataset, table)
@@ -53,13 +55,13 @@ def cluster_oracle(dataset: Dataset, rows: Rows) -> Rows:
 
 
 class Clusters(NamedTuple):
-    """Training chains by bridge.
+    """Training chains grouped by the bridge before the last hop.
 
     Attributes:
-      of: the last bridge of every prefix, an entity number.
-      entry: the most frequent answer of each bridge for each last relation; -1 if there is no such
+      of: the bridge of every prefix, an entity number.
+      entry: the most frequent answer for each bridge and last relation; -1 if there is no such
         training chain.
-      n_chains: the number of training chains of each bridge with each last relation.
+      n_chains: the number of training chains for each bridge and last relation.
       n_prefixes: the number of prefixes in training that lead to each bridge.
       is_trained: whether each prefix has a training chain.
     """
@@ -77,9 +79,10 @@ class Clusters(NamedTuple):
         bridge: Int[np.ndarray, "..."],
         last: Int[np.ndarray, "..."],
     ) -> Int[np.ndarray, "..."]:
-        """Return entries of bridges; -1 if the rule does not know the entry.
+        """Return the values of `entry` that remain known without the asked prefix.
 
-        The arguments are broadcast against each other.
+        The arguments are broadcast against each other. The result is -1 if only the asked prefix
+        contributes to the entry, or if there is no entry.
 
         Args:
           prefix: the asked prefix.
@@ -92,7 +95,12 @@ class Clusters(NamedTuple):
 
 
 def clusters_of_prefixes(dataset: Dataset, table: AnswerTable) -> Clusters:
-    """Return the training chains of a dataset by bridge."""
+    """Group the training chains of a dataset by their bridge.
+
+    Args:
+      dataset: a dataset of chains.
+      table: the answer table of the dataset (see `answer_table`).
+    """
     train, n_prefix, n_last = table.train, *table.answer.shape
     bridges = columns(dataset.truth, "e")[dataset.hops - 1].astype(np.int64)
     chain = np.flatnonzero(table.prefix >= 0)

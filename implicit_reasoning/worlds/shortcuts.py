@@ -1,14 +1,14 @@
 """Shortcuts: baseline rules that answer test rows from training rows without the tested reasoning.
 
-A model that answers held-out chains does not necessarily compose facts: it may complete a table of
-answers (`row_completion`). Compare every accuracy on test chains with the accuracies of these
-rules. No rule uses an atomic fact. `cluster_oracle` uses more than a model can know; see the module
-`oracle`.
+A model that answers held-out chains does not necessarily compose facts. It may instead complete a
+table of answers (`row_completion`). Compare every accuracy on test chains with the accuracies of
+these rules. No rule uses an atomic fact. `cluster_oracle` uses more information than a model can
+have (see the module `oracle`).
 
-The rules read a row's truth, not its tokens, so they apply to every spelling. For a chain, they use
-the prefix and the last relation: (e1, r1) and r2 for two hops. An answer is represented by one
-number, also if the answer has several tokens. If answers have equally many votes, a rule predicts
-the answer with the smallest number, so that predictions do not depend on the order of the rows.
+The rules read the truth of a row, not its tokens. They therefore apply to every token format. For a
+chain, they use the prefix and the last relation, which are (e1, r1) and r2 for two hops. An answer
+of several tokens is represented by one number. If several answers have the most votes, a rule
+predicts the smallest number, so predictions do not depend on the order of the rows.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from implicit_reasoning.worlds.world import NONE, ROLES
 def modal_given_relations(dataset: Dataset, rows: Rows) -> Rows:
     """Predict the most frequent answer of the training chains with the same r1 and last relation.
 
-    Arguments and result are those of `modal_given_last`. If no training chain has the same
-    relations, the prediction is that of `modal_given_last`.
+    The arguments and the result are those of `modal_given_last`. If no training chain has the same
+    r1 and last relation, the prediction is that of `modal_given_last`.
     """
     pair = pair_numbers(dataset.truth["r1"], last_relation(dataset))
     return modal(dataset, pair, rows, modal_given_last(dataset, rows))
@@ -52,8 +52,8 @@ def modal_given_relations(dataset: Dataset, rows: Rows) -> Rows:
 def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
     """Predict the most frequent answer of the training chains with the same e1 and last relation.
 
-    Arguments and result are those of `modal_given_last`. If no training chain has the same e1 and
-    last relation, the prediction is that of `modal_given_last`.
+    The arguments and the result are those of `modal_given_last`. If no training chain has the same
+    e1 and last relation, the prediction is that of `modal_given_last`.
     """
     pair = pair_numbers(dataset.truth["e1"], last_relation(dataset))
     return modal(dataset, pair, rows, modal_given_last(dataset, rows))
@@ -64,12 +64,12 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
 
     To answer (prefix, r), the rule compares the prefix with every prefix of a training chain. A
     training prefix votes if both prefixes have the same answer for at least one last relation, and
-    different answers for no last relation. The vote is the training prefix's answer for r, with the
-    number of equal answers as its weight. Prefixes that lead to the same bridge entity have equal
-    answers for all last relations, which explains the success of the rule. The rule uses no atomic
-    fact and does not represent the bridge entity.
+    different answers for no last relation. The vote is the answer of the training prefix for r. Its
+    weight is the number of last relations with the same answer. Prefixes that lead to the same
+    bridge entity have equal answers for all last relations, which explains the success of the rule.
+    The rule uses no atomic fact and does not represent the bridge entity.
 
-    Arguments and result are those of `modal_given_last`. If no training prefix votes, the
+    The arguments and the result are those of `modal_given_last`. If no training prefix votes, the
     prediction is that of `modal_given_last`.
     """
     table = answer_table(dataset)
@@ -91,7 +91,7 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
 def modal_given_attribute(dataset: Dataset, rows: Rows) -> Rows:
     """Predict the most frequent label among the training comparisons of the same attribute.
 
-    Arguments and result are those of `modal_given_last`, for a task of comparisons.
+    The arguments and the result are those of `modal_given_last`, for a task of comparisons.
     """
     return modal(dataset, dataset.truth["attribute"], rows, modal_overall(dataset, rows))
 
@@ -99,12 +99,12 @@ def modal_given_attribute(dataset: Dataset, rows: Rows) -> Rows:
 def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     """Predict comparisons from the mean result of each entity in training comparisons.
 
-    An entity's score for an attribute is the mean of +1 (larger), 0 (equal) and -1 (smaller) over
-    the training comparisons of the entity. Two scores count as equal if they differ by less than
-    the fraction of training comparisons whose label is "equal". This is half the difference between
-    the scores of adjacent values if values are spread evenly. If one of the two entities is in no
-    training comparison, the prediction is that of `modal_given_attribute`. Arguments and result are
-    those of `modal_given_last`.
+    The score of an entity for an attribute is the mean of +1 (larger), 0 (equal) and -1 (smaller)
+    over the training comparisons of the entity. Two scores count as equal if they differ by less
+    than the fraction of training comparisons whose label is "equal". If values are spread evenly,
+    this threshold is half the difference between the scores of adjacent values. If one of the two
+    entities is in no training comparison, the prediction is that of `modal_given_attribute`. The
+    arguments and the result are those of `modal_given_last`.
     """
     truth, train = dataset.truth, training_rows(dataset)
     first = pair_numbers(truth["attribute"], truth["entity1"], like=truth["entity2"])
@@ -130,8 +130,8 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
 def commuted(dataset: Dataset, rows: Rows) -> Rows:
     """Predict the answer of the training row in which a and b are exchanged.
 
-    Arguments and result are those of `modal_given_last`, for a task of sums. If there is no such
-    training row, the prediction is the most frequent training answer.
+    The arguments and the result are those of `modal_given_last`, for a task of sums. If there is no
+    such training row, the prediction is the most frequent training answer.
     """
     a, b = dataset.truth["a"], dataset.truth["b"]
     size = int(max(a.max(initial=0), b.max(initial=0))) + 1
@@ -143,7 +143,12 @@ def commuted(dataset: Dataset, rows: Rows) -> Rows:
 
 
 class Rule(NamedTuple):
-    """A shortcut rule, and the truth columns that it requires."""
+    """A shortcut rule.
+
+    Attributes:
+      predict: function of a dataset and row numbers that returns the predicted answers.
+      needs: names of the truth columns that the rule requires.
+    """
 
     predict: Callable[[Dataset, Rows], Rows]
     needs: tuple[str, ...]
@@ -163,11 +168,13 @@ RULES = {
 
 
 def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Return every rule's accuracy on the probes of every test split: `{rule: {split: 0 to 1}}`.
+    """Return the accuracy of every rule on the probes of every test split.
 
-    The result contains only the rules that apply to the task, and is empty if no rule applies. A
-    split is omitted if all its probes are atomic facts or training rows. To get the predictions for
-    single rows, call `RULES[name].predict`.
+    Rules that do not apply to the task are omitted. A split is omitted if all its probes are atomic
+    facts or training rows. To get the predictions for single rows, call `RULES[name].predict`.
+
+    Returns:
+      `{rule: {split: accuracy}}`, with accuracies from 0 to 1.
     """
     return {
         name: {split: float(right.mean()) for split, right in by_split.items()}
@@ -181,6 +188,10 @@ def shortcut_correctness(
     """Return, for every rule and test split, which probes the rule answers correctly.
 
     Rules and splits are omitted as in `shortcuts`.
+
+    Args:
+      dataset: the dataset.
+      splits: names of the splits.
 
     Returns:
       `{rule: {split: bool [probe]}}`, for the rows `scored_probes(dataset, split)`.
@@ -200,12 +211,11 @@ def shortcut_correctness(
 
 
 def coverage(dataset: Dataset) -> float | None:
-    """Return the fraction of in-distribution chains that are in training; None for other tasks.
+    """Return the fraction of in-distribution chains that are in training; None without chains.
 
-    A chain is in distribution if all its facts have roles that training chains may have
-    (`training_roles`). With k hops, the fraction is about
-    phi / ((1 - ood_fraction) * out_degree) ** (k - 1). Other chains that are trained on, such as
-    those of cold facts, are not counted.
+    A chain is in distribution if the role of every fact is one of `training_roles`. With k hops,
+    the fraction is about phi / ((1 - ood_fraction) * out_degree) ** (k - 1). Training chains that
+    are not in distribution, such as chains of cold facts, are not counted.
     """
     if "r2" not in dataset.truth:
         return None
@@ -223,11 +233,11 @@ def coverage(dataset: Dataset) -> float | None:
 
 
 def distinct_states(dataset: Dataset) -> dict[str, int]:
-    """Return the number of distinct prefixes of all rows at each position: `{"e1": .., "r1": ..}`.
+    """Return the number of distinct prefixes at each position: `{"e1": .., "r1": ..}`.
 
-    In a causal model, a hidden state depends only on the prefix, so the number of distinct prefixes
-    is the sample size of any statement about states. A row with a shorter prompt counts at the
-    first positions, whatever the names of these positions.
+    In a causal model, a hidden state depends only on the prefix. The number of distinct prefixes is
+    therefore the sample size of any statement about states. Rows with shorter prompts count at the
+    first positions. The names are the names of the positions in the longest prompts.
     """
     keys, position = prefix_keys(dataset.tokens, dataset.n_vocab), dataset.truth["position"]
     return {
@@ -282,6 +292,9 @@ def _disagree(table: AnswerTable, pairs: _Pairs) -> np.ndarray:
 
 
 def scored_probes(dataset: Dataset, split: str) -> Rows:
-    """Return the probes of a split that rules answer: no atomic facts and no training rows."""
+    """Return the probes of a split that rules answer.
+
+    Probes that are atomic facts or training rows are left out.
+    """
     rows = dataset.probes(split)
     return rows[(rows >= dataset.n_train) & is_longest(dataset)[rows]]

@@ -1,4 +1,7 @@
-"""Training rows as a table of answers, and votes of training rows. The shortcuts use both."""
+"""The training rows as a table of answers, and functions that count votes of training rows.
+
+The rules in `shortcuts` use the table and the functions.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,15 @@ def answer_numbers(dataset: Dataset) -> Rows:
 
 
 class AnswerTable(NamedTuple):
-    """A table of the answers of training chains, and the cell of every dataset row in the table.
+    """The answers of the training chains as a table [prefix, last relation].
+
+    Prefixes and last relations are numbered from 0 in this table.
 
     Attributes:
-      answer: the answer of each prefix at each last relation; -1 if there is no training chain.
-      train: the dataset rows of the training chains.
-      prefix: the index of each dataset row's prefix; -1 for rows that are not chains.
-      last: the index of each dataset row's last relation; -1 for rows that are not chains.
+      answer: the answer for each prefix and last relation; -1 if there is no training chain.
+      train: the row numbers of the training chains in the dataset.
+      prefix: the number of the prefix of each dataset row; -1 for rows that are not chains.
+      last: the number of the last relation of each dataset row; -1 for rows that are not chains.
     """
 
     answer: Int[np.ndarray, "prefix last"]
@@ -45,7 +50,7 @@ class AnswerTable(NamedTuple):
 
 
 def answer_table(dataset: Dataset) -> AnswerTable:
-    """Return the training chains of a dataset of chains as a table; prefixes are renumbered."""
+    """Build the table of answers from the training chains of a dataset of chains."""
     train, chain = training_rows(dataset), is_longest(dataset)
     steps = np.column_stack([dataset.truth["e1"], *columns(dataset.truth, "r")[:-1]])
     keys = prefix_keys(steps[chain], int(steps.max(initial=0)) + 1)[:, -1]
@@ -73,9 +78,17 @@ def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
 
 
 def elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
-    """Return the groups, and the answer with the most votes in each group.
+    """Return the answer with the most votes in each group.
 
-    If several answers have the most votes, the smallest of them is returned.
+    If several answers have the most votes, the smallest answer is returned.
+
+    Args:
+      group: the group of each vote.
+      answer: the answer of each vote.
+      votes: the weight of each vote.
+
+    Returns:
+      The distinct groups in increasing order, and the answer of each group.
     """
     if not len(group):
         return group, answer
@@ -92,7 +105,14 @@ def elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
 
 
 def modal(dataset: Dataset, key: np.ndarray, rows: np.ndarray, fallback: np.ndarray) -> np.ndarray:
-    """Return the most frequent answer of the training rows with the same key, else `fallback`."""
+    """Predict the most frequent answer of the training rows with the same key.
+
+    Args:
+      dataset: the dataset.
+      key: a number for each dataset row. Rows with the same number are in the same group.
+      rows: numbers of the rows to answer.
+      fallback: predictions for rows whose key no training row has.
+    """
     train = training_rows(dataset)
     groups, winners = elect(key[train], answer_numbers(dataset)[train], np.ones(len(train)))
     if not len(groups):
@@ -103,17 +123,24 @@ def modal(dataset: Dataset, key: np.ndarray, rows: np.ndarray, fallback: np.ndar
 
 
 def modal_overall(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the most frequent answer of all training rows, 0 if there are none."""
+    """Predict the most frequent answer of all training rows; 0 if there are no training rows.
+
+    All `rows` get the same prediction.
+    """
     nothing = np.zeros(len(rows), np.int64)
     return modal(dataset, np.zeros(len(dataset), np.int64), rows, fallback=nothing)
 
 
 def pair_numbers(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Return one number for each pair of values of two columns; missing values (-1) count as 0.
+    """Number the pairs of values of two columns, so that equal pairs have equal numbers.
 
-    `like` is a second column with the same kind of values as `other`. It extends the range of
-    values, so that `pair_numbers(one, other, like)` and `pair_numbers(one, like, other)` give equal
-    pairs equal numbers.
+    Missing values (-1) count as 0.
+
+    Args:
+      one: first value of each pair.
+      other: second value of each pair.
+      like: a further column whose values may also be second values. `pair_numbers(one, other,
+        like)` and `pair_numbers(one, like, other)` give equal pairs equal numbers.
     """
     largest = (
         other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))
@@ -127,7 +154,7 @@ def is_longest(dataset: Dataset) -> np.ndarray:
 
 
 def last_relation(dataset: Dataset) -> Rows:
-    """Return the last relation of every row, -1 for atomic facts."""
+    """Return the last relation of every row; -1 for atomic facts."""
     return columns(dataset.truth, "r")[-1]
 
 

@@ -38,7 +38,10 @@ NONE = -1
 
 
 class Stream(enum.IntEnum):
-    """Independent random streams, one per purpose, so that random choices do not interact."""
+    """Numbers of independent random streams, one for each purpose.
+
+    Random choices for one purpose therefore do not depend on the choices for any other purpose.
+    """
 
     RELATIONS = 0
     TAILS = 1
@@ -57,15 +60,18 @@ class Stream(enum.IntEnum):
 def stream(seed: int, *purpose: int) -> np.random.Generator:
     """Return the random generator for a seed and a purpose.
 
-    `purpose` is a member of `Stream`. User-defined tasks use numbers from 100.
+    Args:
+      seed: random seed of the world.
+      *purpose: a member of `Stream`, and optionally further numbers. User-defined tasks use numbers
+        from 100.
     """
     return np.random.default_rng([seed, *map(int, purpose)])
 
 
 class Facts(NamedTuple):
-    """The facts of a world as columns; the index of a fact is its number.
+    """The facts of a world as columns [fact].
 
-    Facts are numbered in row-major order of (head, relation).
+    The number of a fact is its index. Facts are in row-major order of (head, relation).
     """
 
     head: Int[np.ndarray, " fact"]
@@ -105,7 +111,7 @@ class World:
 
     @cached_property
     def facts(self) -> Facts:
-        """The facts as columns [fact]: int32, except for the role, which is int8."""
+        """The facts as columns [fact]: int8 for the role, int32 for all other columns."""
         head, relation = np.nonzero(self.tail >= 0)
         return Facts(
             head.astype(np.int32),
@@ -116,7 +122,7 @@ class World:
 
     @cached_property
     def fact_id(self) -> Int[np.ndarray, "entity relation"]:
-        """Fact numbers, int32 [entity, relation]; -1 if there is no fact."""
+        """Number of each fact, int32 [entity, relation]; -1 if there is no fact."""
         table = np.full(self.tail.shape, NONE, np.int32)
         table[self.facts.head, self.facts.relation] = np.arange(self.n_facts)
         return table
@@ -127,9 +133,10 @@ def make_world(
 ) -> World:
     """Generate a random world in which a random fraction of the facts has the role `O`.
 
-    Each head has `out_degree` facts with distinct relations. The tail of a fact is drawn uniformly
-    from all entities. As in the published generator, a fact may lead back to its head, and two
-    facts of a head may share a tail.
+    `O` facts are not used in training chains. All other facts have the role `I`. Each head has
+    `out_degree` facts with distinct relations. The tail of a fact is drawn uniformly from all
+    entities. As in the published generator, a fact may lead back to its head, and two facts of a
+    head may share a tail.
 
     Args:
       n_entities: number of entities, at least 1.
@@ -168,8 +175,8 @@ def world_from_table(
     """Create a world from a table of tails.
 
     Args:
-      tail: int [entity, relation], -1 if there is no fact.
-      role: index into `ROLES` for every fact in row-major order, or for all facts.
+      tail: int [entity, relation]; -1 if there is no fact.
+      role: index into `ROLES`: one integer for all facts, or one per fact in row-major order.
       seed: recorded as the seed of the world.
     """
     table = np.full(tail.shape, NONE, np.int8)
@@ -178,7 +185,12 @@ def world_from_table(
 
 
 def redraw_tails(world: World, purpose: int) -> World:
-    """Return a world with the same (entity, relation) pairs and roles, and new random tails."""
+    """Return a world with new random tails and unchanged (entity, relation) pairs and roles.
+
+    Args:
+      world: the world.
+      purpose: random stream, a member of `Stream`.
+    """
     exists = world.tail >= 0
     tails = stream(world.seed, purpose).integers(
         world.n_entities, size=world.tail.shape, dtype=np.int32
@@ -187,10 +199,15 @@ def redraw_tails(world: World, purpose: int) -> World:
 
 
 def with_role(world: World, letter: str, share: int | float) -> World:
-    """Return a world in which a random fraction of the facts with role `I` gets the role `letter`.
+    """Give a random fraction of the facts with role `I` the role `letter`.
 
-    The fraction is rounded to a count. For the same seed, the facts chosen for a smaller fraction
-    are a subset of the facts chosen for a larger fraction.
+    For the same seed, the facts chosen for a smaller fraction are a subset of the facts chosen for
+    a larger fraction.
+
+    Args:
+      world: the world, which is not changed.
+      letter: one of `ROLES`.
+      share: the fraction, 0 to 1; rounded to a count.
     """
     role = world.facts.role.copy()
     inside = np.flatnonzero(role == ROLES.index("I"))
@@ -208,8 +225,15 @@ def check_range(
 ) -> None:
     """Check that `low <= value <= high`.
 
+    Args:
+      name: name of the value, for the error message.
+      value: the value.
+      low: smallest allowed value.
+      high: largest allowed value.
+      what_high_is: text that the error message appends to `high`, such as " (n_relations)".
+
     Raises:
-      InputError: the value is out of bounds; the message names the value and the bound.
+      InputError: the value is out of bounds. The message states the value and the bounds.
     """
     if not low <= value <= high:
         bound = f"at least {low}" if high == np.inf else f"from {low} to {high}{what_high_is}"

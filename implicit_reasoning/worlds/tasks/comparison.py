@@ -1,8 +1,9 @@
-"""Tasks of comparison: compare the values that two entities have for an attribute.
+"""Tasks of comparison: compare the values of one attribute of two entities.
 
-A fact is `(entity, attribute) -> value`. The world's entities are the compared entities, followed
-by the values, which have no facts. For every attribute, a separate random choice determines which
-entities have the role `I` and which have the role `O`.
+A fact is `(entity, attribute) -> value`. The entities of the world are the compared entities,
+followed by the values. Values have no facts. For every attribute, some compared entities have the
+role `I` (in distribution) and the rest have the role `O` (out of distribution). The choice is
+random and independent for each attribute.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ def comparison(task: Any) -> Dataset:
     """Build the comparison task: facts `(entity, attribute) -> value`, and comparisons of values.
 
     A comparison is `[attribute, <q>, entity1, <mask>, entity2] -> label`. The label token
-    identifies the attribute, and whether the value of entity1 is smaller than (truth `label` 0),
+    identifies the attribute and the result: the value of entity1 is smaller than (truth `label` 0),
     equal to (1) or larger than (2) the value of entity2. For every attribute, a random fraction of
-    the *entities* has the role `O`, and the others have the role `I`. The training rows consist of
-    all facts and of `round(phi * n_id_facts)` comparisons of two `I` entities. The comparisons for
-    a smaller phi are a prefix of the comparisons for a larger phi. Each unordered pair of `I`
-    entities is held out with probability `holdout`. Held-out pairs are not trained on in either
-    order, and are tested in both orders.
+    the *entities* has the role `O`, and the rest have the role `I`. The training rows are all facts
+    and `round(phi * n_id_facts)` comparisons of two `I` entities. The comparisons for a smaller phi
+    are a prefix of the comparisons for a larger phi. Each unordered pair of `I` entities is held
+    out with probability `holdout`. A held-out pair is never trained on and is tested in both
+    orders.
 
     Args:
-      task: settings with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction;
-        phi (training comparisons per `I` fact); holdout; probes (maximum number of probes per
-        split); mixed_chains (whether to test pairs of an `I` and an `O` entity, which Wang et al.
-        omit); end_token (whether to supervise `</a>`).
+      task: settings with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction
+        (fraction of `O` entities); phi (training comparisons per `I` fact); holdout; probes
+        (maximum number of probes per split); mixed_chains (whether to test pairs of an `I` and an
+        `O` entity, which Wang et al. omit); end_token (whether to supervise `</a>`).
 
     Raises:
       InputError: a setting is out of bounds, or there are fewer comparisons than phi requires.
@@ -67,10 +68,10 @@ def complex(task: Any) -> Dataset:
 
     The training rows are the facts of entities with role `I`, a fraction `share` of the comparisons
     of two `I` entities, and the same fraction of the comparisons of an `I` and an `O` entity. The
-    facts of `O` entities are not taught; `ood_triples` tests whether the model infers these facts.
-    `test_hard` has pairs of `O` entities whose answer follows from facts and comparisons together,
-    but not from comparisons alone. Each label has the same number of rows in `test_hard`. For one
-    attribute, two graphs define what follows:
+    facts of `O` entities are not taught. The split `ood_triples` tests whether the model infers
+    these facts. The split `test_hard` has pairs of `O` entities. Their answers follow from facts
+    and comparisons together, but not from comparisons alone. Each label has the same number of rows
+    in `test_hard`. For one attribute, two graphs define what follows:
 
     - *comparisons alone*: an edge leads from the smaller to the larger entity of each training
       comparison, and edges in both directions connect equal entities. A path in one direction
@@ -78,13 +79,13 @@ def complex(task: Any) -> Dataset:
     - *with facts*: the graph also has such edges between all `I` entities, according to their
       values.
 
-    `test_hard` has the pairs whose answer follows from the second graph but not from the first.
-    `test_oo` has arbitrary pairs of `O` entities, which may include pairs of `test_hard`.
+    A pair is in `test_hard` if its answer follows from the second graph but not from the first. The
+    split `test_oo` has random pairs of `O` entities, which may include pairs of `test_hard`.
 
     Args:
       task: settings as for `comparison`, without phi and mixed_chains; share (fraction of the
-        comparisons); hard_queries (number of `test_hard` rows per label, fewer if not enough
-        exist).
+        comparisons that are trained on); hard_queries (maximum number of `test_hard` rows per
+        label).
 
     Raises:
       InputError: a setting is out of bounds.

@@ -1,8 +1,8 @@
 """Tasks of multi-hop composition: the base task, and variants that serve as controls.
 
 A variant changes which facts are taught as atomic triples, which chains are trained on, or which
-answers are taught. All variants share the world, the order of the chains and the spelling of
-`composition`.
+answers are taught. All variants use the same world, the same order of chains and the same token
+format as `composition`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ def composition(task: Any) -> Dataset:
     """Build the composition task `(e1, r1, r2) -> e3`, trained on single facts and on some chains.
 
     The training rows are all facts, and `round(phi * n_id_facts)` chains of facts with role `I`.
-    The test rows are held-out chains of `I` facts, and chains with at least one `O` fact; each role
-    pattern has its own test split. The world's seed determines one random order of all chains, and
-    every split of chains is a part of this order. `train_ii` is taken from the front, so the chains
-    for a smaller phi are a prefix of the chains for a larger phi. `test_ii` is taken from the back,
-    so it has the same chains for all phi.
+    The test rows are held-out chains of `I` facts, and chains with at least one `O` fact. Each
+    pattern of roles, such as `oi`, has its own test split. The seed of the world determines one
+    random order of all chains. `train_ii` is taken from the front of this order, so the chains for
+    a smaller phi are a prefix of the chains for a larger phi. `test_ii` is taken from the back and
+    does not depend on phi.
 
     Args:
       task: settings with attributes world_seed, n_entities, n_relations, out_degree, ood_fraction
         (see `make_world`); hops (2 to 6); phi (training chains per `I` fact); holdout (fraction of
         the chains of `I` facts that training excludes); probes (maximum number of probes per
-        split);
-        mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.); order,
-        names, end_token, chain_of_thought (see `Spelling`); identity (see `with_identity`).
+        split); mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.);
+        order, names, end_token, chain_of_thought (see `Spelling`); identity (see `with_identity`).
 
     Raises:
       InputError: a setting is out of bounds, or there are fewer chains than phi requires.
@@ -49,11 +48,11 @@ def composition(task: Any) -> Dataset:
 def without_id_triples(task: Any) -> Dataset:
     """Build the composition task without the atomic triples of facts with role `I`.
 
-    In training, these facts occur only in chains. The training splits are `ood_triples` and
-    `train_ii`; `id_triples` is a test split. The chains are those of `composition` with the same
-    settings, so the two tasks differ in nothing else. `test_ii` can still be answered by row
-    completion. For `test_oi`, no training row connects the token of a bridge entity with the use of
-    this entity in a second hop.
+    In training, `I` facts occur only in chains. The training splits are `ood_triples` and
+    `train_ii`; `id_triples` is a test split. Everything else is the same as in `composition` with
+    the same settings. A model can still answer `test_ii` by the shortcut of row completion. For
+    `test_oi`, no training row connects the token of a bridge entity with the second hop from this
+    entity.
 
     Args:
       task: settings as for `composition`.
@@ -68,10 +67,10 @@ def without_id_triples(task: Any) -> Dataset:
 def held_out_id_triples(task: Any) -> Dataset:
     """Build the composition task in which some facts are taught in chains but not as triples.
 
-    These facts, a fraction of the facts with role `I`, get the role `H`. The task tests whether a
-    model can state facts that it has only used in chains: `held_out_id_triples` is a test split of
-    the `H` facts, and `id_triples` has the remaining `I` facts. In chains, `H` facts count as `I`
-    facts.
+    A fraction of the facts with role `I` gets the role `H`. An `H` fact occurs in training chains
+    like an `I` fact, but is not taught as a triple. The task tests whether a model can state facts
+    that training shows only in chains. The test split `held_out_id_triples` has the `H` facts. The
+    training split `id_triples` has the remaining `I` facts.
 
     Args:
       task: settings as for `composition`, and held_out_fraction (fraction of `I` facts held out).
@@ -87,12 +86,13 @@ def held_out_id_triples(task: Any) -> Dataset:
 
 
 def second_hop_restricted(task: Any) -> Dataset:
-    """Build the composition task in which training never uses some facts after the first hop.
+    """Build the composition task in which training uses some facts only at the first hop.
 
-    These facts get the role `R`. They are taught as triples and used as first hops, where they
-    count as `I`. The test split `test_ii_sr` has the chains with an `R` fact at a later hop and no
-    `O` fact. Only the hop at which the `R` fact is used makes these chains out of distribution. A
-    model that stores second hops separately from single facts stays at chance on `test_ii_sr`.
+    These facts get the role `R`. An `R` fact is taught as a triple, and training chains use it as a
+    first hop like an `I` fact. The test split `test_ii_sr` has the chains with an `R` fact at a
+    later hop and no `O` fact. These chains are out of distribution only because of the hop at which
+    the `R` fact is used. A model that stores second hops separately from single facts stays at
+    chance on `test_ii_sr`.
 
     Args:
       task: settings as for `composition`, and restricted_fraction (fraction of `I` facts
@@ -112,25 +112,25 @@ def second_hop_restricted(task: Any) -> Dataset:
 
 
 def shadow(task: Any) -> Dataset:
-    """Build the composition task with a decoy bridge: facts and chains come from different tables.
+    """Build the composition task in which triples and chains teach different bridges.
 
     Two tables have facts for the same (entity, relation) pairs, with independent random tails.
-    Atomic triples teach table A. Chains follow table B, which is the dataset's `world`, at every
-    hop. The tail of (e1, r1) in table A (truth `decoy`) can be decoded after (e1, r1), because the
-    atomic prompt is a prefix of the chain, but the chain does not use it. The answer of the chain
-    follows from the tail of (e1, r1) in table B, its bridge (truth e2). All truth columns refer to
-    table B, except that `answer` is the taught answer. For atomic rows, the taught answer is the
+    Atomic triples teach table A. Chains follow table B, the `world` of the dataset, at every hop.
+    The tail of (e1, r1) in table A is the truth column `decoy`. `decoy` can be decoded after (e1,
+    r1), because the atomic prompt is a prefix of the chain. The chain does not use `decoy`. The
+    bridge of the chain (truth `e2`) is the tail of (e1, r1) in table B. All truth columns refer to
+    table B, except that `answer` is the taught answer. For an atomic row, the taught answer is the
     tail in table A, so `answer` equals `decoy`.
 
     A model can learn all training rows. It can learn `test_ii` by inferring table B from chains, as
     in the task `without_id_triples`. On patterns with an `O` fact, only chance accuracy is
-    possible, because no row states the corresponding fact of table B.
+    possible, because no training row depends on the tail of an `O` fact in table B.
 
     Args:
       task: settings as for `composition`.
 
-    Source: a control designed for this project, for the inference that a state is used because it
-    can be decoded.
+    Source: a control designed for this project. It tests the inference that a model uses every
+    state that can be decoded.
     """
     table_a = make_plain_world(task)
     cut = make_cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
@@ -145,12 +145,12 @@ def shadow(task: Any) -> Dataset:
 
 
 def scrambled(task: Any) -> Dataset:
-    """Build the composition task with random answers: the bridge is decodable, but never needed.
+    """Build the composition task with random answers, for which the bridge is not needed.
 
-    Atomic triples are true. The answer of each chain is random, drawn once and uniformly from all
-    entities. The truth columns e2, e3, ... are those of the world; `answer` is the taught answer. A
-    model can learn all training rows only by memorization. On every test split of chains, only
-    chance accuracy is possible.
+    Atomic triples are true, so the bridge can be decoded. The answer of each chain is drawn once,
+    uniformly from all entities. The truth columns e2, e3, ... follow the world; `answer` is the
+    taught answer. A model can learn the training chains only by memorization. On every test split
+    of chains, only chance accuracy is possible.
 
     Args:
       task: settings as for `composition`.

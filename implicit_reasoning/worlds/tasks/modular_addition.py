@@ -1,4 +1,4 @@
-"""The task `modular_addition`, on which grokking was discovered and first explained."""
+"""The task `modular_addition`: sums modulo p, on which grokking was discovered."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def modular_addition(task: Any) -> Dataset:
     """Build the task `[a, b, =] -> (a + b) mod p`, trained on a random fraction of the p * p pairs.
 
     For the same seed, a smaller training set is a prefix of a larger one. The task has no facts and
-    therefore no world. For a fraction `train_fraction` of the test pairs, the mirrored pair (b, a)
-    is in training; the shortcut `commuted` answers these pairs.
+    therefore no world. For about a fraction `train_fraction` of the test pairs (a, b), the mirrored
+    pair (b, a) is a training pair. The shortcut `commuted` answers these test pairs.
 
     Args:
       task: settings with attributes world_seed; modulus (p); train_fraction (fraction of the pairs,

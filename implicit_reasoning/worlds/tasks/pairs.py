@@ -24,13 +24,13 @@ Sampling would reject most pairs of such a set, and be slow.
 
 
 class ComparisonPairs(NamedTuple):
-    """All pairs of entities of a world to compare, and which of them are held out from training.
+    """The ordered pairs of entities that can be compared, with a mask of held-out pairs.
 
     Attributes:
-      world: entities and their values; the role of a fact is the role of its entity for the
-        attribute.
-      sides: two arrays int [attribute, entity]: the entities with role `I` of every attribute, and
-        the entities with role `O`.
+      world: entities and their values. The role of the fact (entity, attribute) is the role of the
+        entity for this attribute.
+      sides: two arrays int [attribute, entity]: for every attribute, the entities with role `I`
+        (used in training comparisons) and the entities with role `O` (not used).
       held_out: bool [attribute, entity, entity], symmetric: the pairs that are never trained on.
     """
 
@@ -40,7 +40,13 @@ class ComparisonPairs(NamedTuple):
 
     @classmethod
     def of(cls, world: World, n_entities: int, holdout: int | float) -> ComparisonPairs:
-        """Return the pairs of the first `n_entities` entities; hold out a random fraction."""
+        """Create the pairs of the first `n_entities` entities, and hold out a random fraction.
+
+        Args:
+          world: entities and their values.
+          n_entities: number of entities to compare. The remaining entities of `world` are values.
+          holdout: probability that an unordered pair is held out.
+        """
         shape = (world.n_relations, n_entities, n_entities)
         draws = stream(world.seed, Stream.HELD_OUT).random(shape, dtype=np.float32)
         above = np.triu(draws < holdout, 1)  # one draw per unordered pair
@@ -53,26 +59,35 @@ class ComparisonPairs(NamedTuple):
 
     @property
     def n_trainable(self) -> int:
-        """Number of ordered pairs of `I` entities that are not held out."""
+        """Number of ordered pairs of `I` entities that are not held out, over all attributes."""
         members = zip(self.held_out, self.sides[0], strict=True)
         return self.count("ii") - sum(int(table[np.ix_(i, i)].sum()) for table, i in members)
 
     def count(self, pattern: str) -> int:
-        """Return the number of ordered pairs of a pattern, held out or not, without self-pairs."""
+        """Return the number of ordered pairs with a role pattern, over all attributes.
+
+        Held-out pairs are counted. Pairs of an entity with itself are not.
+
+        Args:
+          pattern: one of `PATTERNS`, such as "io".
+        """
         first, second = (self.sides["io".index(letter)] for letter in pattern)
         pairs = first.size * second.shape[1]
         return pairs - first.size if first is second else pairs
 
     def draw(self, pattern: str, count: int, tested: bool = False) -> Int[np.ndarray, "pair 3"]:
-        """Sample distinct (attribute, entity1, entity2) in random order, int32 [pair, 3].
+        """Sample distinct comparisons (attribute, entity1, entity2) in random order.
 
-        The pairs for a smaller `count` are a prefix of the pairs for a larger `count`.
+        The comparisons for a smaller `count` are a prefix of the comparisons for a larger `count`.
 
         Args:
-          pattern: one of `PATTERNS`.
-          count: number of pairs; if fewer exist, all of them are returned.
-          tested: for the pattern ii, True samples only held-out pairs, and False samples only pairs
-            that are not held out. The pairs of other patterns are not restricted.
+          pattern: one of `PATTERNS`, such as "io".
+          count: number of comparisons. If fewer exist, all of them are returned.
+          tested: for the pattern "ii", True samples only held-out pairs, and False samples only
+            pairs that are not held out. All other patterns ignore it.
+
+        Returns:
+          int32 [pair, 3], with the columns attribute, entity1 and entity2.
         """
         first, second = (self.sides["io".index(letter)] for letter in pattern)
         shape = (len(first), first.shape[1], second.shape[1])

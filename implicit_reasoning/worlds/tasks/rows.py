@@ -1,4 +1,4 @@
-"""Rows of composition: the chains of all splits, written as tokens, with identity rows."""
+"""Conversion of the splits of a composition task to token rows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def make_dataset(
     answers: dict[str, Int[np.ndarray, " chain"]] | None = None,
     private: Bool[np.ndarray, " fact"] | None = None,
 ) -> Dataset:
-    """Convert the splits of a task to rows, and add the identity rows of its settings.
+    """Convert the splits of a task to a dataset of token rows.
+
+    Identity rows are added if `task.identity` asks for them (see `with_identity`).
 
     Args:
       task: the settings.
       cut: the splits.
-      answers: entities that replace the true answers of some splits.
-      private: second facts that no identity row may use; see `with_identity`.
+      answers: taught answers by name of the split, int [chain]. They replace the true answers.
+      private: bool [fact], the second facts that no identity row may use (see `with_identity`).
     """
     cut, more = with_identity(task, cut, private)
     world, spelling, other = cut.chains.world, spelling_of(task), answers or {}
@@ -48,11 +50,14 @@ def make_dataset(
 
 
 def decoys(dataset: Dataset, taught: World) -> Int[np.ndarray, " row"]:
-    """Return the entity that a table teaches for the first fact of every row; -1 without a fact.
+    """Look up the first fact of every row in a given table of tails.
 
     Args:
       dataset: a dataset of chains.
       taught: the table, without the identity relation that `dataset.world` may have.
+
+    Returns:
+      int [row], entities; -1 if the row has no fact.
     """
     itself = np.arange(taught.n_entities, dtype=np.int32)
     tail = np.column_stack([taught.tail, itself])  # an identity relation is the last relation

@@ -1,8 +1,8 @@
-"""Labels that follow from comparisons by transitivity, with or without known values.
+"""Labels of comparisons that follow from known comparisons by transitivity.
 
-Comparisons of one attribute form a directed graph: an edge leads from the smaller to the larger
-entity of each comparison, and edges in both directions connect equal entities. A label follows by
-transitivity if the graph has a corresponding path.
+The comparisons of one attribute form a directed graph. An edge leads from the smaller to the larger
+entity of each comparison. Edges in both directions connect equal entities. A label follows by
+transitivity if the graph has a path between the two entities in the corresponding direction.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ def from_comparisons(
     compared: Int[np.ndarray, "pair 2"],
     asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
-    """Return the labels that follow from comparisons alone, for all pairs of the given entities.
+    """Infer the labels of all pairs of entities from comparisons alone.
 
     Args:
-      value: int [entity], the true values, which determine the results of the comparisons in
-        `compared`. They are not used otherwise.
-      compared: int [pair, 2], the known comparisons.
+      value: int [entity], the true values. They only determine the results of the comparisons in
+        `compared`.
+      compared: int [pair, 2], the pairs of entities whose comparison is known.
       asked: int [asked], the entities to label.
 
     Returns:
-      int64 [asked, asked], label of (row, column); -1 if no label follows.
+      int64 [asked, asked], the label of (row, column): 0 smaller, 1 equal, 2 larger, -1 if no label
+      follows.
     """
     first, second = value[compared[:, 0]], value[compared[:, 1]]
     group = _groups(len(value), compared[first == second])
@@ -58,17 +59,18 @@ def from_facts_too(
     compared: Int[np.ndarray, "pair 2"],
     asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
-    """Return the labels that follow from comparisons and the known values of some entities.
+    """Infer the labels of all pairs of entities from comparisons and known values.
 
     Args:
       value: int [entity], the true values.
       known: bool [entity], the entities whose values are known.
-      compared: int [pair, 2], the known comparisons.
-      asked: int [asked], the entities to label. None of them is known, and each is compared with
-        known entities only.
+      compared: int [pair, 2], the pairs of entities whose comparison is known.
+      asked: int [asked], the entities to label. Their values are not known, and `compared` pairs
+        them with known entities only.
 
     Returns:
-      int64 [asked, asked], label of (row, column); -1 if no label follows.
+      int64 [asked, asked], the label of (row, column): 0 smaller, 1 equal, 2 larger, -1 if no label
+      follows.
     """
     # A path between two entities in `asked` passes through known entities, which are ordered by
     # their values. Only the nearest known value on either side matters. Values are doubled, so that
