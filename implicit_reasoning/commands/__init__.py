@@ -6,7 +6,7 @@
     measuring.py analyze, score, dictionaries, report
     making.py    world, import, doctor
 
-The modules of this package import heavy packages only inside functions, so that `--help` is fast.
+The modules of this package import heavy packages only inside functions, so `--help` is fast.
 """
 
 from implicit_reasoning.commands.table import VERBS, Verb

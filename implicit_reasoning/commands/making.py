@@ -11,7 +11,10 @@ Arguments = dict[str, Any]
 
 
 def world(flags: Arguments, overrides: Arguments) -> None:
-    """Build a dataset, print its contents and the accuracy of shortcuts, and write its files."""
+    """Run the command `world`: build a dataset, print a description, and write its files.
+
+    The description includes the accuracy of shortcuts.
+    """
     from implicit_reasoning.worlds import build
     from implicit_reasoning.worlds.exchange import write_grokked
     from implicit_reasoning.worlds.summary import describe
@@ -28,7 +31,7 @@ def world(flags: Arguments, overrides: Arguments) -> None:
 
 
 def doctor(flags: Arguments, overrides: Arguments) -> None:
-    """Print the devices and software of this machine, and advice on how to fix problems."""
+    """Run the command `doctor`: print the devices and software of this machine, and advice."""
     from implicit_reasoning import doctor
     from implicit_reasoning.runtime import distributed
 
@@ -42,7 +45,7 @@ def doctor(flags: Arguments, overrides: Arguments) -> None:
 
 
 def import_(flags: Arguments, overrides: Arguments) -> None:
-    """Create a run directory from a GrokkedTransformer run."""
+    """Run the command `import`: create a run directory from a GrokkedTransformer run."""
     from implicit_reasoning.grokked_transformer import import_grokked
 
     run = import_grokked(flags["source"], flags["data"], flags["workdir"])

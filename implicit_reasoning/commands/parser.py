@@ -1,4 +1,7 @@
-"""Help, version and shell completion. argparse and shtab make them from the table of commands."""
+"""Help, version and shell completion, generated from the table of commands.
+
+The module uses argparse and shtab.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser of the program, and the subparser of each command by name."""
+    """Create the parser of the program.
+
+    Returns:
+      The parser, and a dict of the subparsers by command name.
+    """
     parser = Parser(
         prog=PROGRAM,
         description="Controlled experiments on how transformers learn to reason.",
@@ -101,7 +108,7 @@ def _add_verb(commands: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
 
 
 def flag_value(flag: Flag) -> str:
-    """Return the placeholder for a flag's value in the help."""
+    """Return the placeholder for the value of a flag in the help, such as `DIR`."""
     return flag.value or ("true|false" if flag.kind is bool else flag.kind.__name__.upper())
 
 
@@ -125,7 +132,11 @@ def _shown(default: Any) -> str:
 def verb_help(name: str, words: Sequence[str]) -> str:
     """Return the help text of a command.
 
-    If `words` has `--config=`, the text also lists the fields of that configuration.
+    If `words` contains `--config=FILE`, the text also lists the fields of this configuration.
+
+    Args:
+      name: name of the command.
+      words: the arguments of the command.
     """
     text = make_parser()[1][name].format_help()
     spec = _config_of(words)
@@ -163,7 +174,10 @@ def _fields(spec: str, verb: str) -> str:
 
 
 def answer_options(words: Sequence[str]) -> str:
-    """Return the output for a command line that begins with an option and has no command.
+    """Return the output for a command line that begins with an option instead of a command.
+
+    Args:
+      words: the command line, such as `["--version"]`.
 
     Raises:
       InputError: the option or its value is unknown.
@@ -183,7 +197,14 @@ def answer_options(words: Sequence[str]) -> str:
 
 
 def completion(shell: str) -> str:
-    """Return the script that a shell needs to complete the arguments of `implicit_reasoning`."""
+    """Return the completion script for a shell, which completes commands and flags.
+
+    Args:
+      shell: one of `SHELLS`.
+
+    Raises:
+      InputError: the shell is not supported.
+    """
     import shtab
 
     if shell not in SHELLS:

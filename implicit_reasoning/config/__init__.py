@@ -1,15 +1,16 @@
 """Configurations: loading, typed overrides, validation, comparison and JSON storage.
 
-A configuration is a locked tree (`ml_collections.ConfigDict`) whose leaves are None, bool, int,
-float, str, or a tuple of those. *Sequences are always tuples*: `load_config`, `apply_overrides` and
-`from_json` convert lists to tuples, so a configuration is equal to itself after a JSON round trip.
+A configuration is a locked tree (`ml_collections.ConfigDict`). Its leaves are None, bool, int,
+float, str, or tuples of these types. *Sequences are always tuples*: `load_config`,
+`apply_overrides` and `from_json` convert lists to tuples. A configuration is therefore equal to
+itself after a JSON round trip.
 
 The package has its own parser for two reasons. First, `ml_collections.config_flags` reads
 `sys.argv`, rejects `1e5` for an int and cannot set a field whose default is None. Second, commands
 and sweeps need the same checks of values. Every function reports *all* faults in one `InputError`.
 
-    loading.py    `load_config`, `choose` for the argument, the configurations in the package
-    overrides.py  replacement of leaves
+    loading.py    loading of configuration files; `choose`, which selects values by scale
+    overrides.py  replacement of values
     fields.py     checks of a configuration against a table of fields, and defaults
     values.py     conversion of text to typed values
     lists.py      the syntax of lists in text

@@ -1,6 +1,6 @@
 """Checks of a configuration against a table of fields; defaults and documentation of fields.
 
-The table of a group of fields is in the package that reads these fields. The module
+A table of fields is defined in the package that reads these fields. The module
 `implicit_reasoning.field` lists the tables.
 """
 
@@ -24,8 +24,8 @@ def schema_faults(
 
     Args:
       values: values by dotted name, as returned by `flatten`.
-      schema: the known fields.
-      others: groups (such as `task`) that may have fields that are not in `schema`.
+      schema: the known fields by dotted name.
+      others: groups (such as `task`) whose unknown fields are accepted.
     """
     needed = [key for key, field in schema.items() if field.required]
     faults = [f"{key} is missing" for key in needed if key not in values]
@@ -36,7 +36,12 @@ def schema_faults(
 
 
 def value_faults(values: Mapping[str, Any], schema: Mapping[str, Field]) -> list[str]:
-    """Return a message for each value that has the wrong type or is out of bounds."""
+    """Return a message for each value that has the wrong type or is out of bounds.
+
+    Args:
+      values: values by dotted name. Names that are not in `schema` are ignored.
+      schema: the known fields by dotted name.
+    """
     found = {key: schema[key].fault(value) for key, value in values.items() if key in schema}
     return [f"{key} is {values[key]!r}; {fault}" for key, fault in found.items() if fault]
 
@@ -44,8 +49,12 @@ def value_faults(values: Mapping[str, Any], schema: Mapping[str, Field]) -> list
 def nearest_fields(key: str, names: Mapping[str, Any]) -> list[str]:
     """Return the known fields that a user may mean by an unknown dotted name.
 
-    These are all fields whose last part is the last part of `key`. If there are none, these are the
-    fields whose names are most similar to `key`.
+    If known fields have the same last part as `key`, these fields are returned. Otherwise, the
+    fields with the most similar names are returned.
+
+    Args:
+      key: the unknown dotted name.
+      names: the known fields by dotted name.
     """
     # The most common mistake is a missing or wrong group, so an equal last part has priority over
     # the similarity of whole names.
@@ -58,7 +67,7 @@ def nearest_fields(key: str, names: Mapping[str, Any]) -> list[str]:
 
 
 def make_config(schema: Mapping[str, Field]) -> ConfigDict:
-    """Create an unlocked configuration that has every field of a table, with its default."""
+    """Create an unlocked configuration with the default values of all fields of a table."""
     config = ConfigDict()
     for key, field in schema.items():
         _set(config, key, field.default)
@@ -66,9 +75,10 @@ def make_config(schema: Mapping[str, Field]) -> ConfigDict:
 
 
 def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
-    """Return a locked copy of a configuration in which missing fields are set to `Field.before`.
+    """Return a locked copy of a configuration in which missing fields are filled in.
 
-    Missing required fields are not filled in; `schema_faults` reports them.
+    A missing field gets the value `Field.before`, which reproduces the behaviour of versions
+    without this field. Missing required fields are not filled in; `schema_faults` reports them.
     """
     config = config.copy_and_resolve_references()
     there = flatten(config)
@@ -93,5 +103,8 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def documentation(config: ConfigDict, schema: Mapping[str, Field]) -> dict[str, str]:
-    """Return the meaning of each field of a configuration that is in `schema`, by dotted name."""
+    """Return the descriptions of the fields of a configuration, by dotted name.
+
+    Fields that are not in `schema` are left out.
+    """
     return {key: schema[key].doc for key in flatten(config) if key in schema}

@@ -1,7 +1,7 @@
-r"""The text syntax of lists, shared by all flags and overrides.
+r"""The text syntax of lists in flags and configuration overrides.
 
 Commas separate items. Blanks around an item are removed. A comma inside an item is written `\,`.
-Any other backslash is an ordinary character.
+All other backslashes are ordinary characters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def split_list(text: str) -> list[str]:
 
 
 def join_list(items: Iterable[str]) -> str:
-    """Join items into a text that `split_list` splits into the same items.
+    """Join items into one text; the inverse of `split_list`.
 
     Args:
-      items: the items; none may end with a backslash.
+      items: the items. No item may end with a backslash.
     """
     return ",".join(item.replace(",", "\\,") for item in items)

@@ -9,7 +9,9 @@ from implicit_reasoning.errors import InputError
 
 
 def did_you_mean(word: str, options: Iterable[str], mark: str = "") -> str:
-    """Return a text that suggests the most similar option, or empty text if none is similar.
+    """Return "; did you mean NAME?" for the most similar valid name.
+
+    The result is empty if no valid name is similar.
 
     Args:
       word: the unknown name.
@@ -20,12 +22,20 @@ def did_you_mean(word: str, options: Iterable[str], mark: str = "") -> str:
 
 
 def meant(near: Sequence[str]) -> str:
-    """Return a text that suggests the first three names, or empty text if there are no names."""
+    """Return "; did you mean A or B?" for the first three of some names.
+
+    The result is empty if there are no names.
+    """
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:
-    """Raise one `InputError` that lists all faults. If there are no faults, do nothing."""
+    """Raise one `InputError` that lists all faults, if there are any.
+
+    Args:
+      faults: one message per fault.
+      what: text at the beginning of the message, such as "configuration".
+    """
     if len(faults) == 1:
         raise InputError(f"{what}: {faults[0]}")
     if faults:

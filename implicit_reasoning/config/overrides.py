@@ -16,20 +16,21 @@ from implicit_reasoning.errors import InputError
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Return a locked copy of `config` in which some values are replaced.
+    """Return a locked copy of a configuration in which some values are replaced.
 
-    A new value must have the type of the value that it replaces (the default).
+    A new value is text from a command line or a Python value from a sweep. It is converted to the
+    type of the value that it replaces (the default):
+
+    - int: an integer; `1e5`, `100_000` and `1000.0` are accepted, but not `0.5`.
+    - float: a finite number; an int is accepted.
+    - bool: a bool, or the text true, false, yes, no, 1 or 0. Python numbers are rejected.
+    - str: a string.
+    - tuple: `1,2,3` or `(1, 2)`. The elements must have the type of the elements of the default.
+    - None: `none`, a Python literal, or any text.
 
     Args:
       config: the configuration, which is not modified.
-      overrides: new values by the dotted name of a field, current or old. A new value is text from
-        a command line or a Python value from a sweep. It is converted to the type of the default:
-        int: an integer; `1e5`, `100_000` and `1000.0` are accepted, but not `0.5`.
-        float: a finite number; an int is accepted.
-        bool: a bool, or the text true, false, yes, no, 1 or 0. Python numbers are rejected.
-        str: a string.
-        tuple: `1,2,3` or `(1, 2)`. The elements must have the type of the default's elements.
-        None: `none`, a Python literal, or any text.
+      overrides: new values by the dotted name of a field. Old names of renamed fields are accepted.
 
     Returns:
       The copy. Fields that derive from other fields by `get_ref` are updated.
@@ -51,7 +52,15 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 def parse_overrides(
     config: ConfigDict, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that `apply_overrides` sets, by field, and a message for each fault."""
+    """Convert overrides to the values that `apply_overrides` sets.
+
+    Args:
+      config: the configuration, which is not modified.
+      overrides: as for `apply_overrides`.
+
+    Returns:
+      The converted values by the dotted name of a field, and a message for each fault.
+    """
     leaves = flatten(config)
     faults: list[str] = []
     values: dict[str, Any] = {}

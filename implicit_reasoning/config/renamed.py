@@ -1,4 +1,4 @@
-"""Renamed fields: files, overrides and command lines may use the old names of fields."""
+"""Old names of renamed fields, which files, overrides and command lines may still use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ FIELDS: Mapping[str, str] = {
 def current_field(key: str, fields: Collection[str]) -> str:
     """Return the current name of a field, and print a note if `key` is an old name.
 
-    `key` is returned unchanged if it is in `fields` or if it is not an old name.
+    If `key` is in `fields` or is not an old name, it is returned unchanged.
+
+    Args:
+      key: the dotted name of a field.
+      fields: the current dotted names of all fields.
     """
     new = FIELDS.get(key, key)
     if key in fields or new not in fields:
@@ -36,10 +40,10 @@ def current_field(key: str, fields: Collection[str]) -> str:
 
 
 def with_current_fields(config: ConfigDict, fields: Collection[str]) -> ConfigDict:
-    """Return the configuration with current field names.
+    """Return a configuration in which fields with old names have their current names.
 
-    If a configuration has a field under its old and its current name, the value under the old name
-    is used. The defaults contain only the current name, so a user must have set the old name.
+    If both names of a field exist, the value under the old name is used. The defaults contain only
+    current names, so the user must have set the value under the old name.
 
     Args:
       config: the configuration, which is not modified.

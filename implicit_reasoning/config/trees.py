@@ -1,4 +1,4 @@
-"""Configurations as trees: flattening, comparison, and storage as JSON."""
+"""Flattening of configurations, comparison of configurations, and storage as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _FILE_IMPORT = re.compile(r"[^/\\]+\.py:[^/\\:]+$")
 class Change(NamedTuple):
     """A field that differs between two configurations.
 
-    `old` or `new` is `ABSENT` if that configuration does not have the field.
+    Attributes:
+      key: dotted name of the field.
+      old: value in the first configuration, or `ABSENT` if the field is missing there.
+      new: value in the second configuration, or `ABSENT` if the field is missing there.
     """
 
     key: str
@@ -65,7 +68,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> ConfigDict:
-    """Return the locked configuration that `to_json` converted; its references are now values.
+    """Create a locked configuration from the result of `to_json`.
+
+    References of the original configuration (`get_ref`) are values in the new configuration.
 
     Raises:
       InputError: `value` is not the JSON form of a configuration.
@@ -90,9 +95,13 @@ def changed_keys(
 ) -> list[Change]:
     """Return the fields that differ between two configurations, sorted by name.
 
-    Fields and groups in `ignore` are not compared. By default, these are the fields that may change
-    when a run is restarted. Two import paths that differ only in the folder count as equal; see
-    `same_import`.
+    Two import paths that differ only in the folder count as equal (see `same_import`).
+
+    Args:
+      old: the first configuration.
+      new: the second configuration.
+      ignore: names of fields and groups that are not compared. The default is the groups that may
+        change when a run is restarted.
     """
     before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
     differ = (
@@ -109,10 +118,10 @@ def changed_keys(
 
 
 def same_import(old: Any, new: Any) -> bool:
-    """Return whether two import paths `path/to/file.py:name` agree in the file and object names.
+    """Return whether two import paths `path/to/file.py:name` differ at most in their folders.
 
-    Folders are not compared, because a project can be moved, and because one path may be absolute
-    and the other relative.
+    Folders are not compared, because a project can be moved, and because a path can be written as
+    absolute or relative.
     """
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
@@ -130,12 +139,12 @@ def _to_lists(value: Any) -> Any:
 
 
 def with_tuples(config: ConfigDict) -> ConfigDict:
-    """Return a deep copy in which lists are converted to tuples.
+    """Return a deep copy of a configuration in which lists are converted to tuples.
 
-    Fields that follow other fields by `get_ref` still follow them in the copy.
+    Fields that follow other fields by `get_ref` also follow these fields in the copy.
 
     Raises:
-      InputError: a configuration cannot contain some values; the message lists all of them.
+      InputError: some values are not allowed in a configuration. The message lists all of them.
     """
     config = copy.deepcopy(config)
     faults: list[str] = []
