@@ -7,9 +7,9 @@
     sweep.py     the report of a sweep (sweep.html)
     base.html    the common layout of all pages
 
-The report does not depend on specific instruments. A package that has figures defines a function
-`figures(run)` in one of its modules, and a package that has further pages defines `pages(run)`. The
-import path of that module is listed in `PROVIDERS`.
+The report does not depend on specific instruments. Figures and pages come from providers. A
+provider is a module that defines `figures(run)`, `pages(run)` or both functions. `PROVIDERS` lists
+the import paths of the providers.
 """
 
 from implicit_reasoning.report.collect import PROVIDERS

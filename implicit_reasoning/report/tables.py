@@ -1,4 +1,4 @@
-"""Makes the text and the tables of a run's report, as the context of the HTML template."""
+"""Text and tables of the report of a run, as the context of the HTML template."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def name_of(run: Run) -> str:
-    """Return the name of a run in reports, which is the name of its directory."""
+    """Return the name of a run in reports, i.e. the name of its directory."""
     return run.files.workdir.absolute().name
 
 

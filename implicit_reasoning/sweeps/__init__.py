@@ -1,4 +1,4 @@
-"""Sweeps train many trials of one configuration, on one device, many cores, a pod or a cluster.
+"""Sweeps: training of many trials of one configuration, on one or many devices or machines.
 
 A trial is one run of the configuration, with overrides of some fields.
 
@@ -6,17 +6,18 @@ A trial is one run of the configuration, with overrides of some fields.
     space.py      ranges and choices for random search and Optuna
     definition.py a validated sweep: the trials from `sweep_<name>()`, and their names
     run.py        `run_sweep`: trains the trials that are not done
+    search.py     adaptive search with Optuna
     launchers/    one module for each way to run trials
     worker.py     one trial in a separate process
     cost.py       cost estimate of a sweep
-    directory.py  files in a sweep's directory
-    progress.py   the journal and the progress bar
+    directory.py  files in the directory of a sweep
+    progress.py   the progress bar, and events for the journal
     opened.py     `Runs`: a sweep opened for analysis
     summary.py    the HTML that shows `Runs` in a notebook
-    figures.py    figures of a sweep's report
+    figures.py    figures for the report of a sweep
 
-Configurations import `grids` and `space` from this package, so modules that need JAX are imported
-lazily.
+Configurations import `grids` and `space` from this package. Modules that need JAX are therefore
+imported lazily.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cost estimate of a sweep: the cost of one trial of each shape, times the trials of that shape.
+"""Cost estimate of a sweep, from the cost of one trial of each shape.
 
 Trials have the same shape if they can be trained together, as one population (`Sweep.shapes`).
 """
@@ -23,8 +23,8 @@ def describe_cost(
       sweep: the sweep, as returned by `define`.
       launcher: as for `run_sweep`.
       stop_at: as for `run_sweep`.
-      measure: whether to time some training steps of each shape on this machine. This takes some
-        seconds per shape.
+      measure: whether to time some training steps of each shape on this machine. The timing takes
+        some seconds per shape.
     """
     names = list(sweep.trials)
     lines = [f"{len(names)} trials, launcher {launcher or default_launcher(sweep)}:"]

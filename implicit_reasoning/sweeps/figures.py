@@ -33,7 +33,7 @@ _NOT_REACHED = "not reached"
 
 
 def figures(runs: Runs) -> list[Figure]:
-    """Return all figures that the sweep has data for, in the order of the report."""
+    """Return all figures for which the sweep has data, in the order of the report."""
     started = [name for name in runs.names if runs.rows(name)]
     if not started:
         return []
@@ -53,9 +53,12 @@ def figures(runs: Runs) -> list[Figure]:
 
 
 def by_point(runs: Runs) -> dict[str, list[int]]:
-    """Return the indices of the trials of each point, in order of appearance.
+    """Group the trials of a sweep by their point.
 
-    A point is a set of trials that differ only in seeds (`Runs.points`).
+    Trials have the same point if they differ only in seeds (`Runs.points`).
+
+    Returns:
+      The indices of the trials of each point, in order of appearance.
     """
     found: dict[str, list[int]] = {}
     for number, name in enumerate(runs.names):
@@ -218,9 +221,9 @@ def _map(
 
 
 def median_time(times: np.ndarray) -> float:
-    """Return the median of times, in which nan counts as infinitely late.
+    """Return the median of times, in which nan means "not reached" and counts as infinite.
 
-    The result is nan if half of the times or more are nan, or if there are no times.
+    The result is nan if at least half of the times are nan, or if there are no times.
     """
     if not len(times):
         return float("nan")

@@ -1,4 +1,4 @@
-"""`Runs` opens a sweep for analysis; its results have an additional dimension for trials."""
+"""`Runs`: a sweep opened for analysis. Results have an additional dimension for trials."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SEEDS = ("seed", "task.world_seed")
 
 
 class Runs(Sequence[Run]):
-    """The started trials of a sweep as a sequence of `Run`s.
+    """The started trials of a sweep, as a sequence of `Run` objects.
 
-    The sequence has the trials that have started when the object is created; trials that start
-    later are not added. `runs[0]`, `runs["seed=3"]` and `for run in runs` return runs. Measurements
-    of all runs are labeled arrays with the dimension `trial`. The coordinates of this dimension are
-    the names of the trials and the fields that the sweep sets.
+    The sequence contains the trials that have started when the object is created. Trials that start
+    later are not added. `runs[0]` and `runs["seed=3"]` return a run, and `for run in runs` iterates
+    over the runs. Measurements of all runs are labeled arrays with the dimension `trial`. The
+    coordinates of this dimension are the names of the trials and the fields that the sweep sets.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Runs(Sequence[Run]):
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """Status of every trial of the sweep, including those that have not started."""
+        """Status of every trial of the sweep, including trials that have not started."""
         known = read_journal(self.files)
         return {name: known.get(name, Status()) for name in self.sweep.trials}
 
@@ -107,7 +107,12 @@ class Runs(Sequence[Run]):
         return found
 
     def value(self, trial: str, key: str) -> Any:
-        """Return the value of a field in a trial's configuration."""
+        """Return the value of a field in the configuration of a trial.
+
+        Args:
+          trial: name of the trial.
+          key: dotted name of the field.
+        """
         overrides = self.sweep.trials[trial]
         if key in overrides:
             return overrides[key]
@@ -118,9 +123,9 @@ class Runs(Sequence[Run]):
 
     @cached_property
     def points(self) -> dict[str, str]:
-        """The point of each trial as text, by trial name: the fields that the sweep sets, no seeds.
+        """The fields and values that the sweep sets in each trial, without seeds, as text.
 
-        Trials that differ only in seeds have the same text.
+        The keys are trial names. Trials that differ only in seeds have the same text.
         """
         short = short_keys([key for key in self.sweep.keys if key not in SEEDS])
         return {
@@ -130,7 +135,10 @@ class Runs(Sequence[Run]):
         }
 
     def rows(self, trial: str) -> list[dict[str, Any]]:
-        """Return the rows of a trial's `metrics.jsonl`. The file is read at the first call only."""
+        """Return the rows of `metrics.jsonl` of a trial.
+
+        The file is read at the first call only.
+        """
         if trial not in self._rows:
             self._rows[trial] = self[trial].metrics
         return self._rows[trial]
@@ -139,10 +147,10 @@ class Runs(Sequence[Run]):
         """Return a column of `metrics.jsonl` for all trials.
 
         Args:
-          name: `loss`, `accuracy/test_ii`, ...
+          name: name of the column, such as `loss` or `accuracy/test_ii`.
 
         Returns:
-          float [trial, step], nan if a trial has no value at a step.
+          float [trial, step]; nan if a trial has no value at a step.
 
         Raises:
           InputError: no trial has the metric.
@@ -160,7 +168,10 @@ class Runs(Sequence[Run]):
         )
 
     def phases(self) -> xr.Dataset:
-        """Return the step at which each trial reached each phase; nan if the trial did not."""
+        """Return the training step at which each trial reached each phase.
+
+        The value is nan if the trial did not reach the phase.
+        """
         against: dict[str, tuple[Splits, float | None]] = {}
         found = []
         for trial in self.names:
@@ -191,19 +202,20 @@ class Runs(Sequence[Run]):
     ) -> xr.Dataset:
         """Measure all trials with one instrument; the result has `trial` as its first dimension.
 
-        Trials of one world and shape are measured in one program, see `analysis.analyze_runs`. The
-        result of each trial is also saved in the trial's directory. A trial that lacks a checkpoint
-        of at least one of `steps` is omitted, and its name is printed.
+        Trials with the same world and shape are measured in one program (see
+        `analysis.analyze_runs`). The result of each trial is also saved in the directory of the
+        trial. If a trial lacks a checkpoint for any of `steps`, the trial is omitted and its name
+        is printed.
 
         Args:
           instrument: name of the instrument, or the instrument.
-          steps: steps of the checkpoints; by default all.
+          steps: training steps of the checkpoints; by default all.
           again: whether to repeat measurements that are already saved.
           progress: whether to show a progress bar.
 
         Raises:
-          InputError: no trial has started, no trial has all `steps`, or `analysis.analyze_runs`
-            raises this error.
+          InputError: no trial has started, no trial has checkpoints for all `steps`, or
+            `analysis.analyze_runs` rejects its input.
         """
         if not self.names:
             raise InputError(f"no trial of {self.files.workdir} has started")

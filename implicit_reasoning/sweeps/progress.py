@@ -1,4 +1,4 @@
-"""Progress of a sweep: events are written to the journal, and a progress bar shows an ETA."""
+"""Progress of a sweep: events for the journal, and a progress bar with the estimated end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAIL = 65_536  # bytes to read at the end of a metrics file; a row is shorter
 
 
 class Progress:
-    """Records the events of trials, and counts the steps of trials that other processes train."""
+    """Recorder of trial events, and counter of the steps that other processes train."""
 
     def __init__(
         self, files: SweepLayout, journal: Journal, stops: Mapping[str, int], *, bar: bool
@@ -49,7 +49,16 @@ class Progress:
         self._show()
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
-        """Record an event of a trial. A failure or a divergence is also printed immediately."""
+        """Record an event of a trial.
+
+        A failure or a divergence is also printed immediately.
+
+        Args:
+          trial: name of the trial.
+          state: the new state, such as `directory.DONE`.
+          step: the training step that the trial has reached; by default the step of its last event.
+          why: reason for a failure or a stop.
+        """
         if state != RUNNING and self._submitted.pop(trial, None) is not None:
             # The trial began and ended between two calls of `look`.
             self._journal.note(trial, RUNNING)
@@ -62,7 +71,7 @@ class Progress:
         self._show()
 
     def submitted(self, trial: str) -> None:
-        """Record that a trial was queued; `look` detects when the trial begins."""
+        """Record that a trial was queued. `look` detects when the trial begins."""
         self._submitted[trial] = _changed(self._files.trial(trial).provenance)
 
     def look(self) -> None:
@@ -103,7 +112,7 @@ def _changed(path: Path) -> float:
 
 
 def last_step(metrics: Path) -> int:
-    """Return the step of the last complete row of `metrics.jsonl`, or 0 if there is none."""
+    """Return the step of the last complete row of `metrics.jsonl`; 0 if there is no row."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
@@ -114,7 +123,7 @@ def last_step(metrics: Path) -> int:
 
 
 def table(statuses: dict[str, Status]) -> str:
-    """Return a text table: the number of trials by state, and why trials failed or diverged."""
+    """Return a text with the number of trials in each state, and the reason for each failure."""
     seen: collections.Counter[Any] = collections.Counter(
         status.state for status in statuses.values()
     )

@@ -23,7 +23,12 @@ class Distribution(Protocol):
         ...
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that an Optuna trial suggests."""
+        """Return the value that an Optuna trial suggests.
+
+        Args:
+          trial: an `optuna.trial.Trial`.
+          key: dotted name of the field.
+        """
         ...
 
 
@@ -43,7 +48,7 @@ class _Range:
 
 
 class Real(_Range):
-    """A float from `low` to `high`; with `log`, the logarithm is distributed uniformly."""
+    """A float from `low` to `high`: uniform, or log-uniform with `log=True`."""
 
     def sample(self, rng: np.random.Generator) -> float:
         """Return a uniform or log-uniform value."""
@@ -52,12 +57,12 @@ class Real(_Range):
         return float(rng.uniform(self.low, self.high))
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that Optuna's sampler suggests."""
+        """Return the value that an Optuna trial suggests for the field `key`."""
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
 
 class Integer(_Range):
-    """An int from `low` to `high`, inclusive; with `log`, approximately log-uniform."""
+    """An int from `low` to `high`, inclusive: uniform, or about log-uniform with `log=True`."""
 
     def sample(self, rng: np.random.Generator) -> int:
         """Return a uniform value, or a rounded log-uniform value."""
@@ -68,7 +73,7 @@ class Integer(_Range):
         return int(rng.integers(low, high + 1))
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that Optuna's sampler suggests."""
+        """Return the value that an Optuna trial suggests for the field `key`."""
         return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
 
 
@@ -87,12 +92,15 @@ class Choice:
         return self.options[int(rng.integers(len(self.options)))]
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that Optuna's sampler suggests."""
+        """Return the value that an Optuna trial suggests for the field `key`."""
         return trial.suggest_categorical(key, self.options)
 
 
 def described(distribution: Distribution) -> dict[str, Any]:
-    """Return the kind and the bounds or options of a distribution, as JSON that can be compared."""
+    """Describe a distribution as JSON: its class name, and its bounds or options.
+
+    Equal distributions have equal descriptions.
+    """
     about: dict[str, Any] = {"kind": type(distribution).__qualname__}
     if dataclasses.is_dataclass(distribution):
         about |= {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}

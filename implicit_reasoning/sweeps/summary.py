@@ -1,4 +1,4 @@
-"""Makes the HTML that shows a sweep in a notebook, without opening the runs of the sweep."""
+"""HTML that shows a sweep in a notebook, made without opening the runs of the sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def runs_html(runs: Runs) -> str:
-    """Return the HTML of a sweep: its axes, the number of trials by state, and its first trials."""
+    """Return the HTML of a sweep: its varied fields, the number of trials by state, and a table.
+
+    The table lists the first trials.
+    """
     task = runs.sweep.base.task.name
     about = {"task": f"{task}, {runs.sweep.base.steps:,} steps"}
     for key in runs.sweep.keys:

@@ -1,8 +1,9 @@
-"""Trains one trial in a process: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
+"""Training of one trial in a process: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
 
-The launchers `local` and `slurm` start this module; the launcher `ray` calls `run_trial`. The
-worker reads the trial's configuration from the sweep's directory DIR. An optional fourth argument
-lists the CPU cores to use. The exit codes are those of the command `train`.
+The launchers `local` and `slurm` start this module. The launcher `ray` calls `run_trial`. DIR is
+the directory of the sweep, from which the worker reads the configuration of the trial. An optional
+fourth argument lists the CPU cores to use. The exit codes are the exit codes of the command
+`train`.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
 
 
 def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
-    """Train a trial until step `stop`; a trial with a saved state resumes from that state.
+    """Train a trial until step `stop`, starting from its saved state if there is one.
+
+    Args:
+      directory: directory of the sweep.
+      trial: name of the trial.
+      stop: step at which to stop.
 
     Returns:
-      The exit code of the command `train`, and the error message, which is empty after success.
+      The exit code of the command `train`, and the error message. The message is empty after
+      success.
     """
     use_cache()
     files = SweepLayout(Path(directory))
@@ -53,7 +60,11 @@ def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train the trial and return the exit code, with any error printed to standard error."""
+    """Train a trial, print any error to standard error, and return the exit code.
+
+    Args:
+      argv: the arguments DIR, TRIAL, STOP and optionally CORES of the module.
+    """
     directory, trial, stop, *cores = argv
     if cores:  # before other code reads the number of cores
         pin_to_cores([int(core) for core in cores[0].split(",")])

@@ -1,1 +1,1 @@
-"""Launchers, which run trials on machines: `vmap`, `local`, `ray` and `slurm`, one module each."""
+"""Launchers run the trials of a sweep on machines: `vmap`, `local`, `ray` and `slurm`."""

@@ -1,8 +1,8 @@
 """The launcher interface: a launcher receives trials to train and reports their progress.
 
-A launcher can be stopped at any time, and another launcher can continue its work, because the
-complete state is in the trials' directories and in the sweep's journal. Each launcher decides how
-to assign trials to devices, processes and machines.
+A launcher can be stopped at any time, and a different launcher can continue the work. This is
+possible because the directories of the trials and the journal of the sweep contain the complete
+state. Each launcher decides how to assign trials to devices, processes and machines.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ _SAYS = "implicit_reasoning: "  # prefix of the commands' error messages
 
 @runtime_checkable
 class ProgressReporter(Protocol):
-    """The interface through which a launcher reports progress; see `progress.py`."""
+    """The interface through which a launcher reports progress.
+
+    `progress.Progress` implements this interface.
+    """
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Any:
-        """Record that a trial has a new state. `directory.py` lists the states."""
+        """Record that a trial has a new state, such as `directory.DONE`."""
         ...
 
     def submitted(self, trial: str) -> None:
-        """Record that a trial was queued; `look` detects when the trial begins."""
+        """Record that a trial was queued. `look` detects when the trial begins."""
         ...
 
     def look(self) -> None:
-        """Update the progress; launchers call this method regularly."""
+        """Update the progress. Launchers call this method regularly."""
         ...
 
 
 class LaunchRequest(NamedTuple):
-    """The trials to train and how to train them.
+    """The trials to train, and the options of the launcher.
 
     Attributes:
       files: files of the sweep.
       sweep: the sweep.
-      stops: final step by trial name, in the order in which to train the trials.
+      stops: final step by trial name, in the order in which the trials are trained.
       options: options of the launcher from the command line.
     """
 
@@ -56,7 +59,10 @@ class LaunchRequest(NamedTuple):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """A function that trains trials. It returns when all have ended or a signal stopped them."""
+    """A function that trains trials.
+
+    The function returns when all trials have ended or a signal has stopped them.
+    """
 
     def __call__(
         self, work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest
@@ -76,12 +82,15 @@ def last_saved_step(files: Layout) -> int:
 
 
 def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
-    """Return the state of a trial after its process has ended, and the reason for that state.
+    """Infer the state of a trial from the exit of its process.
 
     Args:
-      code: the exit code of the process. The code -n means that signal n killed the process, and
-        None means that the code is unknown.
+      code: the exit code of the process; -n if signal n killed the process; None if the code is
+        unknown.
       said: the standard error of the process.
+
+    Returns:
+      The state, and the reason for the state.
     """
     if code == 0:
         return DONE, ""
@@ -100,7 +109,13 @@ def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
 
 
 def missing_package(extra: str, module: str, error: ImportError) -> InputError:
-    """Return the error for an optional package that cannot be imported."""
+    """Create the error for an optional package that cannot be imported.
+
+    Args:
+      extra: the extra of this package that installs the optional package, such as "ray".
+      module: the module that could not be imported.
+      error: the exception of the import.
+    """
     return InputError(
         f"the package {module} is needed but cannot be imported ({error}); install it with "
         f"pip install 'implicit_reasoning[{extra}]'"

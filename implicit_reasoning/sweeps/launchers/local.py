@@ -1,4 +1,7 @@
-"""Launcher `local` runs trials in processes on this machine, each with a device or CPU cores."""
+"""Launcher `local`: runs each trial in a process on this machine.
+
+Each process has its own device or CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,10 @@ class _Running:
 
 
 def local(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Train trials in parallel, one per share of the machine.
+    """Train trials in parallel processes, one process for each share of the machine.
 
     Raises:
-      OSError: a trial could not write its files; no further trial was started.
+      OSError: a trial could not write its files. No further trial was started.
     """
     free = device_shares(work.options.get("workers"))
     waiting = collections.deque(work.stops)

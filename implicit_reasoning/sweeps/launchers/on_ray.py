@@ -1,8 +1,8 @@
-"""Launcher `ray` runs trials as tasks on an existing Ray cluster (`--address=`) or this machine.
+"""Launcher `ray`: runs trials as tasks on an existing Ray cluster (`--address=`) or this machine.
 
-Every trial has its own process (`max_calls=1`), which releases the device when it ends. If a
-process is killed or a node is lost, Ray restarts the trial, and the trial resumes from its last
-saved state. All nodes must therefore share the sweep's directory.
+Every trial has its own process (`max_calls=1`), which releases the device at its end. If a process
+is killed or a node is lost, Ray restarts the trial, and the trial resumes from its last saved
+state. All nodes must therefore share the directory of the sweep.
 
 Source: Ray 2.60, "Tasks", "Fault tolerance".
 """
@@ -31,11 +31,11 @@ _SECONDS = 0.5  # seconds between checks of the tasks
 
 
 def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Submit all trials to Ray and wait for them.
+    """Submit all trials to Ray, and wait until all trials have ended.
 
     Raises:
       InputError: Ray is not installed.
-      OSError: a trial could not write its files; the remaining trials were cancelled.
+      OSError: a trial could not write its files. The remaining trials were cancelled.
     """
     try:
         ray: Any = importlib.import_module("ray")

@@ -1,8 +1,8 @@
-"""Launcher `vmap` trains trials of the same shape in one program, on all devices.
+"""Launcher `vmap`: trains trials of the same shape in one program, on all devices.
 
-Trials of the same shape form a population, or several if they do not fit into memory together.
-Populations are trained one after another. On a pod, every host runs the same command, and the trial
-axis is sharded over the devices of all hosts.
+Trials of the same shape form a population. If they do not fit into memory together, they form
+several populations. Populations are trained one after another. On a pod, every host runs the same
+command, and the trial axis is sharded over the devices of all hosts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class _Group:
 
 
 def vmap(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Train one population after another. A trial that cannot be opened is recorded as failed."""
+    """Train the trials as populations, one population after another.
+
+    If the run of a trial cannot be opened, the trial is recorded as failed.
+    """
     left = list(work.stops)
     while left:
         groups, left = _groups(work, board, left), []
