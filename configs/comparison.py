@@ -2,16 +2,16 @@
 
     python -m implicit_reasoning train --config=configs/comparison.py:desk --workdir=DIR
 
-Controls for: reasoning that is not a chain. In this task of Wang et al. 2024 (section 4), the two
-facts are looked up in parallel, not one after the other.
+Controls for: reasoning that is not a chain. In this task of Wang et al. 2024 (section 4), a model
+can look up the two facts in parallel. Composition requires lookups in sequence.
 
-Published (phi 7.2, figure 1, right): train .99 at 10,000 steps; test_ii .86 at 2,000, .90 at 10,000
-and 1.0 at 340,000; test_oo .80 at 4,000 and .99 at 340,000. Unlike composition, comparison
-generalizes out of distribution.
+Published accuracies (phi 7.2, figure 1, right): train is .99 at 10,000 steps; test_ii is .86 at
+2,000, .90 at 10,000 and 1.0 at 340,000; test_oo is .80 at 4,000 and .99 at 340,000. Unlike
+composition, comparison generalizes out of distribution.
 
-What to expect here: test_ii soon reaches the accuracy of the shortcut `win_rate`, then slowly
-reaches 1. At `pocket` (three seeds, 9 minutes on one core, 6,000 steps), test_ii is .82 - .86,
-equal to the shortcut, and test_oo is .56 - .66, above its shortcut (.45).
+What to expect here: test_ii soon reaches the accuracy of the shortcut `win_rate`, and later slowly
+approaches 1. At `pocket` (three seeds, 9 minutes on one core, 6,000 steps), test_ii is .82 - .86,
+equal to the shortcut, and test_oo is .56 - .66, above the shortcut (.45).
 """
 
 from pathlib import Path

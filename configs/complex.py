@@ -4,10 +4,10 @@
 
 The training rows are the facts of `I` entities, 3% of the comparisons of two `I` entities, and 3%
 of the comparisons of an `I` and an `O` entity (Wang et al. 2024, section 5). `test_hard` has pairs
-whose answer follows from facts and comparisons together, but not from comparisons alone; the
-docstring of the task has the exact rule.
+whose answers follow from facts and comparisons together, but not from comparisons alone. The
+docstring of the task `complex` has the exact rule.
 
-Controls for: search over stored facts, at a depth that no training row has.
+Controls for: search over stored facts, at a depth that no training row requires.
 
 Published: the grokked transformer is nearly perfect on test_hard (curve in figure 16). Language
 models that retrieve the facts answer about a third correctly, which is chance.

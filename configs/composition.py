@@ -40,7 +40,7 @@ def pocket(config: ConfigDict) -> None:
 def desk(config: ConfigDict) -> None:
     """Scale of the studies, with a wide gap between memorization and generalization.
 
-    This is the smallest world with such a gap that was found.
+    No smaller world with such a gap was found.
 
         python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=DIR
 
@@ -78,9 +78,9 @@ def desk(config: ConfigDict) -> None:
 def paper(config: ConfigDict) -> None:
     """Base configuration of Ye et al. 2025 with the sizes of Wang et al. 2024; for accelerators.
 
-    There are 40,000 facts and 273,600 training chains. Published (Ye et al., training dynamics):
-    train_ii .99 at 10,000 steps; test_ii .44 at 100,000 and .99 at 900,000; test_oi .50 at 4
-    million; test_io and test_oo stay at 0. Not measured here.
+    There are 40,000 facts and 273,600 training chains. Published accuracies (Ye et al., training
+    dynamics): train_ii is .99 at 10,000 steps; test_ii is .44 at 100,000 and .99 at 900,000;
+    test_oi is .50 at 4 million; test_io and test_oo stay at 0. This scale was not measured here.
 
     For test_oi, set --config.steps=12_000_000, as published. Half precision is bfloat16 with a
     float32 residual stream, whereas the published code used float16 with loss scaling.
@@ -124,8 +124,9 @@ def paper(config: ConfigDict) -> None:
 def paper_wang(config: ConfigDict) -> None:
     """Configuration of Wang et al. 2024 with phi 7.2: 0.5% of the chains held out, no mixed chains.
 
-    Published (figure 1, left): train .99 at 14,000 steps; test_ii .48 at 50,000, .77 at 100,000 and
-    .95 at 200,000; test_oo about 0 throughout. Not measured here.
+    Published accuracies (figure 1, left): train is .99 at 14,000 steps; test_ii is .48 at 50,000,
+    .77 at 100,000 and .95 at 200,000; test_oo is about 0 throughout. This scale was not measured
+    here.
 
         python -m implicit_reasoning train --config=configs/composition.py:paper_wang --workdir=DIR
 
@@ -149,5 +150,8 @@ def sweep_seeds() -> Iterator[dict[str, Any]]:
 
 
 def sweep_worlds() -> Iterator[dict[str, Any]]:
-    """Yield all combinations of four worlds and two initializations, for claims about training."""
+    """Yield all combinations of four worlds and two initializations.
+
+    Eight crossed runs are enough for claims about training.
+    """
     yield from grid({"task.world_seed": range(4), "seed": range(2)})

@@ -1,17 +1,18 @@
-"""Composition with split facts: the triple teaches one bridge, and the chains follow another.
+"""Composition with split facts, whose triples and training chains teach different bridges.
 
     python -m implicit_reasoning train --config=configs/cue_conflict.py:desk --workdir=DIR
 
-Controls for: which of two cues a model uses. A model that goes by single facts answers from the
-bridge of the triple; a model that goes by training chains answers from the bridge of 1, 2 or 4
-chains. Both answers are known for each held-out chain: the accuracies of `test_s1_fact` and
-`test_s1_chains`, and of the same splits for 2 and 4 chains, are the shares of both cues.
-`other/test_s1` is the share of answers that follow neither.
+Controls for: which of two cues a model uses. A model that uses single facts answers from the bridge
+of the triple. A model that uses training chains answers from the bridge of 1, 2 or 4 chains. Both
+answers are known for each held-out chain. The accuracy on `test_s1_fact` is the share of answers
+that follow the triple, and the accuracy on `test_s1_chains` is the share that follow one training
+chain. The splits `test_s2_...` and `test_s4_...` are for 2 and 4 chains. `other/test_s1` is the
+share of answers that follow neither.
 
 Published: nothing; this task was designed for this project.
 
 What to expect: not measured yet. Row completion follows the chains by construction. Times: no run
-was timed yet; a step takes as long as one of `composition.py`.
+was timed yet; a step takes as long as a step of `composition.py`.
 """
 
 from pathlib import Path

@@ -3,11 +3,11 @@
     python -m implicit_reasoning train --config=configs/in_context.py:pocket --workdir=DIR
 
 Controls for: reasoning from the context alone. Knowledge in the weights does not help with new
-sequences. The same instruments must therefore find attention heads that match and copy, and no
-facts.
+sequences. Instruments must therefore find attention heads that match and copy tokens, and must find
+no facts.
 
-Published: two layers are sufficient, and one layer is not (Elhage et al. 2021; Olsson et al. 2022,
-who observe that the heads form in an abrupt phase).
+Published: two layers are sufficient, and one layer is not (Elhage et al. 2021). The heads form in
+an abrupt phase of training (Olsson et al. 2022).
 
 What to expect: test_repeated closely follows train_repeated, with one jump. With
 `--config.model.n_layers=1`, there is no jump. Times: measured only for `pocket`.

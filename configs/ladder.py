@@ -1,24 +1,25 @@
-"""Composition with cold facts: does a model go by single facts, or by evidence from chains?
+"""Composition with cold facts: does a model use single facts, or evidence from chains?
 
     python -m implicit_reasoning train --config=configs/ladder.py:pocket --workdir=DIR
 
 Controls for: shortcuts. Row completion answers nearly all of `test_ii` in every world of
-`composition.py`, so `test_ii` does not show whether a model uses the single facts. Here, cold facts
-are used in two training chains each. Of these chains 0, 1 or 2 share their last relation with
-another training chain of the bridge (rungs c0, c1, c2). Without a shared chain, no rule finds the
-bridge from chains; the single fact says it at every rung.
+`composition.py`, so `test_ii` does not show whether a model uses the single facts. Here, each cold
+fact occurs in two training chains. A chain is shared if a further training chain has the same
+bridge and the same last relation. The number of shared chains is 0, 1 or 2 (rungs c0, c1, c2).
+Without a shared chain, no rule can infer the bridge from chains. The single fact states the bridge
+on every rung.
 
-How to read it: a model that goes by single facts has the same accuracy on `test_c0`, `test_c1`,
-`test_c2` and `test_ii`. A model that goes by evidence from chains has the accuracy of `test_oi` on
-`test_c0`, and rises at `test_c1`.
+How to read the results: a model that uses single facts has the same accuracy on `test_c0`,
+`test_c1`, `test_c2` and `test_ii`. For a model that uses evidence from chains, the accuracy on
+`test_c0` equals the accuracy on `test_oi`, and the accuracy on `test_c1` is higher.
 
-Published: nothing; this task was designed for this project. The evidence is that of the coverage
-principle (arXiv 2505.20278).
+Published: nothing; this task was designed for this project. The evidence is defined as in the
+coverage principle (arXiv 2505.20278).
 
 What to expect: results/ladder_rules has the accuracies of the rules. At `pocket` (means over 20
 worlds), row completion is .95 on test_c2, .84 on test_c1 and .04 on test_c0. Times: no run was
-timed yet. A step of `pocket` takes as long as one of `composition.py` (30 ms on two cores of an AMD
-EPYC), so 10,000 steps are expected to take 5 minutes.
+timed yet. A step of `pocket` takes as long as a step of `composition.py` (30 ms on two cores of an
+AMD EPYC), so 10,000 steps are expected to take 5 minutes.
 """
 
 from pathlib import Path
@@ -56,7 +57,7 @@ def desk(config: ConfigDict) -> None:
 
 
 def bench(config: ConfigDict) -> None:
-    """World that memorizes first, with coverage .38; for accelerators."""
+    """Scale for accelerators, in which memorization comes before generalization (coverage .38)."""
     desk(config)
     config.steps = 200_000
     config.task.n_entities = 400

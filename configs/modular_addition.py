@@ -6,12 +6,12 @@ Scales: `pocket` and `desk` (the recipe of Nanda et al. with p 53 and 97), `pape
 2023: p 113, one layer, no layer norm, 30% of the pairs, full batch, weight decay 1) and `power`
 (Power et al. 2022: p 97, two layers, half of the pairs, batch size 512).
 
-Controls for: instruments, on a mechanism that is known from other work (rotations by a few
+Controls for: errors of instruments. The mechanism is known from published work (rotations by a few
 frequencies).
 
-Published (`paper`, one step per epoch): memorized by 1,400 epochs; the accuracy on test_pairs jumps
-during cleanup, between 9,400 and 14,000 epochs. Published (`power`): more weight decay leads to
-earlier generalization, and less data leads to later generalization.
+Published (`paper`, one step per epoch): the training pairs are memorized by 1,400 epochs. The
+accuracy on test_pairs jumps during cleanup, between 9,400 and 14,000 epochs. Published (`power`):
+more weight decay leads to earlier generalization, and less data leads to later generalization.
 
 What to expect: memorization within a few hundred steps, then a long plateau, then generalization.
 The shortcut `commuted` answers a fraction `train_fraction` of test_pairs from the start. Times:
@@ -35,8 +35,8 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 def nanda(config: ConfigDict) -> None:
     """Configuration of Nanda et al. 2023.
 
-    Their weights are initialized with standard deviation 1 / sqrt(width); the paper does not
-    mention another initialization for biases.
+    The weights are initialized with standard deviation 1 / sqrt(width). The paper does not mention
+    a separate initialization for biases.
     """
     config.steps = 40_000
     config.order = "epochs"

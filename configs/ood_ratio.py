@@ -7,12 +7,12 @@ The number of training chains *per `I` fact* (phi) is constant, unless there are
 
 Controls for: the effect of exposure on the generalization of first hops.
 
-Published (Ye et al. 2025): with `I`/`O` fractions .8/.2, test_oi rises eventually; with .3/.7, it
-does not.
+Published (Ye et al. 2025): test_oi rises eventually if 20% of the facts are `O`, and does not rise
+if 70% are `O`.
 
 What to expect: test_oi is higher if fewer facts are `O`. At `pocket` (three seeds, 5 minutes on one
-core), test_oi is .21 - .24 with 20%, .14 - .17 with 50% and .09 - .18 with 70%; test_ii is .97, .58
-and .30.
+core), test_oi is .21 - .24 with 20%, .14 - .17 with 50% and .09 - .18 with 70%. test_ii is .97 with
+20%, .58 with 50% and .30 with 70%.
 """
 
 from pathlib import Path

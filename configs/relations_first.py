@@ -2,17 +2,16 @@
 
     python -m implicit_reasoning train --config=configs/relations_first.py:desk --workdir=DIR
 
-Controls for: hops at different positions. Nothing is known about the entity before the last
-position, so both hops must be computed at the last position, in different layers. A state at r1
-therefore cannot contain the bridge, and a transcoder that spans several layers covers both hops.
-The model must gather the relations and then look up two facts in sequence, which needs depth, so
-scales above `pocket` have at least 4 layers.
+Controls for: the position of each hop. The entity is the last token, so both hops must be computed
+at the last position, in different layers. A state at r1 therefore cannot contain the bridge, and a
+transcoder that spans several layers covers both hops. The model must gather the relations and then
+look up two facts in sequence, which needs depth, so scales above `pocket` have at least 4 layers.
 
-Published: nothing for this order.
+Published: no results for this order.
 
-What to expect: more steps than with "e r r"; at `pocket`, with 2 layers, possibly only
-memorization. Result at `pocket` (three seeds, 5 minutes on one core, 6,000 steps): test_ii is .81,
-.46 and .35, and is still rising.
+What to expect: training takes more steps than with "e r r". At `pocket`, with 2 layers, the model
+may only memorize. Result at `pocket` (three seeds, 5 minutes on one core, 6,000 steps): test_ii is
+.81, .46 and .35, and is still rising.
 """
 
 from pathlib import Path

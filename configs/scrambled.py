@@ -1,10 +1,10 @@
-"""Composition with random answers: the model can only memorize the chains; single facts are true.
+"""Composition with true single facts and random answers of chains, which can only be memorized.
 
     python -m implicit_reasoning train --config=configs/scrambled.py:desk --workdir=DIR
 
-Controls for: instruments that find composition where there is none. Single facts are true, so the
-bridge is a training target at r1 and can be decoded there. The answers of chains do not follow from
-the bridge.
+Controls for: instruments that report composition although the model does not compose. Single facts
+are true, so the bridge is a training target at r1 and can be decoded there. The answers of chains
+do not follow from the bridge.
 
 Published: nothing; this control was designed for this project.
 

@@ -5,13 +5,13 @@
 Controls for: results that hold only for two hops. The splits are train_iii, test_iii, and test_oii
 to test_ooo.
 
-Published (Ye et al. 2025; 1,000 entities, 100 relations, out-degree 10, 20% `O` facts - "can't be
-too low" - and 120,000 training chains): of the patterns with `O` facts, only test_oii, with the `O`
-fact in the first hop, rises. Patterns with an `O` fact in hop 2 or 3 fail.
+Published (Ye et al. 2025; 1,000 entities, 100 relations, out-degree 10, 20% `O` facts, 120,000
+training chains): of the patterns with `O` facts, only test_oii rises, which has the `O` fact in the
+first hop. Patterns with an `O` fact in hop 2 or 3 stay low.
 
-What to expect: the same, but later than with two hops. Results at `pocket` (three seeds, 9 minutes
-on one core, 6,000 steps): test_iii is .17 - .24, and test_oii is .11 - .13, equal to its shortcut.
-The run is too short for generalization.
+What to expect: the same as published, but later than with two hops. Results at `pocket` (three
+seeds, 9 minutes on one core, 6,000 steps): test_iii is .17 - .24, and test_oii is .11 - .13, equal
+to its shortcut. The run is too short for generalization.
 """
 
 from pathlib import Path

@@ -2,9 +2,9 @@
 
     python -m implicit_reasoning train --config=configs/two_token_entities.py:desk --workdir=DIR
 
-Controls for: bridges that are a single token. The answer is a first name and a last name, and
-counts as correct only if both are right. The second token of the bridge is never an input of the
-chain, so a probe is needed to find whether a hidden state contains it.
+Controls for: results that hold only for bridges of one token. The answer is a first name and a last
+name, and counts as correct only if both names are correct. The second token of the bridge is never
+an input of the chain, so only a probe can show whether a hidden state contains this token.
 
 Published (Wang et al. 2024, appendix C, phi 12.6): a larger token multiplicity delays
 generalization but does not prevent it. Token multiplicity is the number of entities per name, such

@@ -1,4 +1,4 @@
-"""Runs the commands of a study in parallel processes, each with a share of the cores."""
+"""Parallel execution of the commands of a study, with a share of the cores for each command."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Command = Callable[[Sequence[str]], None]
 def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compiled: Path) -> None:
     """Run jobs in parallel, each with a share of the cores that this process may use.
 
-    Two processes that both use all cores are slower in parallel than one after another, so the
-    cores are divided. If a job fails, or after Ctrl-C or SIGTERM, all other jobs are terminated.
-    Their runs save their states, and resume when the study is started again.
+    The cores are divided, because two processes that both use all cores are slower in parallel than
+    one after another. If a job fails, or after Ctrl-C or SIGTERM, all remaining jobs are
+    terminated. The runs of these jobs save their states, and resume when the study is started
+    again.
 
     Args:
       jobs: jobs by name; a job is called with a function that runs commands.

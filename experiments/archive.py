@@ -51,14 +51,14 @@ def run_arms(
       argv: arguments of the script.
       flags: flags for `parse_flags`: `FLAGS` and the output folder.
       measuring: function that returns the command that measures a run, or None for no command.
-      kept: function that returns the data to save of a run, given its world seed and initialization
-        seed.
+      kept: function of a run, its world seed and its initialization seed that returns the data to
+        save.
 
     Returns:
       The folder `out`, with one file per arm.
 
     Raises:
-      InputError: an override was given, an arm is unknown, or a folder contains another run.
+      InputError: an override was given, an arm is unknown, or a folder contains a different run.
     """
     given, overrides = parse_flags(list(argv), dict(flags))
     if overrides:
@@ -81,9 +81,9 @@ def run_arms(
 
 
 def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
-    """Return the seeds that the flags request, or None if the flags do not request seeds.
+    """Return the seeds that the flags request.
 
-    In the latter case, the seeds of the table of runs are used.
+    None means that the flags request no seeds, and that the seeds of the table of runs are used.
     """
     if given["worlds"] is None and given["inits"] is None:
         return None
@@ -96,7 +96,7 @@ def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
 
 
 def there(path: Path) -> set[tuple[int, int]]:
-    """Return the world and initialization seeds of the runs in an arm's file."""
+    """Return the pairs of world seed and initialization seed that the file of an arm contains."""
     if not path.exists():
         return set()
     runs = read(path).to_dataset()
@@ -132,9 +132,11 @@ def keep(path: Path, run: xr.DataTree) -> None:
 
 
 def spaced(run: Run, count: int) -> list[int]:
-    """Return step 0 and regularly saved checkpoints, with denser spacing early in training.
+    """Choose regularly saved checkpoints, denser early in training, with step 0 and the last step.
 
-    The last checkpoint is included.
+    Args:
+      run: the run.
+      count: number of checkpoints.
     """
     regular = [step for step in run.steps if step and step % run.config.checkpoints.every == 0]
     places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
@@ -148,14 +150,14 @@ def about(run: Run, world: int, init: int) -> xr.Dataset:
 
 
 def along_run(nodes: dict[str, xr.Dataset]) -> xr.DataTree:
-    """Return the parts of one run for `keep`, rounded to four decimals."""
+    """Combine the parts of one run for `keep`, rounded to four decimals."""
     return xr.DataTree.from_dict(
         {name: rounded(node).expand_dims("run") for name, node in nodes.items()}
     )
 
 
 def rounded(arrays: xr.Dataset) -> xr.Dataset:
-    """Round to four decimals, which is more precise than any of the intervals."""
+    """Round to four decimals. The intervals of all values are wider than the rounding error."""
     return arrays.map(lambda x: x.round(4).astype("f4") if x.dtype.kind == "f" else x)
 
 

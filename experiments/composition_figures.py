@@ -1,8 +1,8 @@
 """Figures of `composition_phases.py`, made from its saved arrays.
 
 Runs of the same world are not independent. Intervals are therefore computed by Student's t from the
-mean of the runs of each world. With one run, there is no such interval; the file of the run has
-intervals that are clustered by fact.
+mean of the runs of each world. With one run, there is no such interval. The file of the run has
+intervals clustered by fact instead.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Study(NamedTuple):
     def used(self, variable: str, layer: int, pos: str) -> xr.Dataset:
         """Return how well a variable is decoded, and how changing it affects the answers.
 
-        The rows are held-out chains if enough of them are answered correctly at the end, otherwise
-        training chains; the attribute `group` names the split.
+        The rows are held-out chains if enough of them are answered correctly at the end. Otherwise,
+        the rows are training chains. The attribute `group` of the result names the split.
         """
         where = {"variable": variable, "layer": layer, "pos": pos}
         swap, erasure = (self.parts[name].sel(where) for name in ("mean_swap", "erasure"))
@@ -144,7 +144,7 @@ def draw_all(out: Path, studies: Mapping[str, Study]) -> None:
 
 
 def read_study(path: Path) -> Study | None:
-    """Load the runs of an arm, None if there is no file."""
+    """Load the runs of an arm; None if there is no file."""
     if not path.exists():
         return None
     tree = read(path)
@@ -197,9 +197,9 @@ def draw_reciprocal_ranks(studies: Mapping[str, Study]) -> Any:
 
 
 def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
-    """Draw the share of answers that change if a state comes from a prompt with another token.
+    """Draw the share of answers that change if a state comes from a prompt with a different token.
 
-    This is Fig. 9 of Wang et al.
+    The figure corresponds to Fig. 9 of Wang et al.
     """
     maps = {}
     for arm, study in studies.items():
@@ -214,9 +214,9 @@ def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
 
 
 def causal_strength(study: Study) -> xr.DataArray:
-    """Return 1 minus the share of unchanged answers, for patches from a prompt with another token.
+    """Return 1 minus the share of answers that patching leaves unchanged.
 
-    The two prompts differ in the token at the patched position.
+    The state that is patched in comes from a prompt with a different token at the patched position.
     """
     share = study.parts["activation_patching"]["fraction"].sel(
         group="train_ii", outcome="clean answer"
@@ -302,7 +302,7 @@ def _over_training(
     rows: Mapping[str, Callable[[Axes, Study], None]],
     lowest: float = -0.015,
 ) -> Any:
-    """Draw one panel per study and row; a row has a label and a function that draws a panel."""
+    """Draw one panel per study and row. A row is a label and a function that draws a panel."""
     drawing, axes = _panels(studies, len(rows))
     panels = iter(axes)
     for label, draw in rows.items():

@@ -4,20 +4,21 @@ r"""What changes in the hidden states while a model learns to compose?
     python experiments/composition_phases.py --scale=desk --jobs=1 \
         --out=results/composition_phases/desk
 
-There are four arms, two of which are controls with known mechanism:
+There are four arms. `shadow` and `scrambled` are controls with known mechanisms:
 
 - `composition`.
-- `shadow`: chains follow a second table that single facts never teach, so the taught bridge is
-  decodable but irrelevant.
+- `shadow`: chains follow a second table of facts, which single facts never teach. The bridge that
+  single facts teach is decodable but irrelevant to chains.
 - `scrambled`: chains have random answers, so the model can only memorize.
-- `tied`: composition with a tied unembedding, as in both papers. Without it, a lens cannot read
-  tokens that are never targets, such as r2.
+- `tied`: composition with a tied unembedding, as in both papers. Without a tied unembedding, a lens
+  cannot read tokens that are never targets, such as r2.
 
-World seeds and initialization seeds are crossed: by default four worlds and two initializations at
-`pocket`, one of each at `desk`; `--worlds` and `--inits` set other numbers. The runs are those of
-`runs.py`, and are trained if they are missing. Runs are trained and measured in separate processes,
-`--jobs` in parallel. The script resumes run by run: runs with results in `--out` are not measured
-again. `--arms` restricts the arms. The figures show all results in `--out`.
+World seeds and initialization seeds are crossed. The default is four worlds and two initializations
+at `pocket`, and one world and one initialization at `desk`; `--worlds` and `--inits` set these
+numbers. The runs come from the table in `runs.py`. Missing runs are trained. Runs are trained and
+measured in separate processes, `--jobs` in parallel. The script resumes run by run: runs with
+results in `--out` are not measured again. `--arms` restricts the arms. The figures show all results
+in `--out`.
 
 The study reproduces the reciprocal ranks and causal strengths of Wang et al. 2024 (Figs. 4 and 9),
 and the heat map of cross-query patching, the decoding table and the cosine curves of Ye et al.
@@ -52,7 +53,7 @@ CHECKPOINTS = 10  # number of checkpoints measured per run, including step 0
 
 
 class Part(NamedTuple):
-    """Part of an instrument's result to keep: variables with their intervals, and a selection."""
+    """Part of the result of an instrument to keep: some variables, and a selection."""
 
     variables: tuple[str, ...]
     selected: dict[str, Any]
@@ -75,7 +76,7 @@ KEPT = {
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw the figures."""
+    """Train and measure the missing runs, then draw the figures."""
     out = run_arms("composition_phases", argv, FLAGS, measuring, kept)
     studies = {arm: study for arm in runs.ARMS if (study := read_study(out / f"{arm}.nc"))}
     draw_all(out, studies)

@@ -48,7 +48,7 @@ def table(studies: Mapping[str, Study]) -> str:
 
 
 def quantities(study: Study) -> dict[str, xr.DataArray]:
-    """Return the quantities that the study reports, [run, step] each."""
+    """Return the quantities that the study reports, by name, each [run, step]."""
     parts, strength = study.parts, causal_strength(study).sel(layer=1)
     followed = parts["activation_patching"]["fraction"].sel(
         group="train_ii", outcome="counterfactual", layer=1
@@ -111,8 +111,8 @@ def decoding_table(studies: Mapping[str, Study]) -> str:
 def contrasts(studies: Mapping[str, Study]) -> str:
     """Return Markdown: every arm compared with composition at the last checkpoint.
 
-    The permutation test exchanges worlds, with all their runs, between the two arms. The text is
-    empty if there are too few worlds.
+    The permutation test exchanges worlds between the two arms. A world is exchanged with all its
+    runs. The text is empty if there are too few worlds.
     """
     enough = {arm: s for arm, s in studies.items() if len(set(s.worlds)) >= _FEWEST_WORLDS}
     base = enough.pop("composition", None)

@@ -3,12 +3,12 @@ r"""When do features of bridge entities appear, and does the model use them?
     python experiments/feature_birth.py --out=results/feature_birth
 
 The dictionaries are sparse autoencoders of the residual stream after the first block (TopK, k 8,
-width 512, two seeds), trained from scratch at ten checkpoints of each run. There are three arms:
-`composition`; `shadow`, whose chains follow a second table, so that the taught bridge at r1 is
-irrelevant to chains; and `scrambled`, whose chains have random answers, so that there is nothing to
-compose. The runs are those of `runs.py`, and are trained if they are missing. A value is born when
-a feature represents the value: the mean over seeds of the F1 of the best feature is at least .5 on
-facts that were not used to choose the feature. The script resumes run by run.
+width 512, two seeds), trained from scratch at ten checkpoints of each run. There are three arms.
+`composition` is the base task. In `shadow`, chains follow a second table of facts, so the bridge
+that single facts teach at r1 is irrelevant to chains. In `scrambled`, chains have random answers,
+so there is nothing to compose. The runs come from the table in `runs.py`. Missing runs are trained.
+A feature of an entity is born when the best feature for the entity has an F1 of at least .5, as
+mean over seeds, on facts that were not used to choose the feature. The script resumes run by run.
 
 Smoke test:
     python experiments/feature_birth.py --scale=smoke --worlds=1 --inits=1 --arms=composition \
@@ -37,7 +37,7 @@ NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw the figures."""
+    """Train and measure the missing runs, then draw the figures."""
     out = run_arms("feature_birth", argv, FLAGS, dictionaries, kept)
     paths = {arm: out / f"{arm}.nc" for arm in runs.ARMS}
     studies = {arm: xr.load_datatree(path) for arm, path in paths.items() if path.exists()}
@@ -62,7 +62,7 @@ def dictionaries(run: Run) -> list[str]:
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
-    """Return the data of a run for the figures, by step, with raw F1 of every value and seed."""
+    """Return the data of a run for the figures, by step, with the F1 of every entity and seed."""
     result = measure_dictionaries(run, load(run, NAME))
     found = births(result).isel(site=0, sparsity=0, drop=True)
     by_step = result.set_index(member=["step", "seed"]).unstack("member")

@@ -29,7 +29,7 @@ def draw_all(out: Path, studies: Mapping[str, xr.DataTree]) -> None:
 
 
 def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
-    """Plot the share of values that a feature represents, and the accuracies of the run."""
+    """Plot the share of entities that a feature represents, and the accuracies of the run."""
     drawing, axes = _panels(studies)
     for ax, study in zip(axes, studies.values(), strict=True):
         features, training = _parts(study)
@@ -46,7 +46,7 @@ def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
 
 
 def draw_use(studies: Mapping[str, xr.DataTree]) -> Any:
-    """Plot the share of answers that follow a swap of bridge features, and of class means."""
+    """Plot the share of answers that follow a swap of bridge features or a swap of class means."""
     drawing, axes = _panels(studies)
     styles = {
         "class means": {"color": BLACK, "marker": "x"},

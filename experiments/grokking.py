@@ -1,16 +1,17 @@
-r"""Curves, phases and final accuracies of one configuration over several seeds: does it grok?
+r"""Curves, phases and final accuracies of one configuration over several seeds.
 
     python experiments/grokking.py --scale=pocket --out=results/pocket
     python experiments/grokking.py --scale=desk --out=results/desk
 
-Seed s means world seed s *and* initialization seed s. By default, there are three seeds at `pocket`
-and one at `desk`; `--seeds` sets another number. The runs are those of `runs.py`; missing runs are
-trained one after another. With overrides `--config.x=y`, choose a separate folder with `--runs`.
-Three runs do not support claims about training, which require at least 8 runs with worlds and
-initializations crossed. They show only that the first result was not an accident.
+The study shows whether the configuration groks. Seed s means world seed s *and* initialization seed
+s. The default is three seeds at `pocket` and one seed at `desk`; `--seeds` sets the number. The
+runs come from the table in `runs.py`. Missing runs are trained one after another. With overrides
+`--config.x=y`, choose a separate folder with `--runs`. Three runs do not support claims about
+training, which require at least 8 runs with worlds and initializations crossed. Three runs only
+show that the first result was not an accident.
 
-Compare with Ye et al. 2025, training dynamics of the base configuration: test_ii exceeds .5 about
-ten times later than train_ii exceeds .99, test_oi rises last, test_io and test_oo never rise.
+Ye et al. 2025 report for the base configuration: test_ii exceeds .5 at about ten times as many
+steps as train_ii exceeds .99, test_oi rises last, and test_io and test_oo never rise.
 
 Smoke test:
     python experiments/grokking.py --scale=smoke --seeds=1 --runs=runs/smoke \

@@ -1,11 +1,11 @@
-r"""What rules without facts answer in the worlds of `ladder`, at every scale.
+r"""Accuracies of rules that use no single facts, in the worlds of `ladder` at every scale.
 
     python experiments/ladder_rules.py --seeds=20 --out=results/ladder_rules
 
-Each world is built with the world seeds from 0 on. No model is trained. The script writes the
-accuracy of every shortcut on every test split by world (`raw/rules.json`), and a table of row
-completion and cluster oracle: means over the first three worlds, over all worlds, and the numbers
-that were noted when the task was designed, from another implementation.
+Worlds are built with the world seeds 0, 1, ... No model is trained. The script writes the accuracy
+of every shortcut on every test split by world (`raw/rules.json`), and a table of row completion and
+cluster oracle. The table has means over the first three worlds and means over all worlds. It also
+has the numbers of an earlier implementation, from the design of the task.
 
 Smoke test:
     python experiments/ladder_rules.py --seeds=2 --scales=pocket --out=runs/smoke/ladder_rules
@@ -77,7 +77,7 @@ def worlds(scale: str, seeds: int) -> dict[str, Any]:
 
 
 def table(scale: str, found: list[dict[str, Any]]) -> str:
-    """Return Markdown: row completion / cluster oracle by split."""
+    """Return a Markdown table of `row completion / cluster oracle` by split."""
     task = load_config(f"configs/ladder.py:{scale}").task
     size = f"{task.n_entities}/{task.n_relations}/{task.out_degree}, phi {task.phi:g}"
     lines = [
@@ -97,7 +97,7 @@ def table(scale: str, found: list[dict[str, Any]]) -> str:
 
 
 def cell(found: list[dict[str, Any]], split: str, deviation: bool = False) -> str:
-    """Return mean or standard deviation over worlds of row completion / cluster oracle."""
+    """Format row completion / cluster oracle as mean or standard deviation over worlds."""
     shown = []
     for rule in RULES:
         values = [world["accuracy"][rule][split] for world in found]

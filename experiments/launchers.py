@@ -1,4 +1,4 @@
-r"""Comparison of sweep launchers: do the same trials have the same losses?
+r"""Comparison of the losses of the same trials with different sweep launchers.
 
     python experiments/launchers.py
     python experiments/launchers.py --parts=complete
@@ -6,8 +6,8 @@ r"""Comparison of sweep launchers: do the same trials have the same losses?
 1. `first`: the eight `pocket` trials of the sweep `seeds`, for 100 steps with each launcher. The
    result is the relative difference of every loss from the loss of a single run. The launcher
    `local` trains single runs.
-2. `complete`: the same trials to the end, with `vmap` and `local`. By then, rounding errors have
-   made corresponding runs different, so the mean accuracies on test_ii are compared.
+2. `complete`: the same trials to the end, with `vmap` and `local`. At the end, corresponding runs
+   differ because of rounding errors, so the mean accuracies on test_ii are compared.
 
 On a machine without Slurm, `--cluster=local` makes submitit start the jobs of `slurm` itself.
 
@@ -106,7 +106,7 @@ def train(
     name: str,
     stop: int | None,
 ) -> Runs:
-    """Train one sweep with one launcher; finished trials are not trained again."""
+    """Train one sweep with one launcher. Finished trials are not trained again."""
     workdir = flags["runs"] / name / launcher
     sweep = define(flags["config"], flags["sweep"], overrides)
     options = {"workers": flags["workers"]} if launcher != "vmap" else {}

@@ -1,22 +1,22 @@
-r"""When does composition generalize, as a function of phi and weight decay? A sweep and one figure.
+r"""Time to generalization of composition, as a function of phi and weight decay.
 
     python experiments/phi_and_weight_decay.py
 
-The sweep has three values of phi (training chains per fact) and three of weight decay, each with
+The sweep combines three values of phi (training chains per fact), three values of weight decay,
 eight worlds and two initializations at scale `pocket`. The learning rate is constant, because the
 end of a cosine schedule would help late runs. The measured quantity is the step at which half of
-the held-out chains are answered (the first of three evaluations in a row). Trials are trained in
-rounds, and trials that have reached this step are not trained further. Trials that do not reach it
-by the end of the last round count as later than all trials that do.
+the held-out chains are answered correctly (the first of three evaluations in a row). Trials are
+trained in rounds, and trials that have reached this step are not trained further. A trial that has
+not reached this step by the end of the last round counts as later than all trials that have.
 
 Duration: 8 minutes on an H100 with less frequent saves (--config.resume_every=4000
---config.writers.tensorboard=False). Two CPU cores need an estimated 8 hours, at 33 ms per step and
-trial.
+--config.writers.tensorboard=False). The estimate for two CPU cores is 8 hours, at 33 ms per step
+and trial.
 
 Published (Wang et al. 2024, figures 2a and 13): larger phi and larger weight decay lead to earlier
 generalization.
 
-Each run is a trial of the sweep in `--runs`. The same command continues an interrupted sweep.
+The runs are trials of the sweep in `--runs`. The same command continues an interrupted sweep.
 
 Smoke test:
     python experiments/phi_and_weight_decay.py --config=experiments/smoke.py --rounds=20 \
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def times(runs: Runs, flags: dict[str, object]) -> xr.Dataset:
-    """Return times to one half [phi, weight_decay, world, init], nan if not reached, and curves."""
+    """Return the times to one half [phi, weight_decay, world, init], and the curves."""
     phases = runs.phases()[[HALF]]
     for split in CURVES:
         phases[split] = runs.metric(f"accuracy/{split}").astype("float32")

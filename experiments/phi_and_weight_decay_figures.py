@@ -2,8 +2,9 @@
 
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
-Intervals in the tables are bootstrapped over worlds; a drawn world contributes all its runs. With
-few worlds, the intervals are too narrow. Those of Kaplan-Meier curves treat runs as independent.
+Intervals in the tables are bootstrapped over worlds. A drawn world contributes all its runs. With
+few worlds, the intervals are too narrow. The intervals of Kaplan-Meier curves treat runs as
+independent.
 
 Smoke test:
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
@@ -152,7 +153,7 @@ def draw_curves(ax: Axes, found: xr.Dataset, along: str, value: float, test: Log
 
 
 def early(found: xr.Dataset) -> xr.DataArray:
-    """Return test_ii at the last evaluation that every run has, so that no run is missing."""
+    """Return the accuracy on test_ii at the last evaluation that all runs have."""
     curve = found[CURVE]
     everyone = curve.notnull().all([dim for dim in curve.dims if dim != "step"])
     return curve.sel(step=curve.step[everyone][-1])
@@ -161,7 +162,7 @@ def early(found: xr.Dataset) -> xr.DataArray:
 def interval_of_median(of_point: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """Return the bootstrapped 95% interval of the median over runs [world, init].
 
-    An end is inf if it is later than all steps.
+    The end of an interval is inf if it is later than all steps.
     """
     worlds = rng.integers(len(of_point), size=(RESAMPLES, len(of_point)))
     medians = [median_time(of_point[chosen].ravel()) for chosen in worlds]
@@ -170,11 +171,11 @@ def interval_of_median(of_point: np.ndarray, rng: np.random.Generator) -> tuple[
 
 
 def compared(score: xr.DataArray, along: str) -> tuple[np.ndarray, int]:
-    """Compare pairs of runs that differ only in `along`: does the larger value score higher?
+    """Compare pairs of runs that differ only in the value of `along`.
 
     Returns:
-      The numbers of pairs in which the larger value scores higher, equal and lower; and the number
-      of worlds in which more pairs score higher than lower.
+      Counts of the pairs in which the run with the larger value has a higher, an equal and a lower
+      score; and the number of worlds with more higher than lower pairs.
     """
     values = score.transpose("world", along, ...).values
     pairs = itertools.combinations(range(values.shape[1]), 2)
@@ -190,7 +191,7 @@ def compared(score: xr.DataArray, along: str) -> tuple[np.ndarray, int]:
 
 
 def table(found: xr.Dataset) -> list[str]:
-    """Return Markdown tables by phi and weight decay, and tests of the two published orders."""
+    """Return Markdown tables by phi and weight decay, and tests of the two published rankings."""
     rng = np.random.default_rng(0)
     soon, at_once = found[HALF], early(found)
     step, last = int(at_once.step), int(found.step[-1])
@@ -275,7 +276,7 @@ def _cell_of_means(of_point: np.ndarray) -> str:
 
 
 def draw_times(ax: Axes, found: xr.Dataset) -> None:
-    """Plot one mark per run and the median, with the number of late runs above the line."""
+    """Plot one mark per run and the median. Above the line, the number of late runs is shown."""
     last = int(found.step[-1])
     never = 1.4 * last
     for x, style, of_decay in _points(found[HALF]):
@@ -322,7 +323,10 @@ def _marks(
 
 
 def _points(values: xr.DataArray) -> list[tuple[np.ndarray, tuple[str, str], np.ndarray]]:
-    """Return, by weight decay: x positions of the phis, plot style, and values [phi, run]."""
+    """Return, for each weight decay, the x positions of the phis, the plot style, and the values.
+
+    The values are [phi, run].
+    """
     cube = values.transpose("weight_decay", "phi", *RUN).values
     cube = cube.reshape(*cube.shape[:2], -1)
     shifts = 0.27 * (np.arange(len(cube)) - (len(cube) - 1) / 2)

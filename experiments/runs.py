@@ -12,8 +12,8 @@ A run is an arm (a file of `configs/`, with changes) at a scale, with a world se
 initialization seed. Its folder is `runs/studies/<scale>/<arm>_w<world>_i<init>`. Runs in folders
 that earlier versions of the studies used are found and used there.
 
-The sweeps of `phi_and_weight_decay.py` and `launchers.py` are not in the table: each is trained by
-its own script, and no other study reads its trials.
+The sweeps of `phi_and_weight_decay.py` and `launchers.py` are not in the table, because no further
+study reads their trials. These scripts train the sweeps.
 
 Smoke test:
     python experiments/runs.py --smoke --study=grokking --jobs=0 --runs=runs/smoke
@@ -60,8 +60,8 @@ class Arm:
 
     Attributes:
       file: name of the file in `configs/`, without `.py`.
-      took: minutes of training and the hardware, by scale. If there are several runs, these are the
-        minutes of the fastest, because other runs shared their core with other work.
+      took: minutes of training and the hardware, by scale. With several runs, `took` is the time of
+        the fastest run, because slower runs shared their core with other work.
       suffix: suffix of the scale in the argument of `get_config`.
       changes: values by dotted name of the field.
       continues: arm whose last checkpoint is the start of the runs, with the same seeds; empty if
@@ -133,7 +133,7 @@ ARMS = {
 
 
 def crossed(worlds: int, inits: int) -> Seeds:
-    """Return all combinations of worlds and initializations; initializations vary slowest."""
+    """Return all combinations of worlds and initializations. Initializations vary slowest."""
     return [(world, init) for init in range(inits) for world in range(worlds)]
 
 
@@ -144,7 +144,7 @@ def paired(count: int) -> Seeds:
 
 @dataclass(frozen=True)
 class Need:
-    """Runs that a study reads at a scale: each arm with each of the seeds."""
+    """Runs that a study reads at a scale: all combinations of some arms and some seeds."""
 
     scale: str
     arms: Sequence[str]
@@ -193,10 +193,10 @@ class StudyRun:
 
     Attributes:
       arm: key of `ARMS`.
-      scale: `pocket`, `desk` or another scale of the arm's file, or `smoke`.
+      scale: `smoke`, or a scale that the file of the arm defines, such as `pocket` or `desk`.
       world: world seed.
       init: initialization seed.
-      changes: additional overrides by the user of a study; runs of the table have none.
+      changes: additional overrides by the user of a study; empty for runs of the table.
     """
 
     arm: str
@@ -243,7 +243,7 @@ class StudyRun:
 
     @property
     def took(self) -> tuple[float, str]:
-        """Seconds of training, and the hardware; nan if no run was timed."""
+        """Seconds of training, and the hardware. The seconds are nan if no run was timed."""
         if self.scale == SMOKE:
             return SMOKE_SECONDS, EPYC
         minutes, hardware = ARMS[self.arm].took.get(self.scale, (float("nan"), "no hardware yet"))
@@ -278,10 +278,10 @@ def chosen(
 
     Args:
       study: key of `STUDIES`.
-      scale: the scale. If the table does not have it for the study, arms and seeds are those of the
-        study's first scale.
-      arms: arms to use in place of those in the table.
-      seeds: seeds to use in place of those in the table.
+      scale: the scale. If the table does not list this scale for the study, arms and seeds are
+        taken from the first scale of the study.
+      arms: arms to use instead of the arms in the table.
+      seeds: seeds to use instead of the seeds in the table.
 
     Raises:
       InputError: there is no such arm.
@@ -298,7 +298,10 @@ def chosen(
 
 
 def of_arms(arms: Sequence[str], scale: str, seeds: Seeds) -> list[StudyRun]:
-    """Return each arm with each seed. Arms vary fastest, so that all arms progress evenly."""
+    """Return all combinations of arms and seeds.
+
+    Arms vary fastest, so that all arms progress evenly.
+    """
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     return [StudyRun(arm, scale, *pair) for pair in seeds for arm in arms]
@@ -352,7 +355,7 @@ def state_of(run: StudyRun, root: Path = ROOT) -> State:
     """Return the state and the folder of a run.
 
     Raises:
-      InputError: the folder contains a run with another configuration.
+      InputError: the folder contains a run with a different configuration.
     """
     config, folder = run.config(root), root / run.name
     if not Layout(folder).config.exists():
@@ -379,7 +382,7 @@ def _refusal(folder: Path, config: ConfigDict) -> str:
 
 
 def _earlier(run: StudyRun, root: Path) -> list[Path]:
-    """Return the folders in which earlier versions of studies and commands kept such a run."""
+    """Return the folders in which earlier versions of studies and commands saved such a run."""
     seeds = f"{run.scale}/{run.arm}_{run.init}"
     same_seed, composition = run.world == run.init, run.arm == "composition"
     names = [root / seeds] if same_seed else []
@@ -399,7 +402,7 @@ def _earlier(run: StudyRun, root: Path) -> list[Path]:
 
 
 def train_missing(state: State, command: Command, progress: bool = False) -> Run:
-    """Return a run after training it if it is missing, or resuming it if it was interrupted.
+    """Train a missing run or resume an interrupted run, and return the run.
 
     Args:
       state: state of the run.
@@ -432,7 +435,7 @@ def restore(wanted: Sequence[StudyRun], root: Path = ROOT, jobs: int = 2) -> lis
       The runs, in the order of `wanted`.
 
     Raises:
-      InputError: a folder contains a run with another configuration; no run was trained.
+      InputError: a folder contains a run with a different configuration. No run was trained.
     """
     states = [state_of(run, root) for run in wanted]
 
@@ -470,7 +473,7 @@ def main(argv: list[str]) -> None:
 
 
 def table(states: Sequence[State]) -> list[str]:
-    """Return one line per run: name, state, expected duration and hardware, studies."""
+    """Return one line per run, with name, state, expected duration, hardware and studies."""
     rows = []
     for state in states:
         seconds, hardware = state.run.took

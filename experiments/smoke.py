@@ -1,10 +1,10 @@
 """The smallest configuration that uses all features, for smoke tests of the experiments.
 
 Scripts with a flag `--config` accept `--config=experiments/smoke.py`. Studies with a flag `--scale`
-accept `--scale=smoke`: their arms at scale `pocket` with the changes below, which suit arms with
-the task `composition`. The docstring of each script has, after "Smoke test:", the command of its
-smallest case, which tests/experiments runs. A smoke test shows that a script runs; its numbers have
-no meaning.
+accept `--scale=smoke`. This scale is `pocket` with the changes below, which suit arms with the task
+`composition`. The docstring of each script has a command after "Smoke test:", which is the smallest
+case of the script. The tests in tests/experiments run these commands. A smoke test shows that a
+script runs. Its numbers have no meaning.
 """
 
 from __future__ import annotations

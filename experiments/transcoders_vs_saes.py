@@ -3,21 +3,21 @@ r"""Comparison of transcoders and sparse autoencoders of the same MLPs, at equal
     python experiments/transcoders_vs_saes.py --out=results/transcoders_vs_saes
 
 This is the Pareto comparison of Dunefsky, Chlenski and Nanda 2024 (Fig. 2; Pythia-410M, one layer),
-on a model whose world is known. For every block of the last checkpoint there are a TopK autoencoder
-of the MLP's output, a transcoder and a skip transcoder, with four sparsities, three seeds and one
-width. At equal L0, the script compares:
+on a model whose world is known. Three kinds of dictionaries are trained for every block of the last
+checkpoint: a TopK autoencoder of the MLP's output, a transcoder and a skip transcoder. They have
+four sparsities, three seeds and one width. At equal L0, the script compares:
 
 - the explained variance of the MLP's output on held-out prefixes;
-- the cross-entropy on training and test chains with the dictionary's output in place of the MLP's
-  output (also for the clean model, and with the mean output of the MLP);
+- the cross-entropy on training and test chains if the output of the dictionary replaces the output
+  of the MLP (also for the clean model, and with the mean output of the MLP);
 - the F1 of bridge features;
 - the share of answers that follow a swap of these features.
 
 Baselines are neurons, k-means, linear codes, class means, frozen decoders and the untrained model.
 
-The model is a run of `runs.py`, which is trained if it is missing; `--run` names another run. The
-width must be at most a quarter of the number of distinct training states, which the script checks.
-The script resumes with the first kind of dictionary whose results are missing.
+The model is a run from the table in `runs.py`, which is trained if it is missing; `--run` names a
+different run. The script checks that the width is at most a quarter of the number of distinct
+training states. The script resumes with the first kind of dictionary whose results are missing.
 
 Smoke test, of a run of `experiments/smoke.py`:
     python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities=2 \
@@ -78,7 +78,7 @@ KEPT = (
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw the figures."""
+    """Train and measure the missing dictionaries, then draw the figures."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError(

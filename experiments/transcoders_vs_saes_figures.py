@@ -51,7 +51,10 @@ def _of_bridges(part: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
-    """Draw quality against active features; rows are quantities, columns are blocks."""
+    """Draw quality against the number of active features.
+
+    Rows of panels are quantities, and columns are blocks.
+    """
     names = list(quantities(results["autoencoder"]))
     drawing, rows, sites = panels(
         results["autoencoder"], len(names), 2.3, below="active features, mean over held-out states"
@@ -107,7 +110,7 @@ def _curve(ax: Axes, part: xr.Dataset, kind: str, quantities: Any, row: int) -> 
 
 
 def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
-    """Write a Markdown table: every kind and baseline, by block and sparsity."""
+    """Write a Markdown table of every kind and baseline, by block and sparsity."""
     one = results["autoencoder"]
     lines = [
         f"The numbers are measured on {one.attrs['n_states']:,} distinct held-out states; "

@@ -3,17 +3,18 @@ r"""Learning curves and shortcut baselines of every task configuration.
     python experiments/worlds.py --scale=pocket --out=results/worlds/pocket
     python experiments/worlds.py --scale=desk --out=results/worlds/desk
 
-There is one arm per file of `configs/`, and two more for the ratio of `O` facts; at `desk`, there
-are three arms. Seed s means world seed s *and* initialization seed s. By default, there are three
-seeds at `pocket` and one at `desk`; `--seeds` sets another number. The runs are those of `runs.py`.
-The script resumes run by run: runs with results in `--out` are not trained again, and interrupted
-runs are continued. `--jobs` runs are trained in parallel, each in its own process with a share of
-the cores. `--only` restricts the arms. The figures show all results in `--out`.
+At `pocket`, there is one arm per file of `configs/`, and two further arms for the ratio of `O`
+facts. At `desk`, there are three arms. Seed s means world seed s *and* initialization seed s. The
+default is three seeds at `pocket` and one seed at `desk`; `--seeds` sets the number. The runs come
+from the table in `runs.py`. The script resumes run by run: runs with results in `--out` are not
+trained again, and interrupted runs are continued. `--jobs` runs are trained in parallel, each in
+its own process with a share of the cores. `--only` restricts the arms. The figures show all results
+in `--out`.
 
-Compare with Ye et al. 2025 (ID triples are not necessary but accelerate generalization; chains with
-restricted second hops stay near 0; of the patterns with `O` facts, only those with the `O` fact in
-the first hop rise) and Wang et al. 2024 (comparison generalizes out of distribution, composition
-does not).
+The results can be compared with two papers. Ye et al. 2025: ID triples are not necessary but
+accelerate generalization; chains with restricted second hops stay near 0; of the patterns with `O`
+facts, only patterns with the `O` fact in the first hop rise. Wang et al. 2024: comparison
+generalizes out of distribution, composition does not.
 
 Smoke test:
     python experiments/worlds.py --scale=smoke --seeds=1 --only=composition --jobs=0 \
@@ -82,7 +83,7 @@ def check_current(out: Path, scale: str) -> None:
     """Check that saved results have the current configurations.
 
     Raises:
-      InputError: a saved result has another configuration.
+      InputError: a saved result has a different configuration.
     """
     for arm, seed, path in kept(out):
         config = runs.StudyRun(arm, scale, seed, seed).config()
@@ -96,8 +97,8 @@ def check_current(out: Path, scale: str) -> None:
 def differences(measured_with: dict[str, Any], config: ConfigDict) -> list[Change]:
     """Return the fields that differ from a saved configuration.
 
-    Fields that were added later have, in the saved configuration, the value that reproduces the
-    earlier behavior.
+    For fields that were added later, the saved configuration counts as having the value that
+    reproduces the earlier behaviour.
     """
     return changed_keys(completed(from_json(measured_with)), completed(config))
 
@@ -118,7 +119,10 @@ def raw(out: Path, run: runs.StudyRun) -> Path:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """Return a run's result: summary of `grokking.py`, curves, and first correct answers."""
+    """Return the result of a run.
+
+    The result has the summary of `grokking.py`, the curves, and the first correct answers.
+    """
     rows = [row for row in run.metrics if f"accuracy/{run.dataset.splits[0]}" in row]
     splits = [name for name in run.dataset.splits if f"accuracy/{name}" in rows[0]]
     steps = [row["step"] for row in rows]
@@ -133,7 +137,7 @@ def measured(run: Run) -> dict[str, Any]:
 
 
 def first_correct(run: Run, split: str, steps: list[int]) -> list[float]:
-    """Return the share of a split's probes answered correctly at any evaluation up to each step."""
+    """Return, for each step, the share of probes answered correctly at that step or before."""
     kept = run.first_correct
     member = run.dataset.split[kept["row"]] == run.dataset.splits.index(split)
     first = kept["step"][member]
@@ -191,20 +195,20 @@ def draw_shortcut(ax: Any, found: list[dict[str, Any]]) -> None:
 
 
 def held_out(run: dict[str, Any]) -> str | None:
-    """Return the test split with the same pattern as the training chains, None if there is none."""
+    """Return the test split with the same pattern as the training chains; None if there is none."""
     trained = next(name for name in run["accuracy"] if name.startswith("train_"))
     name = f"test_{trained.removeprefix('train_')}"
     return name if name in run["accuracy"] else None
 
 
 def best_shortcut(run: dict[str, Any], split: str | None) -> float | None:
-    """Return the accuracy of the best shortcut on a split, None if there is none."""
+    """Return the accuracy of the best shortcut on a split; None if there is no shortcut."""
     values = [rule[split] for rule in run["shortcuts"].values() if split in rule]
     return max(values, default=None)
 
 
 def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
-    """Return Markdown: final accuracy with interval, n, best shortcut, and steps to .5 and .95."""
+    """Return a Markdown table of final accuracies, best shortcuts, and steps to .5 and .95."""
     lines = [
         "| arm | split | final accuracy [95% interval] of each seed | probe rows "
         "| accuracy of the best shortcut | first step at .5 / .95 |"

@@ -1,13 +1,14 @@
-r"""Benchmark of this commit against another commit: the same scripts, in turns.
+r"""Benchmark of this commit against a second commit, with the same scripts in turns.
 
     git worktree add ../other COMMIT
     python experiments/benchmarks/against.py --other=../other --out=runs/against.json
 
 Each round starts one process per commit, and the order alternates between rounds. Each commit runs
-its own scripts, without peers, so its scripts must have the flags in `CASES`. `default_set` needs a
-run that both commits can open (`--workdir`). The result has the median and the range over rounds of
-every time, for both commits, and the ratio here / other by round. `within_spread` is false if the
-median here is above the slowest round of the other commit.
+its own scripts, without other packages (`--peer=none`). These scripts must have the flags in
+`CASES`. `default_set` needs a run that both commits can open (`--workdir`). The result has, for
+both commits, the median and the range of every time over rounds. It also has the ratio of the times
+of this commit and the second commit, by round. `within_spread` is false if the median of this
+commit is above the slowest round of the second commit.
 
 Smoke test:
     python experiments/benchmarks/against.py --other=. --cases=smoke --rounds=1 \
@@ -46,20 +47,20 @@ class Case(NamedTuple):
 
 
 def _default_set(result: dict[str, Any]) -> Times:
-    """Return seconds for all instruments together and for each one."""
+    """Return the seconds of all instruments together and of each instrument."""
     parts = {name: one["seconds"]["median"] for name, one in result["by_instrument"].items()}
     return {"all": result["seconds"]["median"], **parts}
 
 
 def _populations(result: dict[str, Any]) -> Times:
-    """Return milliseconds per step and trial, and seconds of planning."""
+    """Return the milliseconds per step and trial, and the seconds of planning."""
     steps = result["steps"]["milliseconds_a_step_and_trial"]
     plans = {name: result["planning"][name]["seconds"] for name in ("plan", "stopped", "done")}
     return {name: value["median"] for name, value in steps.items()} | plans
 
 
 def _dictionaries(result: dict[str, Any]) -> Times:
-    """Return milliseconds per step, by case."""
+    """Return the milliseconds per step, by case."""
     return {
         name: value["milliseconds_a_step"]["ours"]["median"]
         for name, value in result.items()
@@ -139,7 +140,7 @@ def _measure(case: Case, folder: Path, workdir: Path) -> Times:
 
 
 def _compared(rounds: Mapping[str, list[Times]]) -> dict[str, Any]:
-    """Return the times of both commits and their ratios, for all times that both have."""
+    """Return the times of both commits and their ratios, for times that both commits have."""
     found = {}
     for name in rounds["here"][0]:
         if name not in rounds["other"][0]:

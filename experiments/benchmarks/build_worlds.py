@@ -1,21 +1,21 @@
-r"""Benchmark of building worlds: against plain Python loops, and at sizes above the published ones.
+r"""Benchmark of building worlds, against plain Python loops and at larger sizes than published.
 
     python experiments/benchmarks/build_worlds.py --rounds=5
 
 1. The task of the published notebook (Wang et al. 2024, composition): generate the world
    2000/200/20 (entities, relations, out-degree), enumerate its 800,000 chains, classify and split
    them, and choose the probes. Three implementations run in turns, in one process on one core:
-   - `as_published`: a reimplementation that does what the published loop does, in the same order.
+   - `as_published`: a reimplementation of the published loop, with the same order of operations.
      Facts are tuples of text, every chain is written as text immediately, numpy draws one random
      number per chain, and `O` facts are found by a search in a list.
-   - `lean`: plain Python that is written for speed: tuples of ints, sets, no text.
+   - `lean`: plain Python that is written for speed, with tuples of ints, sets and no text.
    - `build`: the whole dataset, which also includes token arrays, the truth of every row, and a
      check for leaks.
-   The notebook's stored time, on another machine, is 7.4 s. Aim: 30 times as fast as
+   The notebook contains a time of 7.4 s, measured on a different machine. Aim: 30 times as fast as
    `as_published`.
-2. `build` alone, each size in its own process to measure peak memory. Aims: 2000/200/20 with all
-   chains (phi 18) in at most 1 s; 50,000/200/20 (20 million chains, phi 7.2) in at most 25 s and 3
-   GB.
+2. `build` alone. Each size runs in its own process, so that its peak memory can be measured. Aims:
+   2000/200/20 with all chains (phi 18) in at most 1 s; 50,000/200/20 (20 million chains, phi 7.2)
+   in at most 25 s and 3 GB.
 
 Smoke test:
     python experiments/benchmarks/build_worlds.py --rounds=1 --sizes=none \
@@ -107,7 +107,7 @@ def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_job(task: Any, sizes: dict[str, int]) -> None:
-    """Check the number of rows of every split, with a tolerance where it is random.
+    """Check the number of rows of every split, with a tolerance if the number is random.
 
     The world 2000/200/20 has 38,000 `I` and 2,000 `O` facts, 273,600 training chains, about 3,600
     held-out chains of which 3,000 are probes, and about 2,000 chains of two `O` facts.
@@ -124,7 +124,7 @@ def check_job(task: Any, sizes: dict[str, int]) -> None:
 
 
 def as_published(task: Any) -> dict[str, int]:
-    """Build the splits in the way of the published loop."""
+    """Build the splits as the published loop does."""
     rng = np.random.default_rng(task.world_seed)
 
     def written(prompt: tuple[str, ...], answer: str) -> dict[str, str]:
@@ -217,7 +217,7 @@ def built(changes: dict[str, Any]) -> dict[str, float]:
 
 
 def in_own_process(name: str) -> dict[str, float]:
-    """Return the result of `built` for a size, from its own process."""
+    """Run `built` for a size in a separate process, and return the result."""
     command = [sys.executable, __file__, f"--size={name}"]
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(said.stdout)

@@ -9,8 +9,8 @@ of the outcomes to the host. Four variants run in turns, each on every core:
 - `vmap`: the runner with all models computed together, its default on accelerators.
 - `one after another`: `measure` is compiled once and called for each model.
 - `a fresh jit each`: `jax.jit` of a new function for each model, as in a loop over checkpoints that
-  defines the function inside. The function is compiled every time. The time of `--afresh` models is
-  extrapolated to all models.
+  defines the function inside. The function is compiled every time. Only `--afresh` models are
+  measured, and the time is extrapolated to all models.
 
 All variants do the same work (the ratio of FLOPs is 1), and their outcomes are compared before any
 timing. The compilation cache is disabled. The first call of each variant, which includes
@@ -101,7 +101,7 @@ class Sides:
         return self._measured(self._runner)
 
     def vmap(self) -> Outcomes:
-        """Measure all models in one call, computed together."""
+        """Measure all models in one call, in which all models are computed together."""
         return self._measured(self._together)
 
     def _measured(self, runner: Runner) -> Outcomes:
@@ -136,7 +136,7 @@ def compare(sides: Sides, rounds: int, afresh: int) -> dict[str, Any]:
     """Check that the outcomes are equal, then time the variants in turns.
 
     Returns:
-      Seconds for all models, and the speedup of `at once` over the other variants.
+      Seconds for all models, and the speedup of `at once` over the remaining variants.
     """
     ways: dict[str, Callable[[], Outcomes]] = {
         AT_ONCE: sides.at_once,
@@ -165,7 +165,7 @@ def compare(sides: Sides, rounds: int, afresh: int) -> dict[str, Any]:
 
 
 def check_equal(ours: Outcomes, found: Outcomes, side: str) -> None:
-    """Check that the outcomes agree, except for a few that depend on rounding."""
+    """Check that the outcomes agree, except for a few outcomes that depend on rounding."""
     for name, value in found.items():
         same = np.isclose(ours[name][: len(value)], value, atol=1e-4, equal_nan=True)
         if 1 - same.mean() > UNLIKE:

@@ -1,4 +1,4 @@
-r"""Benchmark of cross-query patching: the instrument against the published implementation.
+r"""Benchmark of cross-query patching against the published implementation.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/cross_query.py
@@ -9,13 +9,14 @@ layers and 3 positions. Each cell takes two forward passes, because the source i
 every cell. One question is computed at a time, with hooks: 96,000 passes of a GPT-2 with 8 layers
 of width 768. The variants run in turns, each on every core:
 
-- `ours`: `CrossQueryPatching.measure` on all pairs, compiled: every cell of the grid and layer 0,
-  both runs, the composed question, and all shares, with our vocabulary of 2,200 tokens.
+- `ours`: `CrossQueryPatching.measure` on all pairs, compiled. It computes every cell of the grid
+  and of layer 0, both runs, the composed question, and all shares, with our vocabulary of 2,200
+  tokens.
 - `published`: a reimplementation with HuggingFace's GPT-2 in PyTorch, with GPT-2's 50,257 tokens in
   addition to ours, as published. At least 300 passes are measured, and the time of the grid is
   extrapolated.
-- `published, small vocabulary`: the same with our 2,200 tokens only. The ratio of the two published
-  variants is the effect of the vocabulary.
+- `published, small vocabulary`: the variant `published` with our 2,200 tokens only. The ratio of
+  the two published variants is the effect of the vocabulary.
 
 `--peer=none` omits the published variants. Before any timing, the script checks that the logits of
 all cells of some pairs are equal in all variants, and that our outcomes agree with these logits.
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_pairs(model: Transformer, params: Params, pairs: int) -> dict[str, np.ndarray]:
-    """Return random inputs of the instrument, with answers such that each occurs in some cells.
+    """Return random inputs of the instrument, with answers that all occur in some cells.
 
     The clean answer is the model's own. The expected composed answer is the model's answer to the
     source, because patching the whole state at the last position gives that answer.
@@ -184,10 +185,10 @@ class Ours:
 
 
 class Published:
-    """The same pairs in another process, one forward pass at a time."""
+    """The same pairs in a separate process, one forward pass at a time."""
 
     def __init__(self, python: str, folder: Path, ours: Ours, other_tokens: int):
-        """Write the model with `other_tokens` tokens before ours, and start the process."""
+        """Write the model with `other_tokens` tokens before our tokens, and start the process."""
         spec = dataclasses.replace(ours.model.spec, d_vocab=other_tokens + ours.model.spec.d_vocab)
         draw = np.random.default_rng(0).standard_normal((other_tokens, spec.d_model), np.float32)
         embed = jnp.concatenate([spec.init_std * draw, ours.params["embed"]["W_E"]])

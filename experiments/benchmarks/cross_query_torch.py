@@ -61,8 +61,8 @@ def patched(
     """Return the target's last logits with the state after block `layer` from the source.
 
     The state is patched at `pos`. As published, the source is recomputed for every cell. The state
-    is read where it is replaced, so for the last block it is read before the final norm. The
-    published code reads it after the final norm, by mistake.
+    is read at the site at which it is replaced. For the last block, this site is before the final
+    norm. The published code reads the state of the last block after the final norm, by mistake.
     """
     block = model.transformer.h[layer]
     kept: list[torch.Tensor] = []

@@ -3,15 +3,17 @@ r"""Benchmark of all default instruments on a run, in a new process.
     python experiments/benchmarks/default_set.py --workdir=runs/pocket
 
 The instruments are the default set on 20 checkpoints of a run, evenly spaced in its schedule, and
-`das` (at r1) on 3 checkpoints. Everything is compiled, without caches and without earlier results.
-Each round is a separate process on every core. Aim for a `pocket` run on two cores: 180 s in total.
+`das` (at r1) on 3 checkpoints. Everything is compiled, without the compilation cache and without
+saved results. Each round is a separate process on every core. Aim for a `pocket` run on two cores:
+180 s in total.
 
 For every instrument, the result has wall-clock seconds in parts that add up to the total:
 
-- trace: tracing in Python, and lowering;
+- trace: tracing and lowering;
 - compile: XLA compilation;
 - run: the compiled program, for all checkpoints;
-- examples, aggregate: choice of examples, and means with intervals, on the host;
+- examples: choice of examples, on the host;
+- aggregate: means with intervals, on the host;
 - files: reading of checkpoints, writing of results;
 - other: the rest.
 
@@ -51,7 +53,7 @@ XLA = f"{COMPILER}backend_compile_duration"
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write the results; with `--once`, act as one of the measured processes."""
+    """Measure and write the results. With `--once`, run as one of the measured processes."""
     began = time.perf_counter()
     # Imported here, so that `import` includes these imports.
     from outfile import OUT
@@ -111,7 +113,7 @@ def evenly(steps: Sequence[int], count: int) -> list[int]:
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Return seconds and their parts, by instrument."""
+    """Return the seconds of each instrument, in total and by part."""
     return {
         name: {
             "seconds": spread([sum(one[name].values()) for one in rounds]),
@@ -122,7 +124,7 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
 
 
 def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[str, Any]:
-    """Run one process; return its output and its duration."""
+    """Run one process, and return its output and its duration."""
     from implicit_reasoning.config import join_list
 
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
@@ -135,7 +137,7 @@ def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[st
 
 
 def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[str, Any]:
-    """Measure the instruments and return seconds of the import, and by instrument and part.
+    """Measure the instruments, and return the seconds of the import and of each instrument by part.
 
     Args:
       workdir: folder of the run.
@@ -169,7 +171,7 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
 
 
 class Clock:
-    """Measures seconds by part. Compilation during any part counts as the part "compile"."""
+    """Measures the seconds of each part. Compilation always counts as the part "compile"."""
 
     def __init__(self) -> None:
         from jax import monitoring
@@ -184,7 +186,7 @@ class Clock:
         self._spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
 
     def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Attribute the duration of a function to a part, from now on."""
+        """Replace a function of `owner` by a timed function, whose duration counts as `part`."""
         function: Callable[..., Any] = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +215,7 @@ class Clock:
 
 
 def length(spans: list[tuple[float, float]]) -> float:
-    """Return the length of the union of intervals; events of nested functions overlap."""
+    """Return the length of the union of intervals. Events of nested functions overlap."""
     total, reached = 0.0, float("-inf")
     for began, ended in sorted(spans):
         total += max(0.0, ended - max(began, reached))

@@ -1,16 +1,17 @@
-r"""Benchmark of dictionary training: TopK against SAELens's trainer, on the same states.
+r"""Benchmark of TopK dictionary training against SAELens's trainer, on the same states.
 
     make .peers/sae_lens/.installed
     python experiments/benchmarks/dictionaries.py
     taskset -c 0 python experiments/benchmarks/dictionaries.py     # one core, the basis of the aims
 
-There are three cases: 256 -> 2,048 with k 16 and batch size 1,024 (aim: 1.3 times as fast); 64 ->
-512 (aim: 2 times); and eight dictionaries of the second size, which are one program here and eight
-sequential trainings in SAELens (aim: 2 times). States are sparse sums of directions
-(`dictionaries/synthetic.py`), and each side draws random batches from them. Learning rate, Adam and
-clipping are SAELens's. The sides run in turns, each on every core:
+There are three cases: a dictionary 256 -> 2,048 with k 16 and batch size 1,024 (aim: 1.3 times as
+fast as SAELens); a dictionary 64 -> 512 (aim: 2 times as fast); and eight dictionaries 64 -> 512,
+which are one program here and eight sequential trainings in SAELens (aim: 2 times as fast). States
+are sparse sums of directions (`dictionaries/synthetic.py`), and each side draws random batches from
+them. Learning rate, Adam and clipping are set as in SAELens. The sides run in turns, each on every
+core:
 
-- `ours`: `Population.advance`, with each core as a device (`jax_num_cpu_devices`).
+- `ours`: calls of `Population.advance`, with each core as a device (`jax_num_cpu_devices`).
 - `SAELens`: steps of its `SAETrainer` with dense activations, because its option
   `use_sparse_activations` fails on a CPU (6.54.12 with torch 2.13: no `view` of sparse tensors).
   `--peer=none` omits this side.
@@ -70,7 +71,7 @@ RATE = 3e-4
 
 
 class Case(NamedTuple):
-    """One comparison; `aim` is the speedup that ours should reach."""
+    """One comparison; `aim` is the speedup over SAELens that our training should reach."""
 
     width: int
     d_sae: int
@@ -152,7 +153,7 @@ class Ours:
         self.state, self.at, self.pool = self.population.begin(), 0, pool
 
     def steps(self, count: int) -> float:
-        """Train all members for `count` steps; return the seconds."""
+        """Train all members for `count` steps, and return the seconds."""
         began = time.perf_counter()
         self.state, window = self.population.advance(self.state, self.at, count)
         jax.block_until_ready(window)

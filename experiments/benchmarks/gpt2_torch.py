@@ -3,8 +3,8 @@
     python gpt2_torch.py FOLDER THREADS
 
 FOLDER contains the model (`config.json`, `model.safetensors`), `rows.npz` (tokens, position,
-answer) and `settings.json`. The process reads one number of steps per line and answers each with
-one line of JSON.
+answer) and `settings.json`. The process reads lines from standard input. Each line is a number of
+steps, and the answer is one line of JSON.
 """
 
 import json

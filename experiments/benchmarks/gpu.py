@@ -8,9 +8,9 @@
 2. Eight trials of `pocket` as one population, against one trial after another. Aim: 4 times as
    fast.
 3. `composition`, `without_id_triples` and `shadow` at `desk` with 8 seeds, by `worlds.py`.
-4. The published curve of `paper_wang` from its start, as far as `--hours` allow. It is compared
-   with test_ii .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1).
-   The run resumes when the script is started again.
+4. The published curve of `paper_wang` from its start, as far as `--hours` allow. The published
+   values of test_ii are .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024,
+   figure 1). The run resumes when the script is started again.
 
 Only part 2 has been measured so far, on one H100:
 results/benchmarks/nvidia_h100_80gb_hbm3/populations.json.
@@ -94,7 +94,7 @@ def run(script: Path, *arguments: str) -> None:
 
 
 def train_for(seconds: float, config: str, workdir: Path) -> None:
-    """Train for a time, then send SIGTERM, upon which the run saves its state and stops."""
+    """Train for `seconds`, then send SIGTERM. The run then saves its state and stops."""
     command = [sys.executable, "-m", "implicit_reasoning", "train"]
     process = subprocess.Popen([*command, f"--config={config}", f"--workdir={workdir}"])
     try:

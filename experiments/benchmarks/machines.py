@@ -1,7 +1,7 @@
-"""Description of the machine of a benchmark, and the file of the benchmark's result.
+"""Description of the machine that runs a benchmark, and the file for the result.
 
-The file is `results/benchmarks/KIND/NAME.json`, so that results of one machine do not replace those
-of another. KIND names the processor and its number of cores, or the GPU.
+The file is `results/benchmarks/KIND/NAME.json`. KIND names the processor and its number of cores,
+or the GPU. Results of one kind of machine therefore do not replace the results of a different kind.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def result_file(out: Path | None, name: str) -> Path:
 
 
 def made_on() -> dict[str, Any]:
-    """Return `machine` and `provenance` for a result that was measured just now."""
+    """Return the fields `machine` and `provenance` for a result of this process."""
     # This imports jax, whose import some scripts time.
     from implicit_reasoning.runtime.machine import provenance
 
@@ -56,8 +56,9 @@ def made_on() -> dict[str, Any]:
 def describe() -> dict[str, Any]:
     """Describe this machine: kind, processor, and peak throughput of matrix products.
 
-    `cores` are all cores of the machine, `cores_used` those that this process may use. The peak is
-    measured with square float32 products, on one device with the cores used.
+    `cores` is the number of cores of the machine, and `cores_used` is the number of cores that this
+    process may use. The peak is measured with square float32 products on one device, which uses
+    `cores_used` cores.
     """
     from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
@@ -87,7 +88,7 @@ def kind() -> str:
 
 
 def words(name: str) -> str:
-    """Convert a name of hardware to a folder name of lowercase letters, digits, underscores."""
+    """Convert a hardware name to a folder name of lowercase letters, digits and underscores."""
     kept = _IDLE_WORDS.sub(" ", name.lower())
     return "_".join(re.findall(r"[a-z0-9]+", kept))
 

@@ -1,4 +1,4 @@
-"""The flag `--out` of the benchmarks: a file, whereas `Flag(kind=Path)` is a folder."""
+"""The flag `--out` of the benchmarks, whose value is a file (`Flag(kind=Path)` is for folders)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FileFlag(Flag):
     """A flag whose value is a local file; `~` is expanded, and URLs are rejected."""
 
     def parse(self, texts: Sequence[str | bool], name: str) -> Path:
-        """Return the path, which need not exist."""
+        """Return the path. The file need not exist."""
         return local_path(super().parse(texts, name), name)
 
 

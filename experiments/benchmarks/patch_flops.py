@@ -1,4 +1,4 @@
-"""FLOPs of patching grids: matrix products only, computed from shapes."""
+"""FLOPs of patching grids, computed from shapes; only matrix products count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
 
 
 def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """Return the FLOPs of both runs, and of the cones of all cells below the last layer.
+    """Return the FLOPs of both runs and of the cones of all cells below the last layer.
 
     Cells at the last layer need no further computation.
     """

@@ -5,19 +5,19 @@ r"""Benchmark of patching grids: the cone program, full forward passes, and Tran
     python experiments/benchmarks/patch_grid.py --rounds=5 --calls=1 --layers=8 --width=768 \
         --heads=12 --prompts=256 --name=patch_grid_wide
 
-In each cell of the grid, the residual stream of a corrupted run at one (layer, position) replaces
-that of the clean run, and the logits at the last position are computed. The variants run in turns
-on every core:
+In each cell of the grid, the clean run gets the residual stream of the corrupted run at one (layer,
+position), and the logits at the last position are computed. The variants run in turns on every
+core:
 
 - `cones`: `analysis.patching.grids.patch_states`, one program that includes the clean and the
-  corrupted run, for layers 0 to depth. TransformerLens's grid has one layer less.
+  corrupted run, for layers 0 to depth. TransformerLens's grid lacks the last of these layers.
 - `forward`: one compiled `Transformer.forward` with masked edits, called for every cell, as in
-  tools that patch with hooks; it includes the corrupted run.
+  tools that patch with hooks. The time includes the corrupted run.
 - `transformer_lens`: `transformer_lens.patching.get_act_patch_resid_pre` of TransformerLens 2 with
-  our weights, for layers 0 to depth - 1, in its own process without gradients and progress bars.
+  our weights, for layers 0 to depth - 1, in a separate process without gradients and progress bars.
   The run that fills its cache stores only the states that are patched, and its metric reads one
-  logit. `--peer=none` omits this variant. Aim: 4 times as fast with 2 layers of width 256, and 2.5
-  times as fast with 8 layers of width 768.
+  logit. `--peer=none` omits this variant. Aim: `cones` is 4 times as fast with 2 layers of width
+  256, and 2.5 times as fast with 8 layers of width 768.
 
 In each turn, a variant computes the grid `--calls` times, and the median counts. Before any timing,
 the script checks that the logits of all cells are equal. Compilation is timed separately. FLOPs
@@ -77,10 +77,10 @@ class Side(NamedTuple):
     """One way to compute the grid.
 
     Attributes:
-      seconds: computes the grid and returns the duration.
-      logits: returns the logits [layer, pos, prompt, d_vocab], from layer 0 to the last layer of
-        the variant.
-      flops: FLOPs of the grid's matrix products.
+      seconds: function that computes the grid and returns the duration.
+      logits: function that returns the logits [layer, pos, prompt, d_vocab], from layer 0 to the
+        last layer of the variant.
+      flops: FLOPs of all matrix products of the grid.
     """
 
     seconds: Callable[[], float]
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 def make_sides(
     model: Transformer, params: Params, prompts: np.ndarray, python: str, folder: Path
 ) -> tuple[dict[str, Side], dict[str, Any]]:
-    """Return all variants, and the versions of the other package."""
+    """Return all variants, and the package versions of the TransformerLens process."""
     clean, corrupted = jnp.asarray(prompts)
     spec, shape = model.spec, clean.shape
     sides = {
@@ -133,7 +133,7 @@ def make_sides(
 
 
 def check_equal(logits: dict[str, np.ndarray]) -> None:
-    """Check that the cells of every variant equal those of `cones`."""
+    """Check that the logits of every variant equal the logits of `cones`."""
     for name, found in logits.items():
         same = logits["cones"][: len(found)]
         np.testing.assert_allclose(found, same, rtol=0, atol=AS_CLOSE, err_msg=name)
@@ -149,14 +149,17 @@ def ours(run: Callable[[Any, Any], Any], clean: Any, corrupted: Any, flops: floa
 def start_peer(
     python: str, folder: Path, model: Transformer, params: Params, prompts: np.ndarray
 ) -> Peer:
-    """Start the process of the other package, with the same weights and prompts."""
+    """Start the TransformerLens process, with the same weights and prompts."""
     save_weights(folder / "ours.safetensors", model, params)
     write_npz(folder / "prompts.npz", dict(zip(("clean", "corrupted"), prompts, strict=True)))
     return start_fastest(python, "transformer_lens_grid.py", folder, "time")
 
 
 def theirs(peer: Peer, folder: Path, spec: Spec, shape: tuple[int, int]) -> Side:
-    """Return the variant of the other package: a run for the states, and one per cell."""
+    """Return the TransformerLens variant.
+
+    The variant takes one run for the states and one run per cell.
+    """
 
     def logits() -> np.ndarray:
         peer.ask("logits")

@@ -1,4 +1,4 @@
-"""Runs another package in a process with its own environment, controlled by lines of text."""
+"""Execution of a different package in a process with its own environment, by lines of text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 
 
 class Peer:
-    """A script of this folder that runs under another Python, as `SCRIPT FOLDER THREADS`.
+    """A script of this folder that runs in a second Python environment, as `SCRIPT FOLDER THREADS`.
 
     THREADS is the number of cores of this process. The script writes one line of JSON when it is
-    ready. Then it reads lines from standard input and answers each with one line of JSON.
+    ready. After that, it answers every line of standard input with one line of JSON.
     """
 
     def __init__(self, python: str, script: str, folder: Path, **environment: str):
@@ -65,11 +65,12 @@ def _cores() -> int:
 
 
 def start_fastest(python: str, script: str, folder: Path, line: str) -> Peer:
-    """Start the script in two ways, time `line` several times in turns, and keep the faster one.
+    """Start a script with two settings of PyTorch's threads, and keep the faster process.
 
-    PyTorch's threads use active waiting by default. This is fastest on an idle machine. With other
-    work on the machine, active waiting can make a product of one millisecond take a hundred
-    milliseconds, so passive waiting (sleeping threads) is faster.
+    The answers to `line` are timed several times, in turns. PyTorch's threads use active waiting by
+    default, which is fastest on an idle machine. On a busy machine, passive waiting (sleeping
+    threads) is faster, because active waiting can delay a product of one millisecond to a hundred
+    milliseconds.
     """
     peers = [Peer(python, script, folder, **how) for how in ({}, _ASLEEP)]
     rounds = [[peer.ask(line)["seconds"] for peer in peers] for _ in range(_TRIALS)]

@@ -3,8 +3,8 @@
 Commands on standard input: `set CONFIG HOW TRIALS [CORES]` builds a program for trials with seeds 0
 to TRIALS - 1. HOW is `population` (one program for all trials) or `alone` (one program, called for
 one trial after another). CORES are the numbers of the cores to use. `steps K` trains every trial
-for K steps and returns the seconds. `limit` returns the cost of a step of a trial, and the peak
-throughput of a device.
+for K steps and returns the seconds. `limit` returns the FLOPs and memory traffic
+of a training step of one trial, and the peak throughput of a device.
 """
 
 import json
@@ -30,7 +30,7 @@ class Trials:
     """Several trials, and their programs and states."""
 
     def __init__(self, config: str, how: str, count: int):
-        """Build the programs, and compile them by one step."""
+        """Build the programs, and compile them with a first step."""
         base = load_config(config)
         configs = [apply_overrides(base, {"seed": seed}) for seed in range(count)]
         dataset = build(base.task)
@@ -47,7 +47,7 @@ class Trials:
         self.steps(1)
 
     def steps(self, count: int) -> float:
-        """Train every trial for `count` steps; return the seconds."""
+        """Train every trial for `count` steps, and return the seconds."""
         began = time.perf_counter()
         for number, program in enumerate(self._programs):
             steps = sharding.put_scalar(count, program.whole)

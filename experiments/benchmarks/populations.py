@@ -2,20 +2,20 @@ r"""Benchmark of training trials as one population, and of the overhead of launc
 
     python experiments/benchmarks/populations.py
 
-1. `steps`: eight trials of `pocket` with different seeds, for some steps each, in three ways that
-   do the same work:
+1. `steps`: eight trials of `pocket` with different seeds are trained for some steps. Three ways do
+   the same work:
    - `population`: one program; each core is a device with a share of the trials.
-   - `in sequence`: the program of one run, for one trial after another, with all cores.
+   - `in sequence`: the program of one run, called for one trial after another, with all cores.
    - `pool`: `--workers` processes, each with a part of the trials, as in the launcher `local`. The
      default is one process per GPU or core.
-   The three ways run in turns. Compilation, evaluations and saves are not included. The peak is the
-   throughput of square matrix products.
+   The three ways are timed in turns. Compilation, evaluations and saves are not included. The peak
+   is the throughput of square matrix products.
 2. `devices`: the population on 1, 2, 4 and 8 CPU devices of this machine. With more devices than
    cores, this measures the overhead of sharding, not scaling.
-3. `overhead`: seconds per trial that each launcher needs for trials of zero steps, one at a time.
-4. `planning`: 10,000 trials are validated and written. Then the same command checks them again,
-   first with all trials stopped after one step and their directories present, then with all trials
-   done. Results are seconds, peak memory and number of files.
+3. `overhead`: seconds per trial of each launcher, for trials of zero steps that run one at a time.
+4. `planning`: 10,000 trials are validated and written. Then the same command checks the trials
+   again in two cases: all trials have stopped after one step, and all trials are done. Results are
+   seconds, peak memory and number of files.
 
 On a GPU: --parts=steps --workers=1 --steps=100 --rounds=3
 
@@ -163,7 +163,11 @@ def devices(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(flags: dict[str, Any]) -> dict[str, Any]:
-    """Measure launchers on `few` and `many` trials of zero steps; return the seconds per trial."""
+    """Measure launchers on `few` and on `many` trials of zero steps.
+
+    Returns:
+      The seconds per trial.
+    """
     few, many = 1, 4
     # Disable the compilation cache, because workers would use it and `vmap` would not.
     uncached = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -198,7 +202,10 @@ def launch(launcher: str, count: int, folder: str, config: str, words: list[str]
 
 
 def planning(flags: dict[str, Any]) -> dict[str, Any]:
-    """Measure planning, each case in its own process because of its peak memory."""
+    """Measure planning, with each case in a separate process.
+
+    Separate processes make it possible to measure the peak memory of each case.
+    """
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for what in PLANNING:
@@ -210,8 +217,9 @@ def planning(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(folder: str, count: int, what: str, config: str) -> None:
-    """Measure the preparation of a sweep: definition, directory, list of pending trials.
+    """Measure the preparation of a sweep.
 
+    The preparation consists of the definition, the directory and the list of pending trials.
     Afterwards, prepare the directory for the next case of `PLANNING`.
     """
     began = time.perf_counter()

@@ -3,8 +3,8 @@ r"""Benchmark of the time from process start to the first training step, with an
     python experiments/benchmarks/startup.py --rounds=5
 
 Each start is a separate process that imports the package, builds the `pocket` world, and takes one
-training step. The parts are timed inside the process. Three cases alternate: without a compilation
-cache, with an empty cache that is filled, and with the filled cache.
+training step. The parts are timed inside the process. Three cases alternate: no compilation cache,
+an empty compilation cache, and a filled compilation cache.
 
 Smoke test:
     python experiments/benchmarks/startup.py --config=experiments/smoke.py --rounds=1 \
@@ -29,7 +29,7 @@ FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False}
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write the results; with `--once`, act as one of the measured processes."""
+    """Measure and write the results. With `--once`, run as one of the measured processes."""
     began = time.perf_counter()
     from outfile import OUT
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
 
 def start(config: str, cache: str | None) -> dict[str, float]:
-    """Run one process; return its duration and its parts."""
+    """Run one process, and return its duration in total and by part."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     if cache is not None:
         clean["JAX_COMPILATION_CACHE_DIR"] = cache
@@ -70,7 +70,7 @@ def start(config: str, cache: str | None) -> dict[str, float]:
 
 
 def first_step(name: str, began: float) -> dict[str, float]:
-    """Return the seconds of each part, in order; the import begins at `began`."""
+    """Return the seconds of each part, in order. The first part, the import, begins at `began`."""
     times = [began]
     import jax
 

@@ -1,11 +1,11 @@
-r"""Profile of a training step: operations of the compiled loop by kind, from a trace.
+r"""Profile of a training step: the time of each kind of operation, from a trace.
 
     taskset -c 0 python experiments/benchmarks/step_profile.py    # one core: times add up
 
 With several cores, operations overlap, and their times add up to more than the step. Kinds:
 
 - products: matrix products of the forward and backward pass;
-- layout: copies and transpositions that bring a factor or a gradient into the required order;
+- layout: copies and transpositions that change the memory order of a factor or a gradient;
 - sums: reductions (norms, gradients of biases, softmax, attention without matrix products);
 - update: clipping, Adam, the new parameters;
 - elementwise: the rest (activations, norms, embeddings, dropout).
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
 
 
 def durations(folder: Path) -> dict[str, float]:
-    """Return microseconds by name of the operation."""
+    """Return the microseconds of each operation, by name."""
     spent: dict[str, float] = collections.defaultdict(float)
     path = next(folder.rglob("*.trace.json.gz"))
     with gzip.open(path, "rt") as file:

@@ -6,17 +6,18 @@
 The data comes from SAELens: 1,024 features that are correlated and form trees, in 128 dimensions,
 otherwise as in SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv:2602.14687). Both sides are
 trained on the same 10 million samples, with the same width, k, batch size, learning rate and steps.
-The ratios are those of the benchmark, except for the number of steps: the dictionary has a quarter
-as many features as the data, and k is close to the mean number of active features in the most
-frequent quarter (5.6 of 7.3).
+As in the benchmark, the dictionary has a quarter as many features as the data, and k is close to
+the mean number of active features among the most frequent quarter (5.6; among all features, 7.3).
+The number of steps is not scaled from the benchmark.
 
 Both sides are saved in SAELens's inference format, which converts BatchTopK to JumpReLU. SAELens
-then loads and evaluates them on the same new samples. Our side draws samples at random with
-replacement from the current part of the data; SAELens uses each sample once. Seconds include
-training only.
+then loads and evaluates them on the same new samples. Our training draws samples at random with
+replacement from the current part of the data. SAELens uses each sample once. The measured seconds
+include training only.
 
-Aim: F1, MCC and uniqueness at least 98% of SAELens's, with TopK and BatchTopK and 3 seeds. Our
-Matryoshka and JumpReLU dictionaries are trained with one seed, to determine the best variant.
+Aim: F1, MCC and uniqueness are at least 98% of SAELens's values, for TopK and BatchTopK with 3
+seeds. Our Matryoshka and JumpReLU dictionaries are trained with one seed, to determine the best
+variant.
 
 Samples (5 GB) and dictionaries are saved in `--folder`, and results in `--out`. An interrupted
 benchmark resumes from these files.
@@ -127,7 +128,7 @@ def show(name: str, numbers: dict[str, float]) -> None:
 def names(n_seeds: int) -> list[str]:
     """Return the names of all dictionaries, `side-variant-seed`.
 
-    The order is by seed, followed by the variants that are trained with one seed only.
+    The names are ordered by seed. Variants that are trained with one seed only come last.
     """
     sides = ("SAELens", "ours")
     compared = [f"{s}-{v}-{seed}" for seed in range(n_seeds) for v in COMPARED for s in sides]
@@ -166,7 +167,10 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
 
 
 def summary(found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Return means over seeds, the ratios to SAELens, and our variant with the best F1."""
+    """Return means over seeds, with the ratios to SAELens.
+
+    Our variant with the best F1 is named in addition.
+    """
     seen: dict[str, list[dict[str, float]]] = {}
     for name, numbers in found.items():
         seen.setdefault(name.rpartition("-")[0], []).append(numbers)

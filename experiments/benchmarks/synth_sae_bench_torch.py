@@ -2,7 +2,7 @@
 
 It uses the generator, the trainer and the evaluator of SAELens. Commands: `samples` writes the
 samples if they are missing; `train VARIANT SEED` trains a dictionary; `evaluate NAME` evaluates a
-dictionary in the folder, of either side.
+dictionary of SAELens or of this package from the folder.
 """
 
 import json

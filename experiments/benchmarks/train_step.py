@@ -1,17 +1,18 @@
-r"""Benchmark of a training step: against this machine's peak, and against GPT-2 in PyTorch.
+r"""Benchmark of a training step against the peak of this machine, and against GPT-2 in PyTorch.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/train_step.py --rounds=15
 
-The variants run in turns, each on every core: our compiled training loop; square matrix products
-(the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused AdamW, in two variants:
+The variants run in turns, each on every core. They are our compiled training loop, square matrix
+products (the peak), and HuggingFace's GPT2LMHeadModel with PyTorch's fused AdamW. GPT-2 is trained
+in two variants:
 
 - `same work`: our initial weights, rows, loss and clipping, 3 input tokens, our vocabulary. Before
-  any timing, the script checks that the first loss and gradient norm equal ours.
+  any timing, the script checks that GPT-2 and our model have the same first loss and gradient norm.
 - `as published`: rows padded to 10 tokens, GPT-2's 50,257 tokens in addition to the world's, tied
   embeddings, dropout .1, as in the published code. This is not the same amount of work.
 
-`--peer` is the Python of an environment with torch and transformers; `--peer=none` omits both
+`--peer` is the Python of an environment with torch and transformers. `--peer=none` omits both
 variants of GPT-2.
 
 On an accelerator: --config=configs/composition.py:paper --peer=none
@@ -158,12 +159,12 @@ class GPT2(Peer):
         return seconds
 
     def steps(self, ours: int) -> int:
-        """Return the number of steps to measure, which is smaller for expensive steps."""
+        """Return the number of steps to measure. More expensive steps are measured less often."""
         return max(2, min(ours, round(ours * 2e10 / self.flops)))
 
 
 def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
-    """Start both variants; check that the first one does the same work as ours."""
+    """Start both variants, and check that `same work` does the same work as our loop."""
     rows = jax.device_get(ours.program.rows.table)
     assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
     batch = ours.config.batch_size
@@ -210,7 +211,7 @@ def write_peer(
 
 
 def check_same_work(ours: Ours, rows: RowTable, said: dict[str, float]) -> None:
-    """Check that the first batch has the same loss and gradient norm on both sides."""
+    """Check that our model and GPT-2 have the same loss and gradient norm on the first batch."""
     first = jax.tree.map(lambda rows: jnp.asarray(rows[: ours.config.batch_size]), rows)
 
     def loss(params: Any) -> Any:

@@ -1,11 +1,11 @@
-"""TransformerLens's residual stream grid for patch_grid.py; runs in that package's environment.
+"""TransformerLens's residual stream grid for patch_grid.py, in its own Python environment.
 
     python transformer_lens_grid.py FOLDER THREADS
 
 FOLDER contains the model (`ours.safetensors`, `ours.json`) and `prompts.npz` (clean, corrupted).
-The process computes one grid for every input line and answers with one line of JSON with the
-seconds. The line "logits" also writes `logits.npy` [layer, pos, prompt, d_vocab] to FOLDER; "time"
-does not.
+For every input line, the process computes one grid and writes its seconds as one line of JSON. If
+the input line is "logits" instead of "time", the process also writes `logits.npy` [layer, pos,
+prompt, d_vocab] to FOLDER.
 """
 
 from __future__ import annotations

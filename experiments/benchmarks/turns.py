@@ -16,10 +16,11 @@ Seconds = dict[str, list[float]]
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, *, calls: int = 1) -> Seconds:
-    """Time the variants round by round; a first round is a warm-up.
+    """Time the variants round by round, after a warm-up round.
 
-    If a variant is called several times per turn, the median counts. This is necessary for calls of
-    milliseconds, because the first call finds the caches filled by the preceding variant.
+    If a variant is called several times per turn, the median counts. Several calls are necessary if
+    a call takes milliseconds, because the preceding variant has filled the CPU caches before the
+    first call.
 
     Args:
       sides: functions that return a number of seconds, by variant.
@@ -37,7 +38,7 @@ def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, *, calls: 
 
 
 def timed(run: Callable[[], Any]) -> Callable[[], float]:
-    """Wrap a function that returns arrays; return the seconds until they are ready."""
+    """Run a function that returns arrays, and return the seconds until the arrays are ready."""
 
     def took() -> float:
         began = time.perf_counter()
@@ -48,11 +49,11 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def compared(seconds: Seconds, flops: Mapping[str, float], ours: str) -> dict[str, Any]:
-    """Return seconds, GFLOP and GFLOP/s by variant, and the speedup of `ours` over the others.
+    """Return seconds, GFLOP and GFLOP/s by variant, and the speedups of `ours`.
 
     Ratios are computed within each round, and their spread is over rounds. The ratio of FLOPs is
-    reported next to the ratio of times. The difference between the two is due to hardware
-    utilization.
+    reported next to the ratio of times. If these ratios differ, the hardware utilization of the
+    variants differs.
     """
     return {
         "seconds": {name: spread(s_) for name, s_ in seconds.items()},
@@ -69,5 +70,5 @@ def compared(seconds: Seconds, flops: Mapping[str, float], ours: str) -> dict[st
 
 
 def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
-    """Return the spread over rounds of the ratio of two variants."""
+    """Return the spread of the ratio of two variants over rounds."""
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
