@@ -63,7 +63,10 @@ def test_help_lists_every_command(argv, capsys):
         (["train", CONFIG, "--workdir=x", "--config.task.name=compsition"], "'composition'"),
         (["world", CONFIG, "--out=x", "--config.task.phi=12"], "phi can be at most"),
         (["world", CONFIG, "--out=x", "--config.task.out_degree=11"], "out_degree"),
-        (["world", CONFIG, "--out=x", "--wang_types"], "no type for split 'test_io'"),
+        (
+            ["world", CONFIG, "--out=x", "--wang_types"],
+            "Wang et al. do not have the split 'test_io'",
+        ),
         (["report", "--workdir=nowhere"], "is not a run directory"),
         (["report", "--workdir=nowhere", "--config.steps=3"], "takes no --config"),
     ],

@@ -353,12 +353,15 @@ def test_a_wheel_has_its_configurations_inside_of_the_package(tmp_path, monkeypa
         ("{}/composition.py", "does not exist"),
         ("{folder}/compositon.py", "did you mean .*composition.py"),
         ("no.such.module:x", "there is no configuration 'no.such.module'"),
-        ("compositon:x", "did you mean composition\\?.*: give a name \\(comparison, .*or package"),
+        (
+            "compositon:x",
+            "use a name \\(comparison, .*or package.module; did you mean composition\\?",
+        ),
         ("configs/shadows/shadow.py", "does not exist; use --config=shadow"),
         ("configs/composition", "there is no configuration"),
         ("", "there is no configuration"),
         (".", "there is no configuration"),
-        ("json:x", "json has no function get_config"),
+        ("json:x", "json does not define a function get_config"),
     ],
 )
 def test_load_says_what_is_wrong(config_file, spec, says):
@@ -370,7 +373,7 @@ def test_load_says_what_is_wrong(config_file, spec, says):
     ("body", "says"),
     [
         ("def get_config(): return {}", "returned a dict; it must return a ConfigDict"),
-        ("def other(): pass", "has no function get_config"),
+        ("def other(): pass", "does not define a function get_config"),
         (
             "from ml_collections import ConfigDict\n"
             "def get_config(): return ConfigDict({'a': {'b': object, 'c': [{'d': 1}]}, 'e': 1})",

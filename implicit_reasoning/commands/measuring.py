@@ -15,7 +15,7 @@ Arguments = dict[str, Any]
 
 
 def report(flags: Arguments, overrides: Arguments) -> None:
-    """Write the report of a run or a sweep."""
+    """Run the command `report`: write the report of a run or a sweep."""
     from implicit_reasoning.report import write_report, write_sweep_report
     from implicit_reasoning.runs import Run
     from implicit_reasoning.sweeps import Runs, SweepLayout
@@ -25,7 +25,8 @@ def report(flags: Arguments, overrides: Arguments) -> None:
     if SweepLayout(workdir).sweep.exists():
         if flags["intervals"]:
             raise InputError(
-                f"{workdir} is the folder of a sweep; --intervals=true needs the folder of a run"
+                f"{workdir} is the folder of a sweep, but --intervals=true works only for "
+                "the folder of a run"
             )
         print(f"report: {write_sweep_report(Runs(workdir))}")
         return
@@ -36,7 +37,7 @@ def report(flags: Arguments, overrides: Arguments) -> None:
 
 
 def analyze(flags: Arguments, overrides: Arguments) -> None:
-    """Measure checkpoints with instruments."""
+    """Run the command `analyze`: measure checkpoints with instruments."""
     from implicit_reasoning.analysis import analyze_all, with_pairs
     from implicit_reasoning.runs import Run
     from implicit_reasoning.sweeps import Runs, SweepLayout
@@ -45,7 +46,7 @@ def analyze(flags: Arguments, overrides: Arguments) -> None:
     for workdir in flags["workdir"]:
         runs += Runs(workdir) if SweepLayout(workdir).sweep.exists() else [Run(workdir)]
     if not runs:
-        raise InputError("no trial of the sweep has started, so there is nothing to measure")
+        raise InputError("there is nothing to measure, because no trial of the sweep has started")
     instruments: Sequence[Any] | None = list(flags["instruments"]) or None
     if flags["pairs"] is not None or flags["metrics"]:
         instruments = with_pairs(flags["instruments"], flags["pairs"], flags["metrics"])
@@ -56,11 +57,11 @@ def analyze(flags: Arguments, overrides: Arguments) -> None:
 
 
 def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
-    """Return the steps that the flag `--steps` selects; None means all steps.
+    """Convert the items of the flag `--steps` to steps; None means all steps.
 
     Args:
-      items: the items of the flag: `all`, `last`, or numbers of steps.
-      there: the steps of the run's checkpoints.
+      items: the items of the flag: `all`, `last`, or integers.
+      there: the steps of the checkpoints of the run, in ascending order.
 
     Raises:
       InputError: an item is not an integer.
@@ -76,7 +77,7 @@ def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
 
 
 def score(flags: Arguments, overrides: Arguments) -> None:
-    """Score instruments on models with known mechanisms."""
+    """Run the command `score`: score instruments on models with known mechanisms."""
     from implicit_reasoning.analysis import INSTRUMENTS
     from implicit_reasoning.analysis.truth.score import score
 
@@ -86,7 +87,10 @@ def score(flags: Arguments, overrides: Arguments) -> None:
 
 
 def dictionaries(flags: Arguments, overrides: Arguments) -> None:
-    """Train dictionaries on the states of a run, measure them, and write the report of the run."""
+    """Run the command `dictionaries`: train dictionaries on the states of a run, and measure them.
+
+    The report of the run is also written.
+    """
     from implicit_reasoning.dictionaries import measure_dictionaries, train_dictionaries
     from implicit_reasoning.dictionaries.dashboards import write_page
     from implicit_reasoning.report import write_report

@@ -11,15 +11,16 @@ from implicit_reasoning.config import Flag
 
 
 class Verb(NamedTuple):
-    """A command.
+    """A command of the program.
 
     Attributes:
       summary: what the command does, in one sentence.
       flags: the flags by name, in the order of the help.
-      function: the function that runs the command. It is called with the values of the flags and
+      function: the function that runs the command. Its arguments are the values of the flags and
         the overrides of the configuration.
       saves: whether the command saves its state when it receives a signal.
-      computes: whether the command runs compiled programs, so that it uses the compilation cache.
+      computes: whether the command runs compiled programs. Such a command uses the compilation
+        cache.
     """
 
     summary: str
@@ -30,7 +31,7 @@ class Verb(NamedTuple):
 
     @property
     def takes_config(self) -> bool:
-        """Whether the command accepts overrides `--config.x.y=value`."""
+        """Whether the command accepts overrides such as `--config.task.phi=5`."""
         return "config" in self.flags
 
 
@@ -214,7 +215,7 @@ VERBS: dict[str, Verb] = {
         {
             "workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR"),
             "intervals": Flag(
-                "first add intervals to the accuracies of a run of an older version",
+                "first add confidence intervals to the accuracies, for a run of an older version",
                 kind=bool,
                 default=False,
             ),
@@ -253,7 +254,7 @@ VERBS: dict[str, Verb] = {
                 value="DIR",
             ),
             "config": Flag(
-                "join the processes that the configuration's `distributed` group describes",
+                "configuration whose group `distributed` describes the processes to connect",
                 value="FILE[:SCALE]",
             ),
         },
@@ -279,5 +280,5 @@ VERBS: dict[str, Verb] = {
 
 
 def all_flags(verb: Verb) -> dict[str, Flag]:
-    """Return the flags of a command, including the flags in `COMMON` if it runs programs."""
+    """Return the flags of a command, with the flags in `COMMON` if it runs compiled programs."""
     return {**verb.flags, **(COMMON if verb.computes else {})}

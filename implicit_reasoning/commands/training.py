@@ -11,7 +11,7 @@ Arguments = dict[str, Any]
 
 
 def train(flags: Arguments, overrides: Arguments) -> None:
-    """Start the training of a run, or resume it."""
+    """Run the command `train`: start the training of a run, or resume it."""
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.training import run_phases, train
 
@@ -26,7 +26,7 @@ def train(flags: Arguments, overrides: Arguments) -> None:
 
 
 def sweep(flags: Arguments, overrides: Arguments) -> None:
-    """Train all trials of a sweep that are not done."""
+    """Run the command `sweep`: train all trials of a sweep that are not done."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.runtime.machine import one_device_per_core
@@ -43,7 +43,7 @@ def sweep(flags: Arguments, overrides: Arguments) -> None:
         print(describe_cost(found, flags["launcher"], stop_at=flags["stop_at"]))
         return
     if flags["workdir"] is None:
-        raise InputError("sweep needs --workdir=DIR, unless --dry_run is given")
+        raise InputError("the command sweep needs --workdir=DIR, unless --dry_run is given")
     if flags["launcher"] in (None, "vmap"):
         one_device_per_core()
     statuses = run_sweep(
@@ -74,7 +74,7 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
     from implicit_reasoning.sweeps.search import Search, find_space, search
 
     if flags["search"] != "optuna" or flags["workdir"] is None:
-        raise InputError("a search needs --search=optuna and --workdir=DIR")
+        raise InputError("a search needs both --search=optuna and --workdir=DIR")
     if flags["dry_run"] or flags["stop_at"] is not None:
         raise InputError(
             "--search cannot be combined with --dry_run or --stop_at, because a search chooses its "
@@ -102,7 +102,7 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
 
 
 def plan(flags: Arguments, overrides: Arguments) -> None:
-    """Print the estimated cost of a run on this machine."""
+    """Run the command `plan`: print the estimated cost of a run on this machine."""
     from implicit_reasoning.training.estimate import plan
 
     config = apply_overrides(load_config(flags["config"]), overrides)

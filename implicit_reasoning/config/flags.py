@@ -1,7 +1,7 @@
 """Parsing of a command line into flags and configuration overrides.
 
-`argparse` recognizes the flags, but would stop at the first error. This module collects all errors,
-so that one message lists all faults. `implicit_reasoning.commands.parser` writes the help.
+`argparse` recognizes the flags, but would stop at the first error. This module collects all errors
+and reports them in one message. `implicit_reasoning.commands.parser` writes the help.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Flag:
     """A flag of a command.
 
     Attributes:
-      help: one sentence.
-      kind: type of the value, or, for a list, of each item: str, int, float, bool, or Path for a
-        folder.
+      help: description for the help, one sentence.
+      kind: type of the value: str, int, float, bool, or Path for a folder. For a list, the type of
+        each item.
       default: value if the flag is not given; a tuple if the value is a list.
       many: whether the value is a list. A flag with a list may be repeated.
       required: whether the flag must be given.
@@ -44,17 +44,22 @@ class Flag:
 
     @classmethod
     def of(cls, like: Any) -> Flag:
-        """Return the flag that a default value, or a type without a default, describes."""
+        """Create a flag from a default value, or from the type of its value.
+
+        Args:
+          like: a default value, a type such as `str` for a flag without a default, or a `Flag`,
+            which is returned unchanged.
+        """
         if isinstance(like, Flag):
             return like
         default = None if isinstance(like, type) else like
         return cls(kind=type(example(like)), default=default)
 
     def parse(self, texts: Sequence[str | bool], name: str) -> Any:
-        """Return the parsed value.
+        """Convert the text that follows this flag on a command line to a value.
 
         Args:
-          texts: one element for each occurrence of the flag; True stands for a missing value.
+          texts: one element for each occurrence of the flag; True if the occurrence has no value.
           name: the flag with its dashes, for error messages.
 
         Raises:
@@ -87,7 +92,9 @@ class Flag:
     def _split(self, text: str, name: str) -> list[str]:
         items = split_list(text)
         if "" in items:
-            raise InputError(f"{name} is {text!r}, which has an empty item")
+            raise InputError(
+                f"{name} is {text!r}, which contains an empty item; remove the extra comma"
+            )
         if self.kind is Path and len(items) > 1:
             return _folders(text, items, name)
         return items
@@ -104,8 +111,9 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
     missing = [item for item in items if not local_folder(item, name).is_dir()]
     if missing and (meant := _joined(items, name)):
         raise InputError(
-            f"{name} has {missing[0]!r}, which is not a folder; if the name of a folder "
-            f"contains a comma, put a backslash before the comma, as in {name}='{join_list(meant)}'"
+            f"{name} contains {missing[0]!r}, which is not a folder; if the name of a "
+            "folder contains a comma, put a backslash before the comma, as in "
+            f"{name}='{join_list(meant)}'"
         )
     return items
 
@@ -127,7 +135,7 @@ def _joined(items: list[str], name: str) -> list[str] | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises an `InputError` and does not exit."""
+    """An `ArgumentParser` that raises an `InputError` instead of exiting."""
 
     def error(self, message: str) -> Any:
         """Raise an `InputError` with this message."""
@@ -143,13 +151,13 @@ def parse_flags(
       argv: arguments such as `--workdir=runs/a`, `--workdir runs/a`, `--dry_run` and
         `--config.task.phi=3`. A bool flag does not consume the next argument. A value that begins
         with `--` requires the `=` form. `--dry-run` is equivalent to `--dry_run`.
-      known: for each name, a `Flag`, or a default whose type the value must have, or a type such as
-        `str` if there is no default.
+      known: for each flag name, a `Flag`, a default value, or a type such as `str` if there is no
+        default.
 
     Returns:
-      Two dicts. `flags` has a value for every known name; the value is the default if the flag is
-      not given. `overrides` is for `apply_overrides`: its keys do not have the prefix `config.`,
-      and its values are text, or True if no value is given.
+      Two dicts, flags and overrides. The first dict has a value for every known flag, which is the
+      default if the flag is not given. The second dict is an argument for `apply_overrides`. Its
+      keys do not have the prefix `config.`, and its values are text, or True if no value is given.
 
     Raises:
       InputError: one message lists all faults: unknown flags (with the most similar known flag),

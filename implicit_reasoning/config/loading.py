@@ -23,14 +23,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Load the configuration that `spec` names, and lock it.
+    """Load a configuration by name or path, and lock it.
+
+    The function `get_config(arg)` of the file or module is called. Without `:arg`, `get_config()`
+    is called. If the parameter of `get_config` has no default, `get_config("")` is called instead,
+    and `choose` then raises an error that lists the options.
 
     Args:
-      spec: `name[:arg]` of a configuration in the package (such as `composition:pocket`; see
-        `shipped_configs`), `path/to/file.py[:arg]` or `package.module[:arg]`. The function
-        `get_config(arg)` of the file or module is called. Without `:arg`, `get_config()` is called.
-        If `get_config` has a parameter without a default, `get_config("")` is called, for which
-        `choose` raises an error that lists the options.
+      spec: `name[:arg]` of a configuration in the package, such as `composition:pocket` (see
+        `shipped_configs`), `path/to/file.py[:arg]` or `package.module[:arg]`.
 
     Returns:
       The locked configuration, with lists converted to tuples.
@@ -44,7 +45,9 @@ def load_config(spec: str) -> ConfigDict:
     where, _, arg = spec.partition(":")
     get_config = getattr(config_module(where), "get_config", None)
     if not callable(get_config):
-        raise InputError(f"{where} has no function get_config(), which a configuration must have")
+        raise InputError(
+            f"{where} does not define a function get_config(), which every configuration needs"
+        )
     config = _call(get_config, where, arg)
     if not isinstance(config, ConfigDict):
         raise InputError(
@@ -55,10 +58,10 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the paths of the configuration files in the package, by name.
+    """Return the paths of the configuration files that come with the package, by name.
 
-    In an installed package, the folder `configs` is inside the package. In a checkout, it is next
-    to the package.
+    In an installed package, the folder `configs` is inside the package. In a checkout, the folder
+    is next to the package.
     """
     inside = PACKAGE / "configs"
     folder = inside if inside.is_dir() else PACKAGE.parent / "configs"
@@ -66,9 +69,11 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def config_module(where: str) -> ModuleType:
-    """Import the file or module of a configuration; `where` is the `spec` of `load_config`.
+    """Import the file or module of a configuration.
 
-    `where` has no `:arg`. A name in `shipped_configs` has priority over a module with that name.
+    Args:
+      where: a name in `shipped_configs`, `path/to/file.py` or `package.module`. A name in
+        `shipped_configs` has priority over a module with the same name.
 
     Raises:
       InputError: there is no such file or module.
@@ -85,8 +90,8 @@ def config_module(where: str) -> ModuleType:
             )
     elif where.isidentifier() and not _is_module(where):
         raise InputError(
-            f"there is no configuration {where!r}{did_you_mean(where, shipped)}: give a name "
-            f"({', '.join(shipped)}), path/to/file.py or package.module"
+            f"there is no configuration {where!r}; use a name ({', '.join(shipped)}), "
+            f"path/to/file.py or package.module{did_you_mean(where, shipped)}"
         )
     return imports.load(where, "configuration")
 
@@ -99,10 +104,14 @@ def _is_module(name: str) -> bool:
 
 
 def choose(arg: str, options: Mapping[str, T]) -> T:
-    """Return `options[arg]`; `get_config` calls this with its argument.
+    """Return `options[arg]`, for the argument of `get_config`.
 
-    Example: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})` returns 128 for the scale
-    `pocket`.
+    Example: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})` returns 128 if `scale` is
+    "pocket".
+
+    Args:
+      arg: the argument of `get_config`; empty if it is missing.
+      options: values by name.
 
     Raises:
       InputError: `arg` is not an option. The message lists the options and suggests the most
@@ -119,7 +128,8 @@ def _call(get_config: Callable[..., Any], where: str, arg: str) -> Any:
     parameters = list(inspect.signature(get_config).parameters.values())
     if arg and not parameters:
         raise InputError(
-            f"get_config() in {where} takes no argument, but {arg!r} was given; use {where} alone"
+            f"get_config() in {where} takes no argument, but {arg!r} was given; write "
+            f"{where} without :{arg}"
         )
     if arg:
         return get_config(arg)

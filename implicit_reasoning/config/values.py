@@ -23,8 +23,16 @@ _EXAMPLES: dict[type, Any] = {bool: False, int: 0, float: 0.0, str: "", tuple: (
 def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
     """Convert a value to the type of the default `group[name]`.
 
-    If the default is an empty placeholder, such as ml_collections' `placeholder(int)`, the value
+    If the default is an empty placeholder of ml_collections, such as `placeholder(int)`, the value
     may also be none.
+
+    Args:
+      given: text or a Python value.
+      group: the group that contains the field.
+      name: name of the field in the group.
+
+    Raises:
+      InputError: the conversion is not possible.
     """
     default, declared = group[name], group.get_type(name)
     if default is None and declared in _EXAMPLES:
@@ -33,12 +41,20 @@ def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
 
 
 def example(like: Any) -> Any:
-    """Return an example of a flag's value: its default or, if `like` is a type, a value of it."""
+    """Return a value with the type of a flag or a field.
+
+    Args:
+      like: a default value, which is returned, or a type such as `int`.
+    """
     return _EXAMPLES[like] if isinstance(like, type) else as_leaf(like)
 
 
 def parse(given: Any, like: Any) -> Any:
-    """Convert `given` (text or a Python value) to the type of `like`.
+    """Convert text or a Python value to the type of `like`.
+
+    Args:
+      given: text or a Python value.
+      like: a value of the wanted type; None for any type.
 
     Raises:
       InputError: the conversion is not possible.
@@ -158,14 +174,17 @@ def as_leaf(value: Any) -> Any:
     """Return `value` with lists converted to tuples.
 
     Raises:
-      InputError: a configuration cannot contain the value.
+      InputError: the value is not allowed in a configuration, such as NaN or a dict.
     """
     if isinstance(value, (tuple, list)):
         return tuple(as_leaf(item) for item in value)
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is None or (type(value) in (bool, int, float, str) and finite):
         return value
-    raise InputError(f"{value!r} must be None, a bool, int, finite float, str or a tuple of these")
+    raise InputError(
+        f"{value!r} is not allowed; a value must be None, a bool, an int, a finite float, a "
+        "str or a tuple of these"
+    )
 
 
 def _wants(wanted: str, given: Any) -> InputError:

@@ -1,4 +1,7 @@
-"""Collection of figures and pages from all providers; output as files and to TensorBoard."""
+"""Collection of figures and pages from all providers; output as files and to TensorBoard.
+
+A provider is a module that defines `figures(run)`, `pages(run)` or both functions.
+"""
 
 from __future__ import annotations
 
@@ -39,28 +42,42 @@ _UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"Creation
 
 
 class Rendered(NamedTuple):
-    """A figure, and the contents of its files, by format."""
+    """A figure, and the contents of its files.
+
+    Attributes:
+      figure: the figure.
+      files: contents by format, such as "svg".
+    """
 
     figure: Figure
     files: dict[str, bytes]
 
 
 def collect(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Figure]:
-    """Collect the figures of all providers.
+    """Collect the figures of a run from all providers.
 
     Args:
       run: the run.
-      providers: the import paths of the providers.
+      providers: the import paths of modules that define `figures(run)`, `pages(run)` or both.
 
     Raises:
-      InputError: a provider cannot be imported, a provider defines neither `figures` nor `pages`,
-        or two figures have the same name.
+      InputError: a provider cannot be imported, a provider defines neither function, or two figures
+        have the same name.
     """
     return _collect(run, providers, "figures")
 
 
 def collect_pages(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Page]:
-    """Collect the pages of all providers; see `collect` for arguments and errors."""
+    """Collect the pages of a run from all providers.
+
+    Args:
+      run: the run.
+      providers: the import paths of modules that define `figures(run)`, `pages(run)` or both.
+
+    Raises:
+      InputError: a provider cannot be imported, a provider defines neither function, or two pages
+        have the same name.
+    """
     return _collect(run, providers, "pages")
 
 
@@ -71,20 +88,23 @@ def _collect(run: Run, providers: Sequence[str], wanted: str) -> list[Any]:
         makers = {kind: getattr(provider, kind, None) for kind in ("figures", "pages")}
         if not any(map(callable, makers.values())):
             raise InputError(
-                f"{path} has neither a function figures(run) nor a function pages(run); a provider "
-                "must define at least one of them"
+                f"{path} defines neither figures(run) nor pages(run); a provider must "
+                "define at least one of these functions"
             )
         maker = makers[wanted]
         found += maker(run) if callable(maker) else []
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"two {wanted} have the same name: {', '.join(twice)}")
+        raise InputError(
+            f"the names of {wanted} must be unique, but these names occur more than once: "
+            f"{', '.join(twice)}"
+        )
     return found
 
 
 def render(figure: Figure) -> Rendered:
-    """Render a figure in all formats."""
+    """Render a figure in all formats of `FORMATS`."""
     files = {}
     with matplotlib.rc_context(_RENDERING):
         figure.drawing.draw_without_rendering()
@@ -97,7 +117,10 @@ def render(figure: Figure) -> Rendered:
 
 
 def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
-    """Write every figure as `<name>.svg`, `.png` and `.pdf`. Delete other figures in `folder`."""
+    """Write every figure as `<name>.svg`, `<name>.png` and `<name>.pdf`.
+
+    All further figure files in `folder`, which come from an older report, are deleted.
+    """
     current = {f"{one.figure.name}.{kind}" for one in rendered for kind in one.files}
     for kind in FORMATS:
         for old in folder.glob(f"*.{kind}"):
@@ -112,9 +135,9 @@ def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
 def write_tensorboard(rendered: Sequence[Rendered], run: Run) -> None:
     """Write the figures as images to a separate TensorBoard event file.
 
-    The name of the file sorts before the name of training's event file. Some versions of
-    TensorBoard follow only the last file of a folder, and the last file must be the one to which
-    training adds rows. Every call gives the file a new name, so that an open TensorBoard loads it.
+    The name of the file sorts before the name of the event file that training writes. Some versions
+    of TensorBoard follow only the last file of a folder, and training adds rows to the last file.
+    Every call uses a new file name, so that a running TensorBoard loads the file.
     """
     folder, rows = run.files.tensorboard, run.metrics
     for old in folder.glob(f"events.*{_SUFFIX}"):

@@ -1,4 +1,4 @@
-"""Writes HTML pages about a run. The pages can be printed, and need no network and no scripts."""
+"""HTML pages about a run, which can be printed and need no network and no scripts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
 
     Args:
       run: the run, finished or still training.
-      providers: the import paths of the modules with `figures(run)` or `pages(run)`.
+      providers: the import paths of modules that define `figures(run)`, `pages(run)` or both.
 
     Returns:
       The path of `index.html`.
@@ -43,7 +43,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
     """
     if not run.metrics:
         raise InputError(
-            f"{run.files.metrics} has no rows yet: there is nothing to report before the first "
+            f"{run.files.metrics} contains no rows yet; write the report after the first "
             "evaluation, at step 0"
         )
     rendered = [render(figure) for figure in collect(run, providers)]
@@ -59,7 +59,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
 
 
 def make_environment() -> Environment:
-    """Create the Jinja environment for the templates of this folder."""
+    """Create the Jinja environment for the templates in this folder."""
     return Environment(
         loader=PackageLoader("implicit_reasoning.report", ""),
         autoescape=True,
@@ -77,8 +77,7 @@ def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> N
         path = folder / f"{page.name}.html"
         if path == run.files.report:
             raise InputError(
-                f"a page is named {page.name!r}, which is the name of the report; choose another "
-                "name"
+                f"the page name {page.name!r} is reserved for the report; choose a different name"
             )
         others = [other for other in pages if other is not page]
         with atomic_write(path) as file:

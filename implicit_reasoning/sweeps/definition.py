@@ -1,8 +1,8 @@
 """Definition of a sweep: one base configuration, and the overrides of each trial.
 
 A configuration file may define functions `sweep_<name>()` in addition to `get_config`. Such a
-function yields the overrides of each trial: `{"optimizer.weight_decay": 0.3, "seed": 1}`.
-`grids.py` has helpers for them.
+function yields the overrides of each trial, for example `{"optimizer.weight_decay": 0.3, "seed":
+1}`. `grids.py` has helpers for these functions.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Sweep:
 
     @cached_property
     def shapes(self) -> list[list[str]]:
-        """Groups of trial names; the trials of a group have the same shape.
+        """Names of the trials, grouped by shape.
 
-        Trials have the same shape if they differ only in the fields of `population.VARIED`. These
-        are the fields in which the trials of one population may differ.
+        Trials have the same shape if they differ only in the fields of `population.VARIED`. Trials
+        of the same shape can be trained as one population.
         """
         found: dict[str, list[str]] = {}
         for trial, overrides in self.trials.items():
@@ -70,15 +70,16 @@ class Sweep:
 
 
 def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
-    """Load and validate the sweep `sweep_<name>` of a configuration.
+    """Load and validate a sweep that a configuration file defines as `sweep_<name>()`.
 
     Args:
       spec: the configuration, as for `load_config`.
       name: name of the sweep.
-      overrides: overrides of the base configuration, applied before those of the trials.
+      overrides: overrides of the base configuration. They are applied before the overrides of the
+        trials.
 
     Raises:
-      InputError: there is no such sweep, or its trials have faults; the message lists up to 20
+      InputError: there is no such sweep, or its trials have faults. The message lists up to 20
         faults.
     """
     base = apply_overrides(load_config(spec), overrides or {})
@@ -95,17 +96,23 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
 def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
     """Return the functions of a configuration file whose names start with a prefix.
 
+    Args:
+      spec: the configuration, as for `load_config`.
+      prefix: the prefix, such as "sweep_".
+
     Returns:
       The functions by name, without the prefix.
 
     Raises:
-      InputError: no function of the file has the prefix.
+      InputError: no function name of the file starts with the prefix.
     """
     where = spec.partition(":")[0]
     found = inspect.getmembers(config_module(where), inspect.isfunction)
     names = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
     if not names:
-        raise InputError(f"{where} has no function {prefix}<name>(); define one")
+        raise InputError(
+            f"{where} does not define a function {prefix}<name>(); define at least one"
+        )
     return names
 
 
@@ -121,7 +128,7 @@ def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
         out of bounds, or duplicate trials. The message lists up to 20 faults.
     """
     if not trials:
-        raise InputError("the sweep has no trials")
+        raise InputError("the sweep has no trials; yield the overrides of at least one trial")
     base = completed(base)
     faults: dict[str, list[int]] = {}
     parsed: dict[int, dict[str, Any]] = {}
@@ -182,13 +189,16 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def names(trials: Sequence[Overrides]) -> list[str]:
-    """Return a name for each trial, made of its overrides, such as `weight_decay=0.5,seed=1`."""
+    """Name each trial after its overrides, such as `weight_decay=0.5,seed=1`."""
     short = short_keys(tuple(dict.fromkeys(key for overrides in trials for key in overrides)))
     return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each field's name, or the full name if the last part is ambiguous."""
+    """Return a short name for each field: the last part of its dotted name.
+
+    If several fields have the same last part, their short names are the full names.
+    """
     last = [key.rpartition(".")[2] for key in keys]
     return {
         key: tail if last.count(tail) == 1 else key for key, tail in zip(keys, last, strict=True)

@@ -1,4 +1,4 @@
-"""Files of a sweep's directory, and the lock that excludes other launchers from the directory.
+"""Files in the directory of a sweep, and the lock against a second launcher.
 
     sweep.json       the base configuration, and the overrides of each trial
     journal.jsonl    one line for each event of a trial, in order
@@ -6,9 +6,9 @@
     populations/<n>/ stacked checkpoints and states of trials that were trained together
     report/          the report
 
-`sweep.json` and `journal.jsonl` have all trials, so that a sweep of many trials does not need many
-files. The process of a trial writes only in the directory of that trial. The launcher's process
-writes all other files.
+`sweep.json` and `journal.jsonl` cover all trials, so a sweep of many trials does not need many
+files. The process of a trial writes only in the directory of that trial. The process of the
+launcher writes all other files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Status(NamedTuple):
 
     Attributes:
       state: WAITING, RUNNING, DONE, STOPPED, FAILED, DIVERGED or PRUNED.
-      step: the step that the trial had reached at its last event.
+      step: the training step that the trial had reached at its last event.
       attempts: number of times that the trial was started.
       why: reason for a failure or a stop.
       seconds: total duration of the attempts.
@@ -61,13 +61,13 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepLayout:
-    """Paths of the files in a sweep's directory."""
+    """Paths of the files in the directory of a sweep."""
 
     workdir: Path
 
     @property
     def sweep(self) -> Path:
-        """Path of the definition; a directory with this file is a sweep's directory."""
+        """Path of the definition of the sweep. Every directory of a sweep contains this file."""
         return self.workdir / "sweep.json"
 
     @property
@@ -77,7 +77,10 @@ class SweepLayout:
 
     @property
     def trials(self) -> Path:
-        """Path of the folder of the run directories. It can be TensorBoard's `--logdir`."""
+        """Path of the folder that contains the run directories.
+
+        TensorBoard accepts this folder as its `--logdir`.
+        """
         return self.workdir / "trials"
 
     @property
@@ -91,15 +94,15 @@ class SweepLayout:
         return self.workdir / "report" / "index.html"
 
     def trial(self, name: str) -> Layout:
-        """Return the layout of a trial's run directory."""
+        """Return the layout of the run directory of a trial."""
         return Layout(self.trials / name)
 
 
 def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
-    """Lock the directory.
+    """Lock the directory of a sweep, so that no second launcher uses it.
 
     Raises:
-      InputError: another launcher holds the lock.
+      InputError: a different launcher holds the lock.
     """
     return exclusive_lock(
         files.workdir,
@@ -111,14 +114,12 @@ def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
 def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
     """Write the definition of a sweep, or merge it with the definition in the directory.
 
-    The merged sweep has the trials of both definitions.
-
     Returns:
-      The merged sweep.
+      The merged sweep, with the trials of both definitions.
 
     Raises:
-      InputError: the configuration of a started trial would change, and the message names the
-        trial; or the directory is a run.
+      InputError: the configuration of a started trial would change, or the directory contains a run
+        instead of a sweep.
     """
     trials = dict(sweep.trials)
     if files.sweep.exists():
@@ -126,7 +127,7 @@ def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
         _check_same(files, old, sweep)
         trials = {**old.trials, **trials}
     elif files.workdir.exists() and (files.workdir / "config.json").exists():
-        raise InputError(f"{files.workdir} is a run, not a sweep; choose another --workdir")
+        raise InputError(f"{files.workdir} contains a run, not a sweep; choose another --workdir")
     grown = Sweep(sweep.base, trials)
     kept = {FORMAT_VERSION: SWEEP_FORMAT, "base": to_json(sweep.base), "trials": trials}
     if not files.sweep.exists() or read_json(files.sweep) != json.loads(json.dumps(kept)):
@@ -142,8 +143,8 @@ def load(files: SweepLayout) -> Sweep:
     """
     if not files.sweep.exists():
         raise InputError(
-            f"{files.workdir} is not a sweep directory: it has no sweep.json, which the command "
-            "`sweep` writes"
+            f"{files.workdir} is not a sweep directory: it does not contain sweep.json, "
+            "which the command `sweep` writes"
         )
     kept = read_json(files.sweep)
     if isinstance(kept, dict):
@@ -155,7 +156,7 @@ def load(files: SweepLayout) -> Sweep:
         }
         return Sweep(completed(from_json(kept["base"])), trials)
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{files.sweep} has no valid list of trials") from None
+        raise InputError(f"{files.sweep} does not contain a valid list of trials") from None
 
 
 def _tuples(value: Any) -> Any:
@@ -178,14 +179,14 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
         own = [change for change in changes if change.key not in overrides]
         if own:
             raise InputError(
-                f"trial {name} in {files.workdir} started with a configuration that differs from "
-                f"the new one ({listed(own)}); use the old configuration, or choose another "
-                "--workdir"
+                f"trial {name} in {files.workdir} started with a configuration that "
+                f"differs from the new configuration ({listed(own)}); use the old "
+                "configuration, or choose another --workdir"
             )
 
 
 class Journal:
-    """The events of all trials, and the statuses that they imply."""
+    """The events of all trials, and the statuses that follow from the events."""
 
     def __init__(self, files: SweepLayout, *, writes: bool = True):
         """Open the journal.
@@ -207,12 +208,12 @@ class Journal:
         return self.statuses.get(trial, Status())
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Status:
-        """Append one event to the journal. The event is on disk when this method returns.
+        """Append one event to the journal, and write it to disk before returning.
 
         Args:
           trial: name of the trial.
           state: the new state.
-          step: the step that the trial has reached; by default the step of its last event.
+          step: the training step that the trial has reached; by default the step of its last event.
           why: reason for a failure or a stop.
 
         Returns:
@@ -244,10 +245,10 @@ class Journal:
 
 
 def read_journal(files: SweepLayout) -> dict[str, Status]:
-    """Return the status of every trial that has events.
+    """Return the status of every trial that has events, by trial name.
 
     Raises:
-      InputError: a line is not a valid event; the message names the line.
+      InputError: a line is not a valid event. The message gives the line.
     """
     statuses: dict[str, Status] = {}
     if not files.journal.exists():
@@ -276,7 +277,7 @@ def _after(status: Status, event: Mapping[str, Any]) -> Status:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove an incomplete last line, which a crash can leave, before new lines are appended."""
+    """Remove an incomplete last line of a file, which a crash can leave."""
     if not path.exists():
         return
     whole = path.read_bytes()
@@ -287,7 +288,10 @@ def drop_torn_line(path: Path) -> None:
 
 
 def describe(files: SweepLayout, sweep: Sweep, name: str) -> None:
-    """Write a file with a trial's name, its overrides, and all fields that the sweep sets."""
+    """Write a file with the name of a trial, its overrides, and the names of all overridden fields.
+
+    The third entry lists every field that at least one trial of the sweep overrides.
+    """
     about = {"name": name, "overrides": dict(sweep.trials[name]), "keys": list(sweep.keys)}
     write_json(files.trial(name).trial, about)
 
@@ -296,7 +300,7 @@ def trial_config(sweep: Sweep, name: str) -> ConfigDict:
     """Return the configuration of a trial.
 
     Raises:
-      InputError: there is no trial of this name.
+      InputError: there is no trial with this name.
     """
     if name not in sweep.trials:
         raise InputError(f"there is no trial {name!r} in this sweep")

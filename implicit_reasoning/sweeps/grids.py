@@ -1,6 +1,6 @@
 """Helpers for the functions `sweep_<name>()` of configurations: grids, zips and random points.
 
-This module imports few packages, because configurations import it and must load quickly.
+Configurations import this module and must load quickly, so it imports few packages.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ Overrides = Mapping[str, Any]
 
 
 def grid(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of the fields' values; the last field varies fastest."""
+    """Yield every combination of the values of all fields. The last field varies fastest.
+
+    Args:
+      values: the values of each field, by dotted name.
+    """
     for chosen in itertools.product(*values.values()):
         yield dict(zip(values, chosen, strict=True))
 
 
 def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Yield the first values of all fields together, then the second values, and so on.
+
+    Args:
+      values: the values of each field, by dotted name.
 
     Raises:
       InputError: the fields have different numbers of values.
@@ -42,7 +49,7 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
     """Yield every combination of one trial from each part, merged into one trial.
 
     Args:
-      *parts: sets of trials; for example, one from `zipped` and a `grid` of seeds.
+      *parts: sets of trials, such as the result of `zipped` and a `grid` of seeds.
 
     Raises:
       InputError: two parts set the same field.
@@ -52,18 +59,23 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
         for overrides in chosen:
             if twice := merged.keys() & overrides.keys():
                 raise InputError(
-                    f"two parts of times() set {', '.join(sorted(twice))}; only one part may set a "
-                    "field"
+                    f"two parts of times() set {', '.join(sorted(twice))}; set every "
+                    "field in only one part"
                 )
             merged |= overrides
         yield merged
 
 
 def random_search(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield `count` random points of a space.
+    """Yield `count` random points of a search space.
 
     The points depend on the space and the seed only. A larger `count` adds points at the end and
     does not change the earlier points.
+
+    Args:
+      space: the distribution of each field, by dotted name.
+      count: number of points.
+      seed: random seed.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""`run_sweep` trains, with a launcher, the trials of a sweep that are not done."""
+"""`run_sweep` trains the trials of a sweep that are not done, with a launcher."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OWN_BAR = ("vmap",)  # launchers that train in this process and show their own 
 
 
 class SweepInterrupted(Interrupted):
-    """A signal interrupted a sweep; the states of its trials are saved."""
+    """A signal interrupted a sweep. The states of its trials are saved."""
 
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
@@ -62,12 +62,19 @@ class TrialsLost(Exception):
 
 
 def check_all_done(statuses: Mapping[str, Status]) -> None:
-    """Raise `TrialsLost` if any trial diverged or failed."""
+    """Check that no trial diverged or failed.
+
+    Args:
+      statuses: the status of every trial.
+
+    Raises:
+      TrialsLost: at least one trial diverged or failed.
+    """
     lost = sum(status.state in (DIVERGED, FAILED) for status in statuses.values())
     if lost:
         raise TrialsLost(
-            f"{lost} of {len(statuses)} trials diverged or failed, see the report; rerun the same "
-            "command to retry the failed trials"
+            f"{lost} of {len(statuses)} trials diverged or failed (the report lists "
+            "them); rerun the same command to retry the failed trials"
         )
 
 
@@ -89,28 +96,28 @@ def run_sweep(
       workdir: directory of the sweep; created if it is missing.
       launcher: a name in `LAUNCHERS`, or `package.module:function`. The default is `vmap` if this
         process is one of several hosts, if some trials can form a population, or if there is only
-        one trial. Otherwise the default is `local`.
+        one trial. Otherwise, the default is `local`.
       stop_at: step at which to stop every trial that does not end earlier. A later call can resume
         the trials.
       only: names of the trials to train; by default all.
-      options: options of the launcher, see its module.
+      options: options of the launcher. The module of the launcher describes them.
 
     Returns:
-      The status of every trial.
+      The status of every trial, by trial name.
 
     Raises:
       InputError: no trial was started, for one of these reasons: the configuration of a started
-        trial has changed, a name in `only` is unknown, another launcher uses the directory, or
+        trial has changed, a name in `only` is unknown, a different launcher uses the directory, or
         `launcher` cannot be used here.
-      SweepInterrupted: the sweep was interrupted by a signal; the same call continues it.
-      OSError: files cannot be written; the files of finished trials are complete.
+      SweepInterrupted: a signal interrupted the sweep. The same call continues the sweep.
+      OSError: files cannot be written. The files of finished trials are complete.
     """
     files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
     if stop_at is not None and stop_at < 0:
         raise InputError(f"stop_at is {stop_at}; it must be at least 0")
     if unknown := sorted(set(only or ()) - set(sweep.trials)):
-        raise InputError(f"there is no trial {', '.join(unknown)} in this sweep")
+        raise InputError(f"this sweep has no trial named {', '.join(unknown)}")
     distributed.initialize(sweep.base.distributed)
     name = launcher or ("vmap" if distributed.is_distributed() else default_launcher(sweep))
     launch = find_launcher(name)
@@ -154,11 +161,18 @@ def pending_trials(
 ) -> dict[str, int]:
     """Return the final step of each trial that must be trained, by trial name.
 
-    If a trial has saved its final step and the journal does not say so, the trial is recorded as
-    done.
+    If a trial has saved its final step but is not done according to the journal, the journal is
+    updated.
+
+    Args:
+      files: files of the sweep.
+      sweep: the sweep.
+      journal: the journal.
+      stop_at: as for `run_sweep`.
+      only: as for `run_sweep`.
 
     Raises:
-      InputError: a trial's directory contains a run whose configuration is not that of the trial.
+      InputError: the directory of a trial contains a run with a different configuration.
     """
     found = {}
     chosen = sweep.trials if only is None else set(only)
@@ -199,12 +213,19 @@ def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
 
 
 def default_launcher(sweep: Sweep) -> str:
-    """Return `vmap` if some trials have the same shape or there is only one trial, else `local`."""
+    """Return the name of the default launcher for a sweep, on one host.
+
+    The default is `vmap` if some trials have the same shape or there is only one trial. Otherwise,
+    the default is `local`.
+    """
     return "vmap" if len(sweep.shapes) < len(sweep.trials) or len(sweep.trials) == 1 else "local"
 
 
 def find_launcher(name: str) -> Launcher:
     """Return the launcher with a name or import path.
+
+    Args:
+      name: a key of `LAUNCHERS`, `package.module:function` or `file.py:function`.
 
     Raises:
       InputError: there is no such launcher.

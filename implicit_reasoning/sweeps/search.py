@@ -1,15 +1,15 @@
-"""Adaptive search: Optuna chooses trials, any launcher trains them, and Optuna gets their metric.
+"""Adaptive search: Optuna chooses trials, and a launcher trains the trials.
 
-The configuration file defines `space_<name>()`, which returns a `Space`. Trials are sampled in
-batches, so that a batch can be trained as one population. With successive halving, a batch is
-trained up to a step, the first rung. Its best trials are trained up to the second rung, and so on.
-A rung is a call of `run_sweep` with `stop_at`, because a resumed trial is bit-for-bit identical to
-an uninterrupted trial.
+The configuration file defines `space_<name>()`, which returns a `Space`. Optuna samples trials in
+batches, and a batch can be trained as one population. With successive halving, a batch is trained
+up to a first step, called a rung. The best trials of the batch are trained up to the second rung,
+and so on. A rung is a call of `run_sweep` with `stop_at`, because a resumed trial is bit-for-bit
+identical to an uninterrupted trial.
 
-`optuna.log` in the sweep's directory has the state of the search, the metric, the direction
-(minimize or maximize) and the space. After an interruption, the same call continues the search and
-samples the same trials as an uninterrupted search. A call whose metric, direction or space differs
-from the file is rejected.
+The file `optuna.log` in the directory of the sweep has the state of the search, the metric, the
+direction (minimize or maximize) and the space. After an interruption, the same call continues the
+search and samples the same trials as an uninterrupted search. A call is rejected if its metric,
+direction or space differs from the file.
 
 Sources: Optuna 5, "Ask-and-tell interface"; Jamieson and Talwalkar 2016, "Non-stochastic best arm
 identification and hyperparameter optimization" (successive halving, here batch by batch).
@@ -66,14 +66,14 @@ class Search:
     """Objective and size of a search.
 
     Attributes:
-      metric: column of `metrics.jsonl`; its last value is maximized, or minimized with `minimize`.
+      metric: column of `metrics.jsonl` whose last value is maximized.
       count: total number of trials.
       at_once: number of trials per batch.
-      rungs: ascending steps at which the worst trials of a batch are dropped. If `rungs` is empty,
-        all trials are trained to the end.
+      rungs: ascending training steps at which the worst trials of a batch are dropped. If `rungs`
+        is empty, all trials are trained to the end.
       keep: fraction of the trials of a batch that continue after a rung.
       seed: seed of Optuna's sampler.
-      minimize: whether a smaller metric is better.
+      minimize: whether to minimize the metric instead of maximizing it.
     """
 
     metric: str = "accuracy/test_ii"
@@ -90,7 +90,7 @@ class Search:
                 f"count and at_once must be at least 1, not {self.count} and {self.at_once}"
             )
         if list(self.rungs) != sorted(set(self.rungs)) or (self.rungs and self.rungs[0] < 1):
-            raise InputError(f"rungs is {self.rungs}; it must be ascending steps, all at least 1")
+            raise InputError(f"rungs must be ascending steps of at least 1; it is {self.rungs}")
         if not 0 < self.keep < 1:
             raise InputError(f"keep is {self.keep}; it must be greater than 0 and less than 1")
 
@@ -98,7 +98,12 @@ class Search:
 def find_space(
     spec: str, name: str, overrides: Overrides | None = None
 ) -> tuple[ConfigDict, Space]:
-    """Return the base configuration, and the search space from `space_<name>()` in the same file.
+    """Return the base configuration and the search space that a configuration file defines.
+
+    Args:
+      spec: the configuration, as for `load_config`.
+      name: name of the search. The function `space_<name>()` returns the search space.
+      overrides: overrides of the base configuration.
 
     Raises:
       InputError: the function does not exist, or does not return a space.
@@ -126,19 +131,19 @@ def search(
 
     Args:
       base: the configuration that all trials share.
-      space: distributions by the dotted key of the field.
+      space: the distribution of each field, by dotted name.
       workdir: directory of the sweep to which the search adds its trials.
       what: objective and size of the search.
       launcher: as for `run_sweep`.
       options: options of the launcher.
 
     Returns:
-      The status of every trial.
+      The status of every trial, by trial name.
 
     Raises:
-      InputError: Optuna is not installed, the directory contains a search with another metric,
-        direction or space, the trials do not have the metric, or `run_sweep` raises this error.
-      SweepInterrupted: the search was interrupted by a signal; the same call continues it.
+      InputError: Optuna is not installed, the directory contains a search with a different metric,
+        direction or space, the trials do not have the metric, or `run_sweep` rejects its input.
+      SweepInterrupted: a signal interrupted the search. The same call continues the search.
     """
     try:
         optuna: Any = importlib.import_module("optuna")
@@ -194,8 +199,9 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
         stored = {**stored, "metric": what.metric}
     if changes := _changes(stored, wanted):
         raise InputError(
-            f"{files.workdir} contains a search that differs from this one ({listed(changes)}); "
-            "use the metric, direction and space of the old search, or choose another --workdir"
+            f"{files.workdir} contains a search that differs from the requested search "
+            f"({listed(changes)}); use the metric, direction and space of the old search, "
+            "or choose another --workdir"
         )
     if study.user_attrs.get(_DEFINITION) != wanted:
         study.set_user_attr(_DEFINITION, wanted)
@@ -368,10 +374,10 @@ def _statuses(files: SweepLayout) -> dict[str, Status]:
 
 
 def last_value(files: SweepLayout, trial: str, metric: str) -> float:
-    """Return the last value that a trial has written for a metric.
+    """Return the last logged value of a metric of a trial.
 
     Raises:
-      InputError: the trial has no such metric.
+      InputError: the trial does not have this metric.
     """
     rows = read_metrics(files.trial(trial).metrics)
     choose(metric, {name: name for row in rows for name in row})

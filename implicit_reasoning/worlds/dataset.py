@@ -1,7 +1,7 @@
 """A dataset: rows of tokens, their supervised targets, and the truth about each row.
 
-A task creates `Rows` for each split, either from chains with `spelling.rows_from_chains` or
-directly, and combines them with `assemble`. Training, evaluation and all instruments read the
+A task creates `Rows` for each split and combines them with `assemble`. For chains,
+`spelling.rows_from_chains` creates the `Rows`. Training, evaluation and all instruments read the
 resulting `Dataset`.
 """
 
@@ -38,20 +38,20 @@ class Dataset:
 
     Attributes:
       tokens: int32 [row, pos], the inputs, padded on the right with 0. Token 0 is also an ordinary
-        token, but attention is causal, so no supervised position attends to padding.
+        token. Attention is causal, so no supervised position attends to padding.
       targets: int32 [row, pos], token to predict at each position; -1 if the position is not
         supervised.
       split: int8 [row], index into `splits`; int16 from 129 splits on, int32 from 32,769 on.
       splits: names of the splits.
-      n_train: number of training rows; these are the rows [0, n_train).
+      n_train: number of training rows; the training rows are rows 0 to n_train - 1.
       probe: bool [row], the rows that evaluation uses.
-      truth: int32 [row] columns, -1 if a row has no value. All tasks have `answer` (a token) and
+      truth: columns int32 [row]; -1 if a row has no value. All tasks have `answer` (a token) and
         `position` (the position that predicts the answer). If answers have several tokens, there
-        are also `answer2`, `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ...,
-        the entities and relations of the chain in `world`; fact1, ..., the facts of the chain;
-        role1, ..., the roles of these facts (indices into `ROLES`); and exposure1, ..., the number
-        of training chains that use the row's fact at that hop. In tasks that teach answers that
-        contradict `world`, `answer` is the taught answer.
+        are also `answer2`, `position2`, and so on. Tasks of chains also have the entities and
+        relations of the chain in `world` (e1, r1, e2, r2, ...), its facts (fact1, ...), the roles
+        of the facts as indices into `ROLES` (role1, ...), and the number of training chains that
+        use the fact at that hop (exposure1, ...). If a task teaches answers that contradict
+        `world`, `answer` is the taught answer.
       vocab: names of the tokens.
       positions: names of the positions of the longest prompts, such as ("e1", "r1", "r2").
       world: the world of the facts; None if the task has no facts.
@@ -87,8 +87,9 @@ class Dataset:
             if len(values) and (values.min() < low or values.max() >= end):
                 wrong = values[(values < low) | (values >= end)][0]
                 raise InputError(
-                    f"{name} of a dataset has the value {wrong}; with {self.n_vocab:,} tokens and "
-                    f"{self.n_ctx} positions, values must be between {low} and {end - 1:,}"
+                    f"invalid dataset: {name} contains the value {wrong}; with "
+                    f"{self.n_vocab:,} tokens and {self.n_ctx} positions, values must be "
+                    f"between {low} and {end - 1:,}"
                 )
 
     def __len__(self) -> int:
@@ -106,12 +107,12 @@ class Dataset:
 
     @property
     def hops(self) -> int:
-        """Number of facts of the longest rows, which is the number of hops for chains."""
+        """Largest number of facts in a row; for chains, the number of hops."""
         return len(columns(self.truth, "fact"))
 
     @property
     def bridge(self) -> Int[np.ndarray, " row"]:
-        """Bridge entity e2 between hop 1 and hop 2, int32 [row]; -1 for atomic rows.
+        """Bridge entity e2 between the first and the second hop, int32 [row]; -1 for atomic rows.
 
         Raises:
           InputError: the task does not consist of chains.
@@ -124,12 +125,12 @@ class Dataset:
 
     @property
     def answers(self) -> Int[np.ndarray, "row token"]:
-        """All tokens of the answer, int32 [row, token]; -1 after the end of a shorter answer."""
+        """All tokens of each answer, int32 [row, token]; shorter answers are padded with -1."""
         return np.column_stack([self.truth["answer"], *columns(self.truth, "answer", start=2)])
 
     @property
     def answer_positions(self) -> Int[np.ndarray, "row token"]:
-        """Positions that predict `answers`, int32 [row, token]; -1 where `answers` is -1."""
+        """Positions that predict the tokens of `answers`, int32 [row, token]; padded with -1."""
         return np.column_stack([self.truth["position"], *columns(self.truth, "position", start=2)])
 
     @property
@@ -138,11 +139,11 @@ class Dataset:
         return _exposure(self.truth, self.n_train, world_of(self).n_facts)
 
     def rows(self, split: str) -> Int[np.ndarray, " row"]:
-        """Return the row numbers of a split, in order."""
+        """Return the row numbers of a split, in increasing order."""
         return np.flatnonzero(self.split == self._index(split))
 
     def probes(self, split: str) -> Int[np.ndarray, " row"]:
-        """Return the row numbers of a split's probes, the rows that evaluation uses."""
+        """Return the row numbers of the probes of a split, i.e. the rows that evaluation uses."""
         return np.flatnonzero((self.split == self._index(split)) & self.probe)
 
     def sizes(self) -> dict[str, int]:
@@ -151,7 +152,10 @@ class Dataset:
         return dict(zip(self.splits, counts.tolist(), strict=True))
 
     def fingerprint(self) -> str:
-        """Return the hexadecimal SHA-256 of the contents, which is the same on any machine."""
+        """Return the hexadecimal SHA-256 of the contents.
+
+        Equal datasets have the same fingerprint on all machines.
+        """
         digest = hashlib.sha256()
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -170,29 +174,35 @@ class Dataset:
         """Load a dataset that `save` wrote, and verify its fingerprint.
 
         Raises:
-          InputError: the file is missing, truncated, modified, has another format, or is not a
-            dataset.
+          InputError: the file is missing, truncated, modified, in a different format version, or
+            not a dataset.
         """
         arrays: dict[str, Any] = read_npz(path, "dataset file")
         version, fingerprint = arrays.pop("format_version", None), arrays.pop("fingerprint", None)
         if version is None or fingerprint is None:
-            raise InputError(f"{path} is not a dataset: it has no format_version or fingerprint")
+            raise InputError(
+                f"{path} is not a dataset file: format_version or fingerprint is missing"
+            )
         if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format {version}, expected {FORMAT_VERSION}")
+            raise InputError(f"{path} has format version {version}, expected {FORMAT_VERSION}")
         try:
             dataset = _from_arrays(arrays)
         except KeyError as error:
-            raise InputError(f"{path} is not a dataset: it has no {error}") from None
+            raise InputError(f"{path} is not a dataset file: {error} is missing") from None
         except InputError as error:
             raise InputError(f"{path} was changed after it was written: {error}") from None
         if dataset.fingerprint() != fingerprint:
-            raise InputError(f"{path} was changed after it was written: its fingerprint differs")
+            raise InputError(
+                f"{path} was changed after it was written: the fingerprint does not match the "
+                "contents"
+            )
         return dataset
 
     def _index(self, split: str) -> int:
         if split not in self.splits:
             raise InputError(
-                f"there is no split {split!r}; this dataset has {', '.join(self.splits)}"
+                f"there is no split {split!r}; the splits of this dataset are "
+                f"{', '.join(self.splits)}"
             )
         return self.splits.index(split)
 
@@ -229,7 +239,13 @@ def world_of(dataset: Dataset) -> World:
 
 
 def columns(truth: Mapping[str, np.ndarray], name: str, start: int = 1) -> list[np.ndarray]:
-    """Return the numbered columns of a truth: `columns(truth, "fact")` is fact1, fact2, ..."""
+    """Return the truth columns with numbered names, such as fact1, fact2, ... for "fact".
+
+    Args:
+      truth: truth columns by name.
+      name: the name without number.
+      start: the first number.
+    """
     found: list[np.ndarray] = []
     while f"{name}{start + len(found)}" in truth:
         found.append(truth[f"{name}{start + len(found)}"])
@@ -237,7 +253,10 @@ def columns(truth: Mapping[str, np.ndarray], name: str, start: int = 1) -> list[
 
 
 class Rows(NamedTuple):
-    """Rows of one split before they are combined into a dataset; see `Dataset` for the fields."""
+    """Rows of one split before they are combined into a dataset.
+
+    The fields are the fields of `Dataset` with the same names.
+    """
 
     tokens: Int[np.ndarray, "row pos"]
     targets: Int[np.ndarray, "row pos"]
@@ -252,15 +271,15 @@ def make_rows(
 ) -> Rows:
     """Create rows with input `prompt` and supervised `answer`: `[a, b, c] -> d`.
 
-    If there are several tokens to predict, all of these tokens except the last are also inputs. For
-    example, with an end token, the input is `[a, b, c, d]` and the targets are `[-1, -1, d, end]`.
+    If several tokens are predicted, all of them except the last are also inputs. With an end token,
+    for example, the input is `[a, b, c, d]` and the targets are `[-1, -1, d, end]`.
 
     Args:
       prompt: tokens of the prompt, one column [row] per token.
       answer: tokens of the answer, one column [row] per token; at least one.
       truth: further truth columns. This function adds `answer` and `position` and, for answers of
         several tokens, `answer2`, `position2`, and so on.
-      end: token that is appended to the answer and supervised; None for no such token.
+      end: token that is appended to the answer and supervised; None to append nothing.
     """
     n_rows, last = len(answer[0]), len(prompt) - 1
     ending = [*answer, *([] if end is None else [np.full(n_rows, end, np.int32)])]
@@ -289,9 +308,9 @@ def assemble(
 ) -> Dataset:
     """Combine splits into a dataset; the first `probes` rows of each split are its probes.
 
-    The caller must shuffle the rows of each split, so that the probes are a random sample. Shorter
-    rows are padded, and truth columns that a split lacks are filled with -1. Exposures are counted
-    over the training chains.
+    The caller must shuffle the rows of each split. The probes are then a random sample. Shorter
+    rows are padded with token 0. Truth columns that a split lacks are filled with -1. The columns
+    exposure1, ... count the training chains that use each fact.
 
     Args:
       trained: rows by name of the training split.
@@ -299,7 +318,7 @@ def assemble(
       vocab: names of the tokens.
       positions: names of the positions of the longest prompts.
       probes: maximum number of probes per split.
-      world: the world of the facts, None if there is none.
+      world: the world of the facts; None if the task has no facts.
 
     Raises:
       RuntimeError: a test prompt is also a training prompt, which is an error in the task.
@@ -338,11 +357,15 @@ def _split_type(count: int) -> type[np.signedinteger[Any]]:
 
 
 def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:
-    """Return a number for the tokens up to and including each position, int64 [row, pos].
+    """Number the distinct prefixes at each position, int64 [row, pos].
 
-    Two rows have the same number at a position if and only if they have the same tokens up to and
-    including this position. In a causal model, two such rows have the same hidden state at the
-    position, so the numbers identify distinct states.
+    The prefix at a position consists of the tokens up to and including the position. Two rows have
+    the same number at a position if and only if they have the same prefix. In a causal model, equal
+    prefixes have equal hidden states, so the numbers identify distinct states.
+
+    Args:
+      tokens: token ids.
+      n_vocab: number of tokens in the vocabulary.
     """
     keys = np.empty(tokens.shape, np.int64)
     key, bound = np.zeros(len(tokens), np.int64), 1
@@ -358,7 +381,7 @@ def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndar
 def prompt_keys(dataset: Dataset) -> Int[np.ndarray, " row"]:
     """Return a number that identifies the prompt of each row, int64 [row].
 
-    Prompts of different lengths have different numbers.
+    Two rows have the same number if and only if they have the same prompt.
     """
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
@@ -424,7 +447,8 @@ def _check_no_test_row_is_trained(dataset: Dataset) -> None:
         text = "".join(dataset.vocab[token] for token in prompt)
         split = dataset.splits[dataset.split[row]]
         raise RuntimeError(
-            f"{int(leaked.sum())} test rows are also training rows; the first is {text} of {split}"
+            f"{int(leaked.sum())} test rows are also training rows, for example {text} in "
+            f"the split {split}"
         )
 
 

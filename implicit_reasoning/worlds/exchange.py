@@ -1,15 +1,16 @@
 """Reading and writing of GrokkedTransformer's JSON folders, which Ye et al. also use.
 
-`train.json`, `valid.json` and `test.json` contain rows of text, `{"input_text": "<e_1><r_2>",
-"target_text": "<e_1><r_2><e_3></a>"}`. Rows of `test.json` also have a "type", which is the split.
-`vocab.json` lists the tokens. Rows of every task can be written. Only rows of chains with the
-entity first and one token per entity can be read.
+The files `train.json`, `valid.json` and `test.json` contain rows of text such as `{"input_text":
+"<e_1><r_2>", "target_text": "<e_1><r_2><e_3></a>"}`. Rows of `test.json` also have a "type", which
+is the split. `vocab.json` lists the tokens. Rows of every task can be written. Only rows of chains
+with the entity first and one token per entity can be read.
 
-The published layout has no roles, seed, empty splits, or facts that no row states. `write_grokked`
-writes these to an additional file, `meta.json`, which other programs ignore. `read_grokked` ignores
-`meta.json` if another file of the folder has changed since `meta.json` was written. In this case,
-and for published folders, the facts are those that atomic rows state. The roles of these facts
-follow from the training chains and from the types of the probes.
+The published layout does not store roles, the seed, empty splits, or facts without an atomic row.
+`write_grokked` writes this information to an additional file, `meta.json`, which other programs
+ignore. `read_grokked` ignores `meta.json` if another file of the folder has changed since
+`meta.json` was written. Without a valid `meta.json`, `read_grokked` takes the facts from the atomic
+rows. The roles of these facts then follow from the training chains and from the types of the rows
+in `test.json`.
 
 Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
 Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.
@@ -77,16 +78,15 @@ def write_grokked(
 ) -> None:
     """Write a dataset as a folder that GrokkedTransformer can train on.
 
-    `train.json` has the training rows and `test.json` the probes of all splits. `valid.json` has
-    the probes of the split of chains in which every fact has the role `O`, or of the last split if
-    there is no such split. Each file is replaced atomically.
+    `train.json` has the training rows. `test.json` has the probes of all splits. `valid.json` has
+    the probes of one split: the chains in which every fact has the role `O` or, if there are none,
+    the last split. Each file is replaced atomically.
 
     Args:
-      dataset: a dataset of any task; every test row must be a probe, as in all tasks of this
+      dataset: a dataset of any task. Every test row must be a probe, as in all tasks of this
         package.
       folder: created if it is missing; existing files of the layout are replaced.
-      wang_types: whether to use the split names of Wang et al. The default is the split names of Ye
-        et al.
+      wang_types: True to use the split names of Wang et al., False to use those of Ye et al.
 
     Raises:
       InputError: the layout cannot represent a row or the name of a split.
@@ -103,18 +103,18 @@ def write_grokked(
 
 
 def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Dataset:
-    """Read a folder that `write_grokked` wrote or that was published.
+    """Read a published folder, or a folder that `write_grokked` wrote.
 
     For a folder that `write_grokked` wrote, the result equals the original dataset, except that the
     column `decoy` of a `shadow` dataset is missing. Published folders may train on chains of facts
-    that no atomic row states ("without ID triples"). Such a fact, and the facts and entities after
-    it, are unknown: the truth has -1 for these. A warning states the number of chains with unknown
-    facts. The tokens of these chains are complete.
+    that no atomic row states ("without ID triples"). Such a fact and the following facts and
+    entities of the chain are unknown, and their truth columns are -1. A warning states the number
+    of chains with unknown facts. The tokens of these chains are complete.
 
     Args:
       folder: a folder with `train.json`, `valid.json`, `test.json` and `vocab.json`.
-      end_token: whether to supervise `</a>`, as the publications do. The argument is ignored if
-        `meta.json` has this setting.
+      end_token: whether to supervise `</a>`, as the publications do. A setting in `meta.json`
+        overrides this argument.
 
     Raises:
       InputError: a file is missing, truncated, inconsistent with the other files, or has an unknown
@@ -129,17 +129,24 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
 
 
 def type_name(split: str, wang_types: bool = False) -> str:
-    """Return the name of a split in the layout.
+    """Return the name that GrokkedTransformer files use for a split.
 
     For `train_ii`, the name is "Train-II" (Ye et al.) or "train_inferred" (Wang et al.).
 
+    Args:
+      split: name of a split in this package.
+      wang_types: True for the names of Wang et al., False for those of Ye et al.
+
     Raises:
-      InputError: Wang et al. have no name for the split.
+      InputError: Wang et al. do not have this split.
     """
     if wang_types:
         if split not in WANG_TYPES:
             known = ", ".join(WANG_TYPES)
-            raise InputError(f"Wang et al. have no type for split {split!r}, only for {known}")
+            raise InputError(
+                f"Wang et al. do not have the split {split!r}, only {known}; use the names of "
+                "Ye et al. (wang_types=False)"
+            )
         return WANG_TYPES[split]
     if split.endswith("id_triples") and split != "id_triples":
         return f"{split.removesuffix('_id_triples').replace('_', '-').capitalize()} ID Triples"
@@ -150,7 +157,10 @@ def type_name(split: str, wang_types: bool = False) -> str:
 
 
 def split_name(type_name: str) -> str:
-    """Return the split for a name that Wang et al. or Ye et al. use; the inverse of `type_name`."""
+    """Return the split that a name of Wang et al. or Ye et al. denotes.
+
+    This is the inverse of `type_name`: "Train-II" gives `train_ii`.
+    """
     ours = {theirs: split for split, theirs in WANG_TYPES.items()}
     ours["Retained ID Triples"] = "id_triples"  # Ye et al., in contrast to "Held-out ID Triples"
     return ours.get(type_name) or type_name.lower().replace("-", "_").replace(" ", "_")
@@ -163,8 +173,8 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     """Return the text of every file, by file name."""
     if not dataset.probe[dataset.n_train :].all():
         raise InputError(
-            "GrokkedTransformer's files contain only test rows that are probes, but this dataset "
-            "has other test rows; raise task.probes"
+            "GrokkedTransformer's files can store a test row only if it is a probe, but "
+            "some test rows of this dataset are not probes; increase task.probes"
         )
     rows = _rows(dataset)
     types = [type_name(split, wang_types) for split in dataset.splits]
@@ -248,7 +258,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     lacking = [key for key in META_KEYS if key not in meta]
     if lacking or not set(map(str, meta["roles"])) <= set(ROLES):
         fault = f"it lacks {', '.join(lacking)}" if lacking else "it has unknown roles"
-        raise InputError(f"{folder / 'meta.json'} was damaged: {fault}")
+        raise InputError(f"{folder / 'meta.json'} is damaged: {fault}")
     if meta["sha256"] != _digest(
         (folder / name).read_bytes() for name in (*ROW_FILES, "vocab.json")
     ):
@@ -266,7 +276,9 @@ def _rebuild(
     if len(odd):
         row = int(odd[0])
         raise table.error(
-            row, f"the chain has {table.hops[row]} hops, but other chains have {hops}"
+            row,
+            f"the chain has {table.hops[row]} hops, but all chains must have {hops} hops "
+            "like the longest chain",
         )
     facts, entities = _walk(table, world)
     split = _splits(table, world, facts[:, 0])
@@ -314,10 +326,10 @@ def _world_of_meta(folder: Path, meta: dict[str, Any], table: TextRows) -> World
         tail[facts[0], facts[1]] = facts[2]
         world = world_from_table(tail, role, meta["seed"])
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"{folder / 'meta.json'} was damaged: {error}") from None
+        raise InputError(f"{folder / 'meta.json'} is damaged: {error}") from None
     whole = facts.shape[1] == len(role) == world.n_facts
     if not whole or facts.min(initial=0) < 0 or tail.max(initial=0) >= table.n_entities:
-        raise InputError(f"{folder / 'meta.json'} was damaged: its facts are inconsistent")
+        raise InputError(f"{folder / 'meta.json'} is damaged: its facts are inconsistent")
     return world
 
 
@@ -328,7 +340,10 @@ def _derive_world(table: TextRows) -> World:
     """
     world = world_from_table(_tails(table), ROLES.index("O"))
     if not world.n_facts:
-        raise InputError(f"{table.folder} has no atomic rows, so it states no facts")
+        raise InputError(
+            f"{table.folder} contains no atomic rows, but at least one is needed, because "
+            "atomic rows state the facts"
+        )
     facts, _ = _walk(table, world)
     unknown = int(((facts < 0).any(1) & (table.hops > 1)).sum())
     if unknown:
@@ -356,7 +371,7 @@ def _tails(table: TextRows) -> Int[np.ndarray, "entity relation"]:
     contradicted = atomic[tail[cell] != table.answer[atomic]]
     if len(contradicted):
         row = int(contradicted[0])
-        raise table.error(row, f"{table.name(row)} has a different answer in another row")
+        raise table.error(row, f"{table.name(row)} has different answers in two rows")
     return tail
 
 
@@ -412,5 +427,5 @@ def _check_agreement(table: TextRows, split: np.ndarray, twin: np.ndarray) -> No
             what = f"{table.name(row)} is in the training split {split[row]}, but not in train.json"
             raise table.error(row, what)
         if twin[row] >= 0 and split[row] != split[twin[row]]:
-            what = f"{table.name(row)} is in the split {split[row]} here, but in train.json it is "
-            raise table.error(row, f"{what}in the split {split[twin[row]]}")
+            what = f"{table.name(row)} is in the split {split[row]} in test.json, but in the split "
+            raise table.error(row, f"{what}{split[twin[row]]} in train.json")

@@ -1,6 +1,6 @@
-"""Parses the text of a GrokkedTransformer folder into one table of integers.
+"""Parser for the text of a GrokkedTransformer folder; it returns one table of integers.
 
-This module handles only the syntax; the module `exchange` handles the meaning of the rows.
+This module handles only the syntax. The module `exchange` handles the meaning of the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN = -2
 
 
 class TextRows(NamedTuple):
-    """All rows of a folder: those of `train.json` first, then those of `test.json`."""
+    """The rows of `train.json`, followed by the rows of `test.json`."""
 
     folder: Path
     n_train: int
@@ -39,11 +39,16 @@ class TextRows(NamedTuple):
     types: list[str]  # types of the rows of test.json, as written there
 
     def error(self, row: int, what: str) -> InputError:
-        """Return an error that names the file and row number of a row."""
+        """Create an error whose message names the file and the row number.
+
+        Args:
+          row: index into the rows of this table.
+          what: what is wrong with the row.
+        """
         return _error(self.folder, [self.n_train], row, what)
 
     def name(self, row: int) -> str:
-        """Return a row's prompt as written in the file."""
+        """Return the prompt of a row as written in the file."""
         first, *others = self.prompt[row, : self.hops[row] + 1].tolist()
         return f"<e_{first}>" + "".join(f"<r_{token - self.n_entities}>" for token in others)
 
@@ -55,17 +60,17 @@ def _error(folder: Path, ends: list[int], row: int, what: str) -> InputError:
 
 
 def read_table(folder: Path) -> TextRows:
-    """Read all files of a folder.
+    """Read all files of a GrokkedTransformer folder.
 
     Raises:
-      InputError: a file is missing or is not complete JSON, or a row does not consist of an entity,
-        at least one relation, an entity and `</a>`, all in the vocabulary.
+      InputError: a file is missing or is not complete JSON; or a row is not an entity, at least one
+        relation, an entity and `</a>`, all from the vocabulary.
     """
     n_entities, n_relations = _read_vocab(folder / "vocab.json")
     texts = [_read_texts(folder / name) for name in ROW_FILES]
     ends = np.cumsum([len(inputs) for inputs, _, _ in texts]).tolist()
     if not ends[0]:
-        raise InputError(f"{folder / ROW_FILES[0]} has no rows")
+        raise InputError(f"{folder / ROW_FILES[0]} contains no rows")
     inputs, targets = ([text for file in texts for text in file[kind]] for kind in (0, 1))
     for i, (start, whole) in enumerate(zip(inputs, targets, strict=True)):
         if not (whole.startswith(start) and whole.endswith(END_TOKEN)):
@@ -136,7 +141,10 @@ def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
         types = [str(row["type"]) for row in rows] if path.name == "test.json" else []
     except (TypeError, KeyError, AttributeError) as error:
         wanted = "input_text, target_text and, in test.json, type"
-        raise InputError(f"{path} is not a list of rows with {wanted}: {error!r}") from None
+        raise InputError(
+            f"{path} must be a list of rows with the fields {wanted}; reading them failed "
+            f"with {error!r}"
+        ) from None
     return inputs, targets, types
 
 
@@ -144,7 +152,7 @@ def _read_vocab(path: Path) -> tuple[int, int]:
     """Return the number of entities and the number of relations in the vocabulary."""
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path} is not a list of tokens")
+        raise InputError(f"{path} must be a JSON list of tokens (strings)")
     n_entities, n_relations = (
         sum(bool(re.fullmatch(rf"<{kind}_\d+>", name)) for name in names) for kind in "er"
     )
@@ -153,7 +161,7 @@ def _read_vocab(path: Path) -> tuple[int, int]:
     missing = [name for name in wanted if name not in set(names)]
     if missing:
         raise InputError(
-            f"{path} has no {missing[0]}; entities and relations must be numbered from 0 without "
-            "gaps"
+            f"{path} does not contain {missing[0]}; entities and relations must be "
+            "numbered from 0 without gaps"
         )
     return n_entities, n_relations

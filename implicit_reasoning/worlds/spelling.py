@@ -1,7 +1,8 @@
-"""Conversion of chains to tokens: how entities, relations and answers are written in rows.
+"""Conversion of chains to tokens.
 
-The truth about a chain does not depend on its spelling. Two spellings of a chain differ only in
-tokens, targets and answer positions.
+A `Spelling` is a token format. It determines how entities and answers are written, and in which
+order. The truth about a chain does not depend on its token format. Two formats of a chain differ
+only in tokens, targets and answer positions.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ ORDERS = ("e r r", "r r e")
 
 
 class Spelling(NamedTuple):
-    """How to write chains as tokens.
+    """Token format of chains.
 
     Attributes:
-      order: one of `ORDERS`: the prompt is [e1, r1, r2, ...] or [r1, r2, ..., e1].
-      names: 0 to write an entity as one token. n to write an entity as two tokens: one of n first
-        names and one of n last names (Wang et al. 2024, appendix C). Each name is used for about
-        n_entities / n entities; the paper calls this number "token multiplicity".
+      order: "e r r" for the prompt [e1, r1, r2, ...], or "r r e" for [r1, r2, ..., e1].
+      names: 0 to write an entity as one token; n > 0 to write an entity as two tokens, one of n
+        first names and one of n last names (Wang et al. 2024, appendix C). Each name is used for
+        about n_entities / n entities. The paper calls this number "token multiplicity".
       end_token: whether to append the supervised token `</a>` to the answer, as published.
       chain_of_thought: whether the answer of a chain begins with its bridge entities, in order.
     """
@@ -38,19 +39,20 @@ class Spelling(NamedTuple):
     chain_of_thought: bool = False
 
     def check(self, world: World) -> None:
-        """Check that the entities of a world can be written in this way.
+        """Check that this token format can represent all entities of a world.
 
         Raises:
-          InputError: the order is unknown, or `names` does not suit the number of entities.
+          InputError: the order is unknown, or `names` is too small or too large for the number of
+            entities.
         """
         if self.order not in ORDERS:
             known = " or ".join(map(repr, ORDERS))
             raise InputError(f"order is {self.order!r}; it must be {known}")
         if self.names and not (1 <= self.names <= world.n_entities <= self.names**2):
             raise InputError(
-                f"names = {self.names} is out of bounds: {world.n_entities} entities need from"
-                f" {int(np.ceil(world.n_entities**0.5))} to {world.n_entities} first and last names"
-                " (each entity has its own pair), or 0 for one token per entity"
+                f"names = {self.names} is out of bounds: for {world.n_entities} entities, "
+                f"it must be from {int(np.ceil(world.n_entities**0.5))} to "
+                f"{world.n_entities}, or 0 for one token per entity"
             )
 
 
@@ -59,9 +61,9 @@ PLAIN = Spelling()
 
 
 def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
-    """Return the names of the tokens.
+    """Return the names of all tokens, in the order of their ids.
 
-    The order is: entities (or first names, then last names), relations, `</a>` if used.
+    The order is: entities (or first names, then last names), relations, and `</a>` if it is used.
     """
     if spelling.names:
         entities = [f"<{kind}_{i}>" for kind in ("first", "last") for i in range(spelling.names)]
@@ -72,13 +74,13 @@ def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
 
 
 def position_names(hops: int, spelling: Spelling = PLAIN) -> tuple[str, ...]:
-    """Return the names of a prompt's positions, such as `("e1", "r1", "r2")`.
+    """Return the names of the positions of a prompt, such as `("e1", "r1", "r2")`.
 
-    If entities have two tokens, the names are such as `("e1.first", "e1.last", "r1", "r2")`.
+    If entities have two tokens, "e1.first" and "e1.last" replace "e1".
 
     Args:
       hops: number of hops.
-      spelling: the spelling, which determines the order.
+      spelling: the token format, which determines the order.
     """
     entity = ("e1.first", "e1.last") if spelling.names else ("e1",)
     relations = tuple(f"r{hop + 1}" for hop in range(hops))
@@ -90,16 +92,19 @@ def rows_from_chains(
     spelling: Spelling = PLAIN,
     answers: Int[np.ndarray, " chain"] | None = None,
 ) -> Rows:
-    """Write chains (or facts, as one-hop chains) as rows `[e1, r1, r2] -> e3`; see `make_rows`.
+    """Convert chains, or facts as one-hop chains, to rows `[e1, r1, r2] -> e3`.
 
     With a chain of thought, the rows of chains are `[e1, r1, r2] -> e2, e3`. The truth column
     `thought` is then the number of answer tokens that belong to bridge entities. It is 0 for facts.
 
     Args:
       chains: chains of one world.
-      spelling: how to write the chains.
-      answers: int [chain], entities to teach instead of the last entities of the chains. Truth
-        columns other than those of the answer do not change.
+      spelling: the token format.
+      answers: int [chain], entities to teach instead of the last entities of the chains. Of the
+        truth columns, only the columns of the answer change.
+
+    Returns:
+      The rows, as `make_rows` creates them.
     """
     world = chains.world
     taught = chains.entities[:, -1] if answers is None else answers
@@ -118,7 +123,15 @@ def rows_from_chains(
 
 
 def spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:
-    """Return the tokens of entities, one column per token."""
+    """Convert entities to tokens.
+
+    Args:
+      entity: entity numbers.
+      names: 0 for one token per entity, n > 0 for a first and a last name (see `Spelling`).
+
+    Returns:
+      A list with one column [row] per token.
+    """
     if not names:
         return [entity]
     # The order of the pairs is (i, i), then (i, i + 1), and so on, so that all names are used
@@ -133,7 +146,17 @@ def chain_truth(
     facts: Int[np.ndarray, "chain hop"],
     roles: Int[np.ndarray, "chain hop"],
 ) -> dict[str, Int[np.ndarray, " chain"]]:
-    """Return the truth columns of chains that do not depend on the spelling."""
+    """Return the truth columns of chains that do not depend on the token format.
+
+    Args:
+      entities: e1, e2, ... of each chain.
+      relations: r1, r2, ... of each chain.
+      facts: the fact number at each hop.
+      roles: the role of the fact at each hop, as an index into `ROLES`.
+
+    Returns:
+      Columns by name: e1, r1, e2, ..., fact1, ..., role1, ...
+    """
     truth = {"e1": entities[:, 0]}
     for hop in range(facts.shape[1]):
         truth[f"r{hop + 1}"] = relations[:, hop]

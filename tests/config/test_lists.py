@@ -61,7 +61,7 @@ def test_every_flag_that_takes_a_list(verb, flag, texts, value):
 
 @pytest.mark.parametrize("text", ["a,,b", ",a", ", ,"])
 def test_an_empty_item_is_refused(text):
-    with pytest.raises(InputError, match=r"--instruments is .* which has an empty item"):
+    with pytest.raises(InputError, match=r"--instruments is .* which contains an empty item"):
         parse_flags([f"--instruments={text}"], VERBS["analyze"].flags)
 
 

@@ -78,7 +78,7 @@ def test_a_dataset_with_such_numbers_cannot_be_made(name, number):
     else:
         change = {name: getattr(DATASET, name).copy()}
         change[name][-1, -1] = number
-    with pytest.raises(InputError, match=f"{name}.* has the value {number}; with"):
+    with pytest.raises(InputError, match=f"{name}.* contains the value {number}; with"):
         dataclasses.replace(DATASET, **change)
 
 
@@ -93,5 +93,5 @@ def test_a_file_with_such_numbers_is_refused(tmp_path, monkeypatch):
         tokens = DATASET.tokens.copy()
         tokens[0, 0] = DATASET.n_vocab
         dataclasses.replace(DATASET, tokens=tokens).save(tmp_path / "world.npz")
-    with pytest.raises(InputError, match=r"world\.npz.*tokens of a dataset has the value"):
+    with pytest.raises(InputError, match=r"world\.npz.*invalid dataset: tokens contains the value"):
         Dataset.load(tmp_path / "world.npz")

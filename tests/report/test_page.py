@@ -317,7 +317,7 @@ def test_a_run_without_checkpoints_or_provenance_has_a_page(workdir):
 
 def test_a_run_without_rows_is_refused(workdir):
     (workdir / "metrics.jsonl").unlink()
-    with pytest.raises(InputError, match=r"metrics\.jsonl has no rows yet"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl contains no rows yet"):
         write_report(Run(workdir))
 
 
@@ -342,7 +342,7 @@ def test_a_wrong_provider_is_named(workdir, path):
 
 def test_two_figures_of_one_name_are_refused(workdir):
     twice = ("implicit_reasoning.training.figures",) * 2
-    with pytest.raises(InputError, match="same name: accuracy"):
+    with pytest.raises(InputError, match="more than once: accuracy"):
         write_report(Run(workdir), twice)
 
 
@@ -379,8 +379,8 @@ def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("other", "one"), "two pages have the same name: one"),
-        (("other", "index"), "a page is named 'index', which is the name of the report"),
+        (("other", "one"), "names occur more than once: one"),
+        (("other", "index"), "the page name 'index' is reserved for the report"),
     ],
 )
 def test_pages_that_would_overwrite_each_other_are_refused(

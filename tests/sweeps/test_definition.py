@@ -38,7 +38,9 @@ def test_what_does_not_fit_together_is_refused():
         InputError, match="the same number of values for every field, got a: 1, b: 2"
     ):
         list(zipped({"a": [1], "b": [1, 2]}))
-    with pytest.raises(InputError, match="parts of times\\(\\) set a; only one part may"):
+    with pytest.raises(
+        InputError, match="parts of times\\(\\) set a; set every field in only one part"
+    ):
         list(times([{"a": 1}], [{"a": 2}]))
 
 
@@ -91,7 +93,7 @@ def test_a_sweep_is_found_by_name_and_has_typed_overrides():
 def test_an_unknown_sweep_names_those_there_are():
     with pytest.raises(InputError, match=r"did you mean seeds.*mixed, points, seeds"):
         define(FILE, "seed")
-    with pytest.raises(InputError, match="no function sweep_<name>"):
+    with pytest.raises(InputError, match="does not define a function sweep_<name>"):
         define("configs/modular_addition.py", "seeds")
 
 

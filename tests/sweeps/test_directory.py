@@ -99,11 +99,11 @@ def test_a_second_launcher_is_refused(files):
 
 
 def test_what_is_no_sweep_is_told_so(files, tmp_path):
-    with pytest.raises(InputError, match=r"no sweep\.json"):
+    with pytest.raises(InputError, match=r"does not contain sweep\.json"):
         load(files)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="is a run, not a sweep"):
+    with pytest.raises(InputError, match="contains a run, not a sweep"):
         begin(files, seeds(1))
     files.sweep.write_text('{"base": {}}')
-    with pytest.raises(InputError, match="has no valid list of trials"):
+    with pytest.raises(InputError, match="does not contain a valid list of trials"):
         load(files)

@@ -128,7 +128,7 @@ def test_of_two_signals_a_worker_gets_one_and_slurm_starts_the_job_again(code, m
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"slurm": "timeout_min"}, "it must be name=value"),
+        ({"slurm": "timeout_min"}, "not of the form name=value"),
         ({"slurm": "time_min=3"}, "submitit cannot use 'local' here.*time_min"),
         ({"cluster": "lsf"}, "submitit cannot use 'lsf' here"),
     ],
@@ -295,7 +295,7 @@ def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsy
 
 def test_what_is_no_search_is_told_so(tmp_path, capsys):
     assert search(tmp_path, "--rungs=30,10") == 2
-    assert "it must be ascending steps" in capsys.readouterr().err
+    assert "must be ascending steps" in capsys.readouterr().err
     for more in ("--dry_run", "--stop_at=10"):
         assert search(tmp_path, more) == 2
         assert "--search cannot be combined with --dry_run" in capsys.readouterr().err

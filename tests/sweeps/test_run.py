@@ -129,7 +129,7 @@ def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path,
 
 
 def test_only_trials_that_there_are(tmp_path):
-    with pytest.raises(InputError, match="no trial seed=7 in this sweep"):
+    with pytest.raises(InputError, match="this sweep has no trial named seed=7"):
         run_sweep(define(FILE, "seeds"), tmp_path / "sweep", only=["seed=0", "seed=7"])
     assert not (tmp_path / "sweep").exists()
 

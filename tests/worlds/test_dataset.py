@@ -40,7 +40,9 @@ def test_rows_probes_and_sizes(make):
         assert dataset.probes(split).tolist() == rows[:5].tolist()
     assert dataset.n_vocab == len(dataset.vocab) == 26 and dataset.n_ctx == 3
     assert dataset.vocab[0] == "<e_0>" and dataset.vocab[20] == "<r_0>"
-    with pytest.raises(InputError, match="no split 'test_xx'; this dataset has id_triples, ood_"):
+    with pytest.raises(
+        InputError, match="'test_xx'; the splits of this dataset are id_triples, ood_"
+    ):
         dataset.rows("test_xx")
 
 
@@ -172,11 +174,11 @@ def test_a_changed_file_is_refused(dataset, tmp_path):
         Dataset.load(path)
 
     np.savez(path, **(arrays | {"format_version": 99}))
-    with pytest.raises(InputError, match="has format 99, expected 2"):
+    with pytest.raises(InputError, match="has format version 99, expected 2"):
         Dataset.load(path)
     del arrays["split"]
     np.savez(path, **arrays)
-    with pytest.raises(InputError, match="is not a dataset: it has no 'split'"):
+    with pytest.raises(InputError, match="is not a dataset file: 'split' is missing"):
         Dataset.load(path)
 
 
@@ -206,7 +208,7 @@ def test_foreign_files_are_refused(tmp_path):
         with pytest.raises(InputError, match="is not a complete dataset file"):
             Dataset.load(path)
     np.savez(path, weights=np.arange(3))
-    with pytest.raises(InputError, match="is not a dataset: it has no format_version"):
+    with pytest.raises(InputError, match="is not a dataset file: format_version"):
         Dataset.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")

@@ -250,7 +250,7 @@ def test_a_damaged_meta_file_is_named(folder, change):
     path = folder / "meta.json"
     meta = read(path)
     path.write_text(json.dumps(meta | (change(meta) if callable(change) else change)))
-    with pytest.raises(InputError, match=r"meta\.json was damaged"):
+    with pytest.raises(InputError, match=r"meta\.json is damaged"):
         read_grokked(folder)
 
 
@@ -260,7 +260,7 @@ def test_a_folder_of_chains_alone_is_refused(folder):
         chains = [row for row in rows if row["input_text"].count(">") > 2]
         (folder / f"{name}.json").write_text(json.dumps(chains))
     (folder / "meta.json").unlink()
-    with pytest.raises(InputError, match="has no atomic rows, so it states no facts"):
+    with pytest.raises(InputError, match="contains no atomic rows, but at least one is needed"):
         read_grokked(folder)
 
 
@@ -296,8 +296,8 @@ def broken(text, **changes):
             "row 2: .* must consist of an entity, rel",
         ),
         (broken("<e_1>"), "row 2: .* must consist of an entity, relations"),
-        ({"question": "why?"}, r"train.json is not a list of rows .* KeyError\('input_text'\)"),
-        (["<e_1>"], "train.json is not a list of rows with input_text, .*: TypeError"),
+        ({"question": "why?"}, r"train.json must be a list of rows .* KeyError\('input_text'\)"),
+        (["<e_1>"], "train.json must be a list of rows with the fields input_text, .* TypeError"),
     ],
 )
 def test_a_bad_row_is_named(folder, row, message):
@@ -327,32 +327,34 @@ def test_rows_that_do_not_fit_together_are_named(make, folder):
         train.write_text(original[1])
 
     edit(train, lambda rows: rows.append(broken("<e_1><r_0><r_1><r_2><r_3>")))
-    check(r"train.json, row \d+: no atomic row says|row \d+: .* \d hops, but other chains have 4")
+    check(
+        r"train.json, row \d+: no atomic row says|row \d+: .* \d hops, but all chains must have 4"
+    )
     leak = next(row["input_text"] for row in read(test) if row["type"] == "Test-II")
     edit(train, lambda rows: rows.append(broken(leak)))
-    check(r"test.json, row \d+: .* split test_ii here, but in train.json .* the split train_ii")
+    check(r"test.json, row \d+: .* test_ii in test.json, but in the split train_ii in train")
     edit(test, lambda rows: rows[-1].update(type="Train-II"))
     check(r"test.json, row \d+: .* is in the training split train_ii, but not in train.json")
     answer = int(read(train)[0]["target_text"].split("<e_")[2].split(">")[0])
     prompt = read(train)[0]["input_text"]
     other = {"input_text": prompt, "target_text": f"{prompt}<e_{(answer + 1) % 20}></a>"}
     edit(train, lambda rows: rows.append(other))
-    check("<e_.* has a different answer in another row")
+    check("<e_.* has different answers in two rows")
     edit(train, lambda rows: rows.pop(0))
     check("no atomic row says where hop|but not in train.json")
     train.write_text("[]")
-    check("train.json has no rows")
+    check("train.json contains no rows")
     for bad in ({}, ["<e_0>"], ["<e_1>", "<r_0>"], [1, 2]):
         (folder / "vocab.json").write_text(json.dumps(bad))
-        check("vocab.json (is not a list of tokens|has no <[er]_0>)")
+        check("vocab.json (must be a JSON list of tokens|does not contain <[er]_0>)")
 
 
 def test_what_has_no_place_is_refused(make, tmp_path):
-    with pytest.raises(InputError, match="no type for split 'test_io', only for id_triples"):
+    with pytest.raises(InputError, match="do not have the split 'test_io', only id_triples"):
         write_grokked(make(), tmp_path / "data", wang_types=True)
     dataset = make()
     dataset.probe[-1] = False
-    with pytest.raises(InputError, match="only test rows that are probes"):
+    with pytest.raises(InputError, match="some test rows of this dataset are not probes"):
         write_grokked(dataset, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 

@@ -177,7 +177,10 @@ def test_sizes_of_the_published_world(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"phi": 20}, r"phi = 20 needs 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
+        (
+            {"phi": 20},
+            r"phi = 20 needs 1280 .* the holdout leaves only \d+: phi can be at most \d+\.\d+$",
+        ),
         ({"phi": -1.0}, "phi = -1.0 is out of bounds"),
         ({"phi": 1e308}, "phi can be at most"),  # counting these would overflow
         ({"n_entities": 2**40}, "n_entities x n_relations = .* is too large"),
@@ -193,7 +196,7 @@ def test_sizes_of_the_published_world(make):
         ({"name": "no_such_package.tasks:f"}, "there is no task 'no_such_package.tasks'"),
         ({"name": "json:no_such_function"}, "json has no function named 'no_such_function'"),
         ({"name": "/no/such/file.py:f"}, "task file /no/such/file.py does not exist"),
-        ({"name": "builtins:repr"}, "task 'builtins:repr' returned str, not a Dataset"),
+        ({"name": "builtins:repr"}, "must return a Dataset; it returned a value of type str"),
     ],
 )
 def test_errors_say_what_would_be_right(make, changes, message):
@@ -252,7 +255,7 @@ def test_a_trained_test_row_is_refused():
     world = make_world(6, 4, 3, 0.0, 0)
     chains = enumerate_chains(world, 2)
     with pytest.raises(
-        RuntimeError, match="1 test rows are also training rows; the first is <e_1><r_0><r_0>"
+        RuntimeError, match="1 test rows are also training rows, for example <e_1><r_0><r_0>"
     ):
         assemble(
             {"train_ii": rows_from_chains(chains[:10])},

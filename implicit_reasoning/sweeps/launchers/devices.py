@@ -1,4 +1,4 @@
-"""Divides the CPU cores and the devices of this machine among trials that run in parallel."""
+"""Division of the CPU cores and devices of this machine among trials that run in parallel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMORY = 0.9  # fraction of a GPU's memory that all trials on this GPU reserve 
 
 
 class DeviceShare(NamedTuple):
-    """Resources of one trial's process.
+    """CPU cores and device for the process of one trial.
 
     Attributes:
       cores: numbers of the CPU cores that the process may use.
@@ -31,8 +31,8 @@ def device_shares(workers: int | None) -> list[DeviceShare]:
     """Divide the cores and the devices of this machine into shares, one for each parallel trial.
 
     Args:
-      workers: number of shares. The default is one per GPU or TPU chip, or one per core if there
-        are no such devices.
+      workers: number of shares. The default is one share per GPU or TPU chip. Without such devices,
+        the default is one share per core.
 
     Raises:
       InputError: `workers` is negative, or greater than the number of TPU chips.
@@ -86,7 +86,9 @@ def _tpu_chips() -> Sequence[str]:
 
 def _show_chip(name: str, on_one: int) -> dict[str, str]:
     if on_one > 1:
-        raise InputError("a TPU chip can be used by one process only: choose fewer --workers")
+        raise InputError(
+            "every TPU chip can be used by only one process: choose a smaller --workers"
+        )
     return {
         "TPU_VISIBLE_CHIPS": name,
         "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",

@@ -1,11 +1,11 @@
-r"""Launcher `slurm` runs trials as a job array on a Slurm cluster, submitted with submitit.
+r"""Launcher `slurm`: runs trials as a job array on a Slurm cluster, submitted with submitit.
 
 Each trial is one job of the array. Slurm sends SIGUSR2 before the time limit and at preemption: the
 trial then saves its state, is requeued, and resumes. `scontrol requeue`, which sends SIGTERM, has
 the same effect. `--slurm=timeout_min=240,slurm_partition=gpu,gpus_per_node=1` sets parameters of
 submitit (`\,` is a comma inside a value). `--workers=` limits the number of jobs that run at once.
-All nodes must share the sweep's directory. If the launcher is killed and started again, it finds
-the jobs that it submitted before.
+All nodes must share the directory of the sweep. If the launcher is killed and started again, it
+finds the jobs of its previous start.
 
 Source: submitit 1.5, `docs/checkpointing.md`.
 """
@@ -46,7 +46,9 @@ _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array
 
 
 def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Submit all trials and wait for them. On a signal, cancel the jobs, which save their states.
+    """Submit all trials as Slurm jobs, and wait until all jobs have ended.
+
+    On a signal, the jobs save their states and are cancelled.
 
     Raises:
       InputError: submitit is not installed, Slurm is not available, a parameter is unknown, or
@@ -95,8 +97,8 @@ def _parameters(work: LaunchRequest) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InputError(
-                f"--slurm has {pair!r}; it must be name=value,name=value, with \\, for a comma "
-                "inside a value"
+                f"--slurm contains {pair!r}, which is not of the form name=value; write "
+                "\\, for a comma inside a value"
             )
         try:
             given[key] = ast.literal_eval(value)
@@ -198,7 +200,7 @@ def _end(work: LaunchRequest, board: ProgressReporter, trial: str, job: Any) -> 
 
 
 class Task:
-    """The function of a job: it runs the worker in a subprocess and forwards signals to it."""
+    """Function of a Slurm job, which runs a worker in a subprocess and forwards signals to it."""
 
     def __init__(self, directory: str):
         """Store the sweep's directory; submitit pickles this object."""
@@ -230,7 +232,10 @@ class Task:
         return self._process.returncode, said
 
     def checkpoint(self, trial: str, stop: int) -> Any:
-        """Save the state and return a task that resumes; submitit calls this before a requeue."""
+        """Save the state of the trial, and return a task that resumes the trial.
+
+        submitit calls this method before a job is requeued.
+        """
         self._leave()
         if self._process is not None:
             self._process.wait()

@@ -1,14 +1,20 @@
-"""Tasks: functions that build a dataset from settings, found by name or by import path.
+"""Tasks: functions that build a dataset from settings.
 
-    composition.py        multi-hop chains of facts, and variants that serve as controls (cut.py:
-                          splits, rows.py: tokens, identity.py: rows of entities)
-    ladder.py             facts in two training chains, by the evidence that these chains give
+A task is found by its name or by its import path (see `implicit_reasoning.imports`).
+
+    composition.py        multi-hop chains of facts, and variants that serve as controls
+    cut.py                the training and test splits of composition
+    rows.py               chains as rows of tokens
+    identity.py           optional rows that lead from an entity to itself
+    ladder.py             facts that occur in two training chains, grouped by evidence
     cue_conflict.py       facts whose triple and whose training chains contradict each other
-    comparison.py         comparison of values, direct or inferred (pairs.py, transitivity.py)
+    comparison.py         comparison of the values of two entities
+    pairs.py              pairs of entities for comparison.py
+    transitivity.py       comparisons that can be inferred from other comparisons
     modular_addition.py   sums modulo p
     in_context.py         repeated random sequences
-
-Import paths are resolved by `implicit_reasoning.imports`.
+    settings.py           checks that a task reads all its settings
+    fields.py             the settings of every task
 """
 
 from __future__ import annotations
@@ -55,8 +61,8 @@ def build(task: Any) -> Dataset:
     """Build the dataset of the task `task.name` with the settings in `task`.
 
     Args:
-      task: any object with attributes, such as an ml_collections.ConfigDict. `name` is a key of
-        `TASKS`, `package.module:function` or `/path/to/file.py:function`. The function receives
+      task: any object with attributes, such as an ml_collections.ConfigDict. `task.name` is a key
+        of `TASKS`, `package.module:function` or `/path/to/file.py:function`. The function receives
         `task` and returns a `Dataset`.
 
     Raises:
@@ -70,11 +76,21 @@ def build(task: Any) -> Dataset:
         raise InputError(f"the task {task.name!r} cannot be built: {error}") from None
     check_all_read(settings, task.name)
     if not isinstance(dataset, Dataset):
-        raise InputError(f"task {task.name!r} returned {type(dataset).__name__}, not a Dataset")
+        raise InputError(
+            f"the task {task.name!r} must return a Dataset; it returned a value of type "
+            f"{type(dataset).__name__}"
+        )
     return dataset
 
 
 def find_task(name: str) -> Callable[[Any], Dataset]:
-    """Return the function of a task; see `build`."""
+    """Return the function that builds the dataset of a task.
+
+    Args:
+      name: a key of `TASKS`, or an import path (see `build`).
+
+    Raises:
+      InputError: no such task exists.
+    """
     found: Callable[[Any], Dataset] = imports.find(name, TASKS, "task")
     return found

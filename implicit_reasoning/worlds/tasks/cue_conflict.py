@@ -1,8 +1,8 @@
 """The task `cue_conflict`: the triple and the training chains of a fact have different bridges.
 
-The two cues contradict each other, and each cue alone is unambiguous. A model that uses single
-facts answers from the bridge of the triple. A model that uses training chains answers from the
-bridge of the chains.
+The triple and the chains are two cues. The cues contradict each other, and each cue alone is
+unambiguous. A model that uses single facts answers from the bridge of the triple. A model that uses
+training chains answers from the bridge of the chains.
 """
 
 from __future__ import annotations
@@ -48,25 +48,27 @@ COUNTS = (1, 2, 4)
 def cue_conflict(task: Any) -> Dataset:
     """Build the composition task with split facts, whose triple and chains contradict each other.
 
-    A split fact has the role `S`. Its triple teaches the bridge `decoy`. It is the first fact of
-    1, 2 or 4 training chains, which follow another bridge, e2. It is never a second fact. No two
-    split facts share the bridge of their triples, or the bridge of their chains. Both bridges of a
-    split fact have a fact with the last relation of each of its chains, and the tails differ. For
-    each of its training chains, another training chain leads through e2 with the same last relation
-    and has another first fact.
+    A split fact is a fact with the role `S`. Its triple teaches one bridge, `decoy`. The fact is
+    the first fact of 1, 2 or 4 training chains, which follow a different bridge, e2. A split fact
+    is never a second fact. No two split facts share the bridge of their triples or the bridge of
+    their chains. For every chain of a split fact, both bridges have a fact with the last relation
+    of the chain, and the tails of these two facts differ. For every training chain of a split fact,
+    a second training chain passes through e2 with the same last relation and a different first
+    fact.
 
-    The other chains of the facts with n training chains are tested in two splits with the same
-    prompts in the same order: in `test_s<n>_chains` the answer is the tail from e2, in
-    `test_s<n>_fact` it is the tail from `decoy`. So the accuracy on the first split is the share of
-    answers that follow the chains, and the accuracy on the second is the share that follow the
-    triple. The remaining answers follow neither.
+    The chains of a split fact that are not trained on are tested in two splits. `<n>` is the number
+    of training chains of the split fact. The prompts and their order are the same in both splits.
+    The answer is the tail from e2 in `test_s<n>_chains`, and the tail from `decoy` in
+    `test_s<n>_fact`. The accuracy on `test_s<n>_chains` is the share of answers that follow the
+    chains. The accuracy on `test_s<n>_fact` is the share of answers that follow the triple. The
+    remaining answers follow neither.
 
     All other splits are those of `composition` with two hops. `id_triples` includes the triples of
     the split facts. phi counts neither the split facts nor their chains. The dataset has the truth
     columns of `evidence.with_evidence` and two more. `decoy` is the entity that the triple of the
-    first fact teaches; it differs from e2 for split facts only. `decoy_answer` is the tail from
-    `decoy`, and -1 for the chains of other facts. All other columns follow the chains, except that
-    `answer` is the taught or expected answer.
+    first fact teaches; only split facts have a `decoy` different from e2. `decoy_answer` is the
+    tail from `decoy`, and -1 for the chains of all other facts. All other columns follow the
+    chains, except that `answer` is the taught or expected answer.
 
     Args:
       task: settings as for `composition`, without hops; facts_per_count (split facts for each
@@ -123,11 +125,17 @@ def cue_conflict(task: Any) -> Dataset:
 
 
 def split_worlds(world: World, facts_per_count: int) -> tuple[World, World]:
-    """Choose split facts of a world at random, and for each a second bridge for its chains.
+    """Choose random split facts of a world, and a second bridge for each split fact.
+
+    A split fact is a fact whose triple and whose training chains lead to different bridges.
+
+    Args:
+      world: a world of `I` and `O` facts.
+      facts_per_count: number of split facts for each number of training chains in `COUNTS`.
 
     Returns:
-      Two worlds with the role `S` for the split facts. In the first, all tails are those of
-      `world`. In the second, the split facts lead to the bridges of their chains.
+      Two worlds in which the split facts have the role `S`. In the first world, all tails are those
+      of `world`. In the second world, the split facts lead to their second bridges.
 
     Raises:
       InputError: there are too few bridges.
@@ -172,13 +180,22 @@ def _other_bridges(
 
 
 def usable_tails(world: World) -> Int[np.ndarray, "entity relation"]:
-    """Return the tails of the facts that can be the second fact of a training chain, else -1."""
+    """Return the tails of the facts that training chains may use as second facts.
+
+    Returns:
+      int [entity, relation]; -1 if there is no such fact.
+    """
     letters = [ROLES.index(letter) for letter in training_roles(1)]
     return np.where(np.isin(world.role, letters), world.tail, NONE)
 
 
 def differ(one: Int[np.ndarray, "..."], other: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-    """Return where two tables of tails, broadcast against each other, have different tails."""
+    """Return where two tables of tails have facts with different tails.
+
+    Args:
+      one: tails, with -1 if there is no fact.
+      other: tails, broadcast against `one`.
+    """
     return (one >= 0) & (other >= 0) & (one != other)
 
 
@@ -201,8 +218,17 @@ def _check(dataset: Dataset) -> None:
     for count in COUNTS:
         chains, fact = (dataset.rows(f"test_s{count}_{cue}") for cue in ("chains", "fact"))
         if (dataset.exposure[truth["fact1"][chains]] != (count, 0)).any():
-            raise RuntimeError(f"a split fact is not used in {count} training chains")
+            raise RuntimeError(
+                "error in the task cue_conflict: a split fact must be the first fact of "
+                f"exactly {count} training chains and the second fact of none"
+            )
         if (truth["evidence1"][chains] != count).any():
-            raise RuntimeError("a training chain of a split fact is not shared")
+            raise RuntimeError(
+                "error in the task cue_conflict: for a training chain of a split fact, no "
+                "second training chain has the same bridge and last relation"
+            )
         if (dataset.answers[chains] == dataset.answers[fact]).all(1).any():
-            raise RuntimeError("a chain of a split fact has the same answer from both bridges")
+            raise RuntimeError(
+                "error in the task cue_conflict: the two bridges of a split fact must give "
+                "different answers to its test chains"
+            )

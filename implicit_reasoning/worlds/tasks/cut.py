@@ -1,4 +1,4 @@
-"""Splits of composition: the chains of a world in random order, cut into parts."""
+"""Training and test splits of composition, taken from one random order of all chains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ MAX_CHAINS = 2**28  # all chains are enumerated, which takes tens of bytes per c
 
 
 class Cut(NamedTuple):
-    """All chains, their random order, and the splits taken from it."""
+    """The training and test splits of a composition task.
+
+    Attributes:
+      chains: all chains of the world.
+      order: the indices of all chains in random order.
+      trained: the training splits by name.
+      tested: the test splits by name.
+    """
 
     chains: Chains
     order: Int[np.ndarray, " chain"]
@@ -26,18 +33,24 @@ class Cut(NamedTuple):
     tested: dict[str, Chains]
 
     def in_order(self, which: Bool[np.ndarray, " chain"]) -> Chains:
-        """Return the selected chains, in the random order."""
+        """Return the selected chains in the order `order`.
+
+        Args:
+          which: bool [chain], the selected chains.
+        """
         return self.chains[self.order[which[self.order]]]
 
 
 class Exceptions(NamedTuple):
-    """Masks of chains that a task treats in a special way, bool [chain] each.
+    """Masks of the chains that a task treats in a special way.
+
+    An all-`I` chain consists of facts with the role `I` (used in training chains).
 
     Attributes:
-      withheld: all-`I` chains that are neither trained on nor in the test split of all-`I` chains.
-      required: all-`I` chains that are trained on for every phi. They are among the chains that phi
-        counts.
-      added: chains that are trained on in addition, and that phi does not count.
+      withheld: all-`I` chains that are neither in the training split nor in the test split of
+        all-`I` chains.
+      required: all-`I` chains that are trained on for every phi. phi counts these chains.
+      added: further chains that are trained on. phi does not count these chains.
     """
 
     withheld: Bool[np.ndarray, " chain"]
@@ -46,7 +59,11 @@ class Exceptions(NamedTuple):
 
 
 def make_plain_world(task: Any) -> World:
-    """Return the world of the settings, whose facts have the roles `I` and `O`."""
+    """Return the world that the settings describe, with facts of the roles `I` and `O`.
+
+    Raises:
+      InputError: a setting is out of bounds (see `make_world` and `Spelling.check`).
+    """
     world = make_world(
         task.n_entities, task.n_relations, task.out_degree, task.ood_fraction, task.world_seed
     )
@@ -55,19 +72,32 @@ def make_plain_world(task: Any) -> World:
 
 
 def spelling_of(task: Any) -> Spelling:
-    """Return the spelling of chains that the settings describe."""
+    """Return the token format of chains that the settings describe."""
     # A user's task that calls `composition` may lack the last setting, which was added later.
     thought = getattr(task, "chain_of_thought", False)
     return Spelling(task.order, task.names, task.end_token, thought)
 
 
 def make_cut(task: Any, world: World) -> Cut:
-    """Return the splits that the docstring of `composition` describes."""
+    """Return the training and test splits of `composition` for a world.
+
+    Args:
+      task: the settings of `composition`.
+      world: the world whose chains are split.
+    """
     return cut_chains(task, *ordered_chains(task, world, task.hops))
 
 
 def ordered_chains(task: Any, world: World, hops: int) -> tuple[Chains, Int[np.ndarray, " chain"]]:
-    """Return all chains of a world, and their numbers in random order.
+    """Return all chains of a world, and a random order of the chains.
+
+    Args:
+      task: the settings; only `out_degree` is used.
+      world: the world.
+      hops: number of facts in a chain.
+
+    Returns:
+      The chains, and their indices in random order.
 
     Raises:
       InputError: the number of hops is out of bounds, or there are too many chains.
@@ -77,7 +107,7 @@ def ordered_chains(task: Any, world: World, hops: int) -> tuple[Chains, Int[np.n
     if n_chains > MAX_CHAINS:
         raise InputError(
             f"hops = {hops} with {world.n_facts:,} facts gives {n_chains:,} chains, but at "
-            f"most {MAX_CHAINS:,} are allowed; choose a smaller world or out_degree"
+            f"most {MAX_CHAINS:,} are allowed: choose fewer entities or a smaller out_degree"
         )
     chains = enumerate_chains(world, hops)
     return chains, random_order(len(chains), stream(world.seed, Stream.CHAIN_ORDER))
@@ -89,12 +119,12 @@ def cut_chains(
     order: Int[np.ndarray, " chain"],
     exceptions: Exceptions | None = None,
 ) -> Cut:
-    """Return the splits of `composition`, except for the chains in `exceptions`.
+    """Return the splits of `composition`, with special treatment of the chains in `exceptions`.
 
     Args:
-      task: the settings of `composition`; those of the world are not used.
+      task: the settings of `composition`. The settings of the world are not used.
       chains: all chains of the world.
-      order: the numbers of all chains in random order.
+      order: the indices of all chains in random order.
       exceptions: the chains that are treated in a special way; None if there are none.
 
     Raises:
@@ -142,19 +172,19 @@ def n_train_rows(phi: int | float, n_id_facts: int, available: int, what: str) -
     """Return the number of training rows that phi requires, `round(phi * n_id_facts)`.
 
     Args:
-      phi: ratio of training rows to `I` facts, not a fraction of the available rows.
+      phi: ratio of training rows to facts with the role `I` (used in training chains).
       n_id_facts: number of `I` facts.
       available: number of rows that are not held out.
       what: name of the rows for the error message, such as "chains".
 
     Raises:
-      InputError: fewer rows are available.
+      InputError: phi requires more rows than are available.
     """
     # Compare before rounding, because a very large product cannot be converted to an int.
     if phi * n_id_facts > available + 0.5 or (wanted := round(phi * n_id_facts)) > available:
         largest = math.floor(1000 * available / n_id_facts) / 1000
         raise InputError(
             f"phi = {phi} needs {phi * n_id_facts:.0f} training {what} ({n_id_facts} I facts x"
-            f" phi), but after the holdout there are {available}: phi can be at most {largest}"
+            f" phi), but the holdout leaves only {available}: phi can be at most {largest}"
         )
     return wanted

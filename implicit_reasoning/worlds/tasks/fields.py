@@ -1,6 +1,6 @@
-"""Settings of every task of this package: types, meanings and defaults.
+"""Types, meanings and defaults of the settings of every task in this package.
 
-A user-defined task has the settings that its function reads, see `settings.py`.
+A user-defined task has the settings that its function reads (see `settings.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ _COMMON = {
     "probes": Field(int, "maximum number of evaluated rows per split", 3_000),
     "world_seed": Field(int, "random seed of facts, roles and held-out rows", 0),
 }
-_END = {"end_token": Field(bool, "also predict </a> after the answer, as published", False)}
+_END = {
+    "end_token": Field(
+        bool, "also predict the end token </a> after the answer, as published", False
+    )
+}
 _CHAINS = {
     **_COMMON,
     **_END,
@@ -30,17 +34,21 @@ _CHAINS = {
     "hops": Field(int, "number of facts in a chain", 2),
     "holdout": Field(float, "fraction of in-distribution chains that are never trained on", 0.2),
     "mixed_chains": Field(
-        bool, "also test chains of I and O facts (Ye et al.; not Wang et al.)", True
+        bool, "also test chains that mix I and O facts (Wang et al. omit these chains)", True
     ),
     "order": Field(
         str, "order of a prompt: 'e r r', or 'r r e' with the entity at the last position", "e r r"
     ),
     "names": Field(
-        int, "0: one token per entity; n: two tokens, one of n first and one of n last names", 0
+        int,
+        "0: one token per entity; n > 0: two tokens, a first and a last name, with n "
+        "names of each kind",
+        0,
     ),
     "identity": Field(
         str,
-        "rows of entities that lead to themselves: entities ([e] -> e), chains, both, or none ('')",
+        "training rows that lead from an entity to itself: entities ([e] -> e), chains, "
+        "both, or '' (none)",
         "",
         choices=("", "entities", "chains", "both"),
         before="",
@@ -57,9 +65,11 @@ _PAIRS = {
     **_COMMON,
     **_END,
     "n_entities": Field(int, "number of entities", 100),
-    "n_attributes": Field(int, "number of attributes, of which every entity has a value", 5),
+    "n_attributes": Field(
+        int, "number of attributes; every entity has a value for each attribute", 5
+    ),
     "n_values": Field(int, "number of values of an attribute", 10),
-    "ood_fraction": Field(float, "fraction of the entities that are O, for each attribute", 0.1),
+    "ood_fraction": Field(float, "fraction of the entities with role O, for each attribute", 0.1),
     "holdout": Field(float, "fraction of unordered pairs of I entities that are held out", 0.1),
 }
 
@@ -81,23 +91,29 @@ _TABLES: dict[str, dict[str, Field]] = {
     },
     "second_hop_restricted": {
         **_defaults(_CHAINS, ood_fraction=0.0, mixed_chains=False),
-        "restricted_fraction": Field(float, "fraction of I facts that are never a later hop", 0.05),
+        "restricted_fraction": Field(
+            float, "fraction of I facts that training chains never use after the first hop", 0.05
+        ),
     },
     "shadow": _CHAINS,
     "scrambled": _CHAINS,
     "ladder": {
         **_defaults(_TWO_HOPS, n_relations=20, phi=5.0),
-        "facts_per_rung": Field(int, "cold facts with 0, 1 and 2 shared chains, of each kind", 30),
+        "facts_per_rung": Field(
+            int, "number of cold facts on each rung (0, 1 and 2 shared chains)", 30
+        ),
     },
     "cue_conflict": {
         **_TWO_HOPS,
-        "facts_per_count": Field(int, "split facts with 1, 2 and 4 chains, of each kind", 20),
+        "facts_per_count": Field(
+            int, "number of split facts for each number of training chains (1, 2 and 4)", 20
+        ),
     },
     "comparison": {
         **_PAIRS,
         "phi": Field(float, "training comparisons per in-distribution fact", 7.2),
         "mixed_chains": Field(
-            bool, "also test pairs of an I and an O entity (not Wang et al.)", True
+            bool, "also test pairs of an I and an O entity (Wang et al. omit these pairs)", True
         ),
     },
     "complex": {

@@ -1,7 +1,7 @@
-"""Identity rows: training rows that lead from an entity to itself, an option of tasks of chains.
+"""Identity rows: optional training rows that lead from an entity to itself.
 
-Source: "Identity Bridge", arXiv 2509.24653, in which models that also learn `e -> e` compose facts
-that were never composed in training.
+All tasks with chains have this option. Source: "Identity Bridge", arXiv 2509.24653. In that paper,
+models that also learn `e -> e` compose facts that were never composed in training.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ def with_identity(
 ) -> tuple[Cut, dict[str, Rows]]:
     """Add the identity rows that `task.identity` names to the training rows of a task.
 
-    - `entities`: the split `identity_triples` has the row `[e] -> e` of every entity.
+    - `entities`: the split `identity_triples` has one row `[e] -> e` for every entity.
     - `chains`: the split `train_identity` has chains with a relation r_id that leads from every
       entity to itself: `(e, r_id, r2) -> T[e, r2]` for each fact that can be a second fact, and
       `(e1, r1, r_id) -> e2` for each fact that can be a first fact. phi does not count these
-      chains. Shortcuts and `evidence1` treat them as training chains.
+      chains. Shortcuts and the truth column `evidence1` treat them as training chains.
+    - `both`: both kinds of rows are added.
 
-    For chains, the world gets the relation r_id after all others. Its facts have the role `E` and
-    are not taught as triples. The other splits do not change, except for the numbers of facts.
+    For chains, r_id becomes the last relation of the world. The facts with r_id have the role `E`
+    and are not taught as triples. All other splits keep their rows. Only the numbering of the facts
+    changes.
 
     Args:
       task: the settings of the task.
       cut: the splits of the task.
-      private: the second facts of private chains, with which no further prefix may be trained; None
-        if there are none.
+      private: bool [fact], the second facts that no identity chain may use, so that private chains
+        of `ladder` stay private; None if there are none.
 
     Returns:
-      The splits, and the rows of `identity_triples` by name of the split.
+      The splits with `train_identity`, and a dict with the rows of `identity_triples`.
 
     Raises:
-      InputError: `task.identity` is unknown, or it adds chains and the task has more than two hops.
+      InputError: `task.identity` is unknown, or chains are requested for a task with more than two
+        hops.
     """
     # A user's task that calls `composition` may lack this setting, which was added later.
     kind = getattr(task, "identity", "")
@@ -59,7 +62,7 @@ def with_identity(
     entities = random_order(world.n_entities, random)
     if kind in ("chains", "both"):
         if cut.chains.hops != 2:
-            raise InputError(f"identity = {kind!r} needs two hops; hops = {cut.chains.hops}")
+            raise InputError(f"identity = {kind!r} requires hops = 2, but hops = {cut.chains.hops}")
         none = np.zeros(world.n_facts, bool)
         cut = _with_chains(cut, none if private is None else private, random)
     if kind in ("entities", "both"):

@@ -14,12 +14,12 @@ from implicit_reasoning.worlds.world import NONE, Stream, check_count, check_ran
 def in_context(task: Any) -> Dataset:
     """Build the induction task: random sequences repeated once, `x1 x2 ... xn x1 x2 ... -> xn`.
 
-    The tokens of a sequence are distinct, so the only correct answer is the token after the earlier
-    occurrence of the current token. n varies between rows, so looking back by a fixed number of
-    positions is not sufficient. Every position from the second x1 on is supervised; these positions
-    predict x2, ..., xn. The truth columns `answer` and `position` refer to the last supervised
-    position; `period` is n. Test sequences do not occur in training, so knowledge stored in the
-    weights does not help.
+    The tokens of a sequence are distinct. The only correct answer is therefore the token that
+    followed the current token in the first copy. The length n varies between rows, so attention to
+    a fixed distance is not sufficient. Every position from the second x1 on is supervised; these
+    positions predict x2, ..., xn. The truth columns `answer` and `position` refer to the last
+    supervised position; `period` is n. Test sequences do not occur in training, so knowledge stored
+    in the weights does not help.
 
     Args:
       task: settings with attributes world_seed; n_tokens (size of the vocabulary); min_length,
@@ -42,7 +42,7 @@ def in_context(task: Any) -> Dataset:
     if len(different) < wanted:
         raise InputError(
             f"{task.n_tokens} tokens give too few sequences of length {task.min_length} to"
-            f" {task.max_length} for n_train + probes = {wanted}; raise n_tokens or max_length"
+            f" {task.max_length} for n_train + probes = {wanted}: raise n_tokens or max_length"
         )
     order, period = order[different], period[different]
     return assemble(

@@ -1,9 +1,9 @@
-"""The task `ladder`: facts in two training chains, with different evidence from other chains.
+"""The task `ladder`: facts in two training chains, with varying support by further chains.
 
 A model can answer a chain by the single facts, or by the training chains with the same bridge. In
-`composition`, both give the same answer to nearly every chain of `test_ii`. In `ladder`, facts are
-on one of several rungs. The rungs differ in the evidence that training chains give about the
-bridge, and in nothing else.
+`composition`, the two methods give the same answer to nearly every chain of `test_ii`. The task
+`ladder` has groups of facts, the rungs. The rungs differ only in the number of further training
+chains that reveal the bridge.
 """
 
 from __future__ import annotations
@@ -46,19 +46,17 @@ def ladder(task: Any) -> Dataset:
 
     A cold fact `p -> b` leads from the prefix p = (e1, r1) to the bridge b, and has the role `C`.
     It is taught as a triple, and it is used as a second fact like any `I` fact. A bridge has at
-    most one cold fact. A training chain of p with the last relation r2 is *shared* if a fact other
-    than `p -> b` leads to b and is also trained with r2, and *private* if not. The cold facts of
-    rung s (0, 1 or 2) have s shared and 2 - s private chains. s is therefore their `evidence1`, the
-    evidence that training chains give about their bridge. The evidence from the single fact is the
-    same at every rung.
+    most one cold fact. Let r2 be the last relation of a training chain of p. The chain is *shared*
+    if a different fact that leads to b is also trained with r2. Otherwise, the chain is *private*.
+    A cold fact on rung s (0, 1 or 2) has s shared and 2 - s private training chains. Its truth
+    column `evidence1`, the evidence that training chains give about the bridge, is therefore s. The
+    evidence from the single fact is the same on every rung.
 
     The chains of cold facts that are not trained on are tested as `test_c0`, `test_c1` and
-    `test_c2`, by rung. The chains of `I` facts that would make a private chain shared are not
-    trained on; they are tested as `test_private`. All other splits are those of `composition` with
+    `test_c2`, by rung. Chains of `I` facts that would make a private chain shared are not trained
+    on; these chains are tested as `test_private`. All other splits are those of `composition` with
     two hops. `id_triples` includes the cold facts. phi counts neither the cold facts nor their
-    chains.
-
-    All chains have the truth columns of `evidence.with_evidence`.
+    chains. All chains have the truth columns of `evidence.with_evidence`.
 
     Args:
       task: settings as for `composition`, without hops; facts_per_rung (cold facts for each rung).
@@ -67,23 +65,23 @@ def ladder(task: Any) -> Dataset:
       InputError: a setting is out of bounds; out_degree is not less than n_relations; there are too
         few bridges for the cold facts; phi is too large or too small.
 
-    Source: a task designed for this project. The evidence is that of the coverage principle (Chang
-    et al. 2025, arXiv 2505.20278).
+    Source: a task designed for this project. The evidence is defined as in the coverage principle
+    (Chang et al. 2025, arXiv 2505.20278).
     """
     check_range("facts_per_rung", task.facts_per_rung, 1)
     world = make_plain_world(task)
     if task.out_degree >= task.n_relations:
         raise InputError(
             f"out_degree = {task.out_degree} must be less than n_relations = {task.n_relations}: "
-            "if every entity has every relation, the cells without a training chain give the "
-            "bridge away"
+            "if every entity has every relation, a model can infer the bridge from the relations "
+            "that have no training chain"
         )
     cold = choose_facts(world, len(RUNGS) * task.facts_per_rung, CHAINS_PER_FACT + 1)
     if len(cold) < len(RUNGS) * task.facts_per_rung:
         raise InputError(
-            f"facts_per_rung = {task.facts_per_rung} needs {len(RUNGS) * task.facts_per_rung} "
-            f"bridges with a cold fact each, but only {len(cold)} bridges have enough facts: "
-            f"facts_per_rung can be at most {len(cold) // len(RUNGS)}"
+            f"facts_per_rung = {task.facts_per_rung} needs "
+            f"{len(RUNGS) * task.facts_per_rung} bridges, but only {len(cold)} bridges "
+            f"have enough facts: facts_per_rung can be at most {len(cold) // len(RUNGS)}"
         )
     world = with_role_of(world, cold, "C")
     rung = np.full(world.n_facts, NONE)
@@ -115,15 +113,16 @@ def ladder(task: Any) -> Dataset:
 def choose_facts(world: World, count: int, n_later: int) -> Int[np.ndarray, " fact"]:
     """Choose `I` facts at random that lead to different bridges.
 
+    At least one further `I` fact leads to each of these bridges. The facts for a smaller count are
+    a prefix of the facts for a larger count.
+
     Args:
-      world: a world of `I` and `O` facts.
+      world: a world of facts with the roles `I` (used in training chains) and `O` (not used).
       count: number of facts.
       n_later: number of `I` facts that each bridge must have for the second hop.
 
     Returns:
-      Fact numbers, int [fact]; fewer than `count` if there are not enough bridges. At least one
-      more `I` fact leads to each bridge. The facts for a smaller count are a prefix of the facts
-      for a larger count.
+      Fact numbers, int [fact]; fewer than `count` if there are not enough bridges.
     """
     facts = world.facts
     inside = facts.role == ROLES.index("I")
@@ -137,7 +136,13 @@ def choose_facts(world: World, count: int, n_later: int) -> Int[np.ndarray, " fa
 
 
 def with_role_of(world: World, facts: Int[np.ndarray, " fact"], letter: str) -> World:
-    """Return a world in which the given facts have the role `letter`."""
+    """Return a world in which the given facts have the role `letter`.
+
+    Args:
+      world: the world.
+      facts: fact numbers.
+      letter: one of `ROLES`.
+    """
     role = world.facts.role.copy()
     role[facts] = ROLES.index(letter)
     return world_from_table(world.tail, role, world.seed)
@@ -146,12 +151,15 @@ def with_role_of(world: World, facts: Int[np.ndarray, " fact"], letter: str) -> 
 def rank_by_first_fact(
     chains: Chains, order: Int[np.ndarray, " chain"], which: Bool[np.ndarray, " chain"]
 ) -> Int[np.ndarray, " chain"]:
-    """Return the rank of each given chain among the given chains with the same first fact.
+    """Rank the selected chains separately for each first fact.
 
-    Chains are ranked by the random order.
+    Args:
+      chains: all chains.
+      order: the indices of all chains in random order, which defines the ranks.
+      which: bool [chain], the selected chains.
 
     Returns:
-      int [chain], from 0; -1 for chains that are not given.
+      int [chain], ranks from 0; -1 for chains that are not selected.
     """
     some = order[which[order]]
     some = some[np.argsort(chains.facts[some, 0], kind="stable")]
@@ -162,7 +170,12 @@ def rank_by_first_fact(
 
 
 def used_later(chains: Chains, which: Bool[np.ndarray, " chain"]) -> Bool[np.ndarray, " chain"]:
-    """Return the chains whose second fact is the second fact of one of the given chains."""
+    """Return which chains have the same second fact as any of the selected chains.
+
+    Args:
+      chains: all chains.
+      which: bool [chain], the selected chains.
+    """
     used = np.zeros(chains.world.n_facts, bool)
     used[chains.facts[which, 1]] = True
     return used[chains.facts[:, 1]]
@@ -174,18 +187,19 @@ def first_with_the_same_later_fact(
     which: Bool[np.ndarray, " chain"],
     among: Bool[np.ndarray, " chain"],
 ) -> Bool[np.ndarray, " chain"]:
-    """Select, for each second fact of the given chains, one chain that has this second fact too.
+    """Choose one candidate chain for each second fact of the selected chains.
 
-    It is the first such chain of `among` in the order `order`.
+    The candidate has this second fact, and is the first such candidate in the order `order`.
+    Nothing is chosen for a second fact without a candidate.
 
     Args:
       chains: all chains.
-      order: their numbers in random order.
-      which: the given chains.
-      among: the chains from which the result is chosen.
+      order: the indices of all chains in random order.
+      which: bool [chain], the selected chains.
+      among: bool [chain], the candidates.
 
     Returns:
-      Whether each chain is selected, bool [chain].
+      bool [chain], the chosen chains.
     """
     possible = order[(among & used_later(chains, which))[order]]
     _, first = np.unique(chains.facts[possible, 1], return_index=True)
@@ -204,12 +218,16 @@ def _check(dataset: Dataset) -> None:
     assert world is not None
     cold = np.flatnonzero(world.facts.role == ROLES.index("C"))
     if len(np.unique(world.facts.tail[cold])) < len(cold):
-        raise RuntimeError("a bridge has two cold facts")
+        raise RuntimeError("error in the task ladder: a bridge must have at most one cold fact")
     if (dataset.exposure[cold, 0] != CHAINS_PER_FACT).any():
         raise RuntimeError(
-            f"a cold fact is not the first fact of exactly {CHAINS_PER_FACT} training chains"
+            "error in the task ladder: a cold fact must be the first fact of exactly "
+            f"{CHAINS_PER_FACT} training chains"
         )
     for step in RUNGS:
         rows = dataset.rows(f"test_c{step}")
         if (truth["evidence1"][rows] != step).any():
-            raise RuntimeError(f"a fact of rung {step} does not have {step} shared chains")
+            raise RuntimeError(
+                f"error in the task ladder: a cold fact on rung {step} must have {step} "
+                "shared chains"
+            )

@@ -1,6 +1,6 @@
-"""Access to a task's settings. It detects settings that are missing or that the task never reads.
+"""Detection of missing settings, and of settings that a task never reads.
 
-`fields.py` lists the settings of every task of this package. A user-defined task has the settings
+`fields.py` lists the settings of every task in this package. A user-defined task has the settings
 that its function reads.
 """
 
@@ -20,8 +20,8 @@ class MissingSetting(AttributeError):
 class TrackedSettings:
     """The settings of a task, with a record of which settings the task reads.
 
-    The object behaves like the settings. Iteration and method calls, such as `dict(task)` and
-    `task.to_dict()`, count as reading all settings.
+    The object behaves like the settings. Iteration over the object and calls of its methods, such
+    as `dict(task)` and `task.to_dict()`, count as reading all settings.
     """
 
     def __init__(self, settings: Any):
@@ -63,21 +63,28 @@ class TrackedSettings:
 
 
 def track_reads(task: Any) -> Any:
-    """Return the settings wrapped in `TrackedSettings`, if their names can be listed."""
+    """Wrap the settings of a task in `TrackedSettings`.
+
+    Settings without the method `keys`, whose names cannot be listed, are returned unchanged.
+    """
     return TrackedSettings(task) if hasattr(type(task), "keys") else task
 
 
 def check_all_read(task: Any, name: str) -> None:
     """Check that a task has read all its settings.
 
+    Args:
+      task: the settings, as returned by `track_reads`.
+      name: name of the task, for the error message.
+
     Raises:
-      InputError: the task did not read some settings; the message names them.
+      InputError: the task did not read some settings. The message names these settings.
     """
     if not isinstance(task, TrackedSettings) or not (unread := sorted(task._unread)):
         return
     read = set(task._settings) - task._unread
     hints = [f"task.{each}{_hint(each, read)}" for each in unread]
-    what = "it" if len(hints) == 1 else "them"
+    what = "this setting" if len(hints) == 1 else "these settings"
     raise InputError(
         f"the task {name!r} does not read {' or '.join(hints)}; remove or rename {what}"
     )

@@ -122,7 +122,7 @@ def test_the_ladder_keeps_its_rungs(make):
     ("changes", "message"),
     [
         ({"identity": "all"}, "identity is 'all'; it must be '' or 'entities' or 'chains' or"),
-        ({"identity": "chains", "hops": 3}, "identity = 'chains' needs two hops; hops = 3"),
+        ({"identity": "chains", "hops": 3}, "identity = 'chains' requires hops = 2, but hops = 3"),
     ],
 )
 def test_what_cannot_be_added_is_refused(make, changes, message):

@@ -193,7 +193,10 @@ def test_scrambled_answers_are_drawn_once_and_for_all(make):
         ({"name": "held_out_id_triples", "held_out_fraction": 2}, "held_out_fraction = 2 is out"),
         ({"name": "second_hop_restricted", "restricted_fraction": -1}, "restricted_fraction = -1"),
         ({"order": "r e r"}, "order is 'r e r'; it must be 'e r r' or 'r r e'"),
-        ({"names": 4}, "names = 4 .* 20 entities need from 5 to 20 first and last names"),
+        (
+            {"names": 4},
+            "names = 4 is out of bounds: for 20 entities, it must be from 5 to 20, or 0",
+        ),
         ({"names": 21}, "names = 21 .* from 5 to 20"),
     ],
 )
