@@ -83,8 +83,8 @@ def cue_conflict(task: Any) -> Dataset:
     check_range("facts_per_count", task.facts_per_count, 1)
     if spelling_of(task).chain_of_thought:
         raise InputError(
-            "chain_of_thought = True, but chains of the task cue_conflict have two bridges, so the "
-            "bridge to say is not defined; set it to False"
+            "the task cue_conflict does not support chain_of_thought = True, because its chains "
+            "have two bridges; choose chain_of_thought = False"
         )
     taught, world = split_worlds(make_plain_world(task), task.facts_per_count)
     split = np.flatnonzero(world.facts.role == ROLES.index("S"))

@@ -71,7 +71,7 @@ def test_instruments_of_chains_refuse_these_answers():
 def test_conflicting_bridges_cannot_be_said():
     task = load_config("configs/cue_conflict.py:pocket").task
     task.chain_of_thought = True
-    with pytest.raises(InputError, match="have two bridges"):
+    with pytest.raises(InputError, match="its chains have two bridges"):
         build(task)
 
 
