@@ -83,6 +83,7 @@ from implicit_reasoning.config import Flag
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import ClusterIntervals
+from implicit_reasoning.training.estimate import plan
 from implicit_reasoning.training.thoughts import ThoughtOutcome
 from implicit_reasoning.worlds import ROLES, Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
@@ -192,7 +193,7 @@ def taught(run: Run, world: int, init: int) -> xr.DataTree:
 
 
 def training(run: Run) -> xr.Dataset:
-    """Return the curves, those of the parts of a chain of thought, and the time of a step."""
+    """Return the curves, those of the parts of a chain of thought, and the cost of a step."""
     found = curves(run)
     rows = [row for row in run.metrics if row["step"] in set(found["evaluation"].values.tolist())]
     for name in ThoughtOutcome._fields:
@@ -201,8 +202,8 @@ def training(run: Run) -> xr.Dataset:
                 [row.get(f"{name}/{s}", np.nan) for s in found["split"].values] for row in rows
             ]
             found[name] = ("evaluation", "split"), np.asarray(table, np.float32)
-    speeds = [row["steps_per_second"] for row in run.metrics if "steps_per_second" in row]
-    return found.assign(steps_per_second=((), float(np.median(speeds))))
+    operations = plan(run.config, measure=False).cost.step
+    return found.assign(flops_per_step=((), float(operations)))
 
 
 def stages(run: Run, steps: dict[str, int | None], correct: dict[int, np.ndarray]) -> xr.Dataset:

@@ -134,6 +134,8 @@ def answers(arms: Mapping[str, Arm]) -> str:
         ("4. Cue conflict", cues),
         ("5. Grokking and grounding", together),
         ("6. Compared with the implicit arm", compared),
+        ("6. Cost of a step", cost),
+        ("6. Parts of a chain of thought", spoken),
         ("7. Memorise-only phase", memorise_only),
         ("8. The gap of the second hop", second_hop),
         ("9. Teaching cold facts later", taught),
@@ -343,6 +345,36 @@ def _difference(values: np.ndarray, worlds: np.ndarray) -> str:
     found = mean_over_seeds(values, worlds)
     star = " *" if found.low > 0 or found.high < 0 else ""
     return over_worlds(values, worlds) + star
+
+
+def cost(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the operations of a training step, for question 6."""
+    lines = ["| arm | GFLOP per step | relative to the implicit arm |", "|---" * 3 + "|"]
+    flops = {
+        name: float(arm.parts["training"]["flops_per_step"].mean())
+        for name, arm in _ladders(arms).items()
+    }
+    for name, count in flops.items():
+        ratio = f"{count / flops[IMPLICIT]:.2f}" if IMPLICIT in flops else "-"
+        lines.append(f"| {name} | {count / 1e9:.2f} | {ratio} |")
+    return lines
+
+
+PARTS = ("bridge", "teacher_forced", "free_running")
+
+
+def spoken(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the accuracy of the parts of answers with a chain of thought, for question 6."""
+    lines = ["| arm | split | whole answer | " + " | ".join(PARTS) + " |", "|---" * 6 + "|"]
+    for name, arm in _ladders(arms).items():
+        curves = arm.parts["training"].isel(evaluation=-1)
+        if PARTS[0] not in curves:
+            continue
+        for split in (split for split in SHOWN if split in curves["split"]):
+            values = [curves[part].sel(split=split).values for part in ("accuracy", *PARTS)]
+            cells = [over_worlds(value, arm.worlds) for value in values]
+            lines.append(f"| {name} | {split} | {' | '.join(cells)} |")
+    return lines
 
 
 def memorise_only(arms: Mapping[str, Arm]) -> list[str]:
