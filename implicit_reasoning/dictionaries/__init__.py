@@ -1,6 +1,6 @@
 """Train and evaluate sparse dictionaries on a model's activations at several checkpoints.
 
-architectures.py  defines autoencoders, transcoders and crosscoders: parameters and linear maps
+architectures.py  defines the linear maps of autoencoders, transcoders and crosscoders
 activations/    defines activation functions that make feature activations sparse
 sparse.py       computes matrix products with active features only
 dictionary.py   combines architecture and activation function, for training and for inference

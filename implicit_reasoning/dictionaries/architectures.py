@@ -1,8 +1,8 @@
-"""Define the architectures of dictionaries: the linear encoders and decoders, and their shapes.
+"""Define the architectures of dictionaries, which consist of linear encoders and decoders.
 
-An architecture defines matrix products. The activation functions in `activations/` turn
-pre-activations into sparse activations. Values of several sites are concatenated into one vector,
-so every architecture reads [batch, d_in] and writes [batch, d_out].
+An activation function from `activations/` converts the encoder's pre-activations to sparse feature
+activations. The activations of several hook sites are concatenated into one vector. Every
+architecture therefore has inputs [batch, d_in] and outputs [batch, d_out].
 
 Parameters have SAELens's names and layouts: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae,
 d_out]`, `b_dec [d_out]`, `W_skip [d_out, d_in]`. Weights of a cross-layer transcoder have a leading
@@ -44,14 +44,16 @@ class Architecture:
     d_sae: int
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters. The decoder bias `b_dec` is the mean of the targets `y`."""
+        """Return initial parameters. The decoder bias `b_dec` is the mean of the targets `y`.
+
+        """
         keys = jax.random.split(key)
         encoder = _unit(jax.random.normal(keys[0], (self.d_sae, self.d_in))).T
         decoder = DECODER_NORM * _unit(jax.random.normal(keys[1], (self.d_sae, self.d_out)))
         return {"W_enc": encoder, "W_dec": decoder, "b_dec": y.mean(0)}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """Return the vector that the encoder multiplies: `x`, or `x` minus a bias in subclasses."""
+        """Return the input of the encoder matrix. The base class returns `x`."""
         return x
 
     def project(self, params: Params, x: Inputs) -> Features:
@@ -63,14 +65,13 @@ class Architecture:
     ) -> Float[Array, "batch k"]:
         """Return the entries of `projected` at the selected features.
 
-        Gradients flow to `params` and `x`, through the selected features only. No gradient flows to
-        `projected`.
+        Gradients flow through the selected features to `params` and `x`, but not to `projected`.
 
         Args:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
-          index: [batch, k] indices of the features that are selected for each input.
-          projected: [batch, d_sae] the result of `project` for the same parameters and inputs.
+          index: [batch, k] indices of the selected features of each input.
+          projected: [batch, d_sae] the result of `project(params, x)`.
         """
         return gather_dot_of(self.centred(params, x), index, params["W_enc"].T, projected)
 
@@ -82,12 +83,15 @@ class Architecture:
         Args:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
-          index: [some] indices of the selected features, which are the same for all inputs.
+          index: [some] indices of the selected features. All inputs share these indices.
         """
         return self.centred(params, x) @ params["W_enc"][:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return each feature's decoder row, which the feature writes at an activation of 1."""
+        """Return the decoder row of each feature.
+
+        The decoder row is the feature's contribution to the output at an activation of 1.
+        """
         rows: Array = params["W_dec"]
         return rows
 
@@ -96,17 +100,19 @@ class Architecture:
         return jnp.linalg.norm(self.rows(params), axis=-1)
 
     def base(self, params: Params, x: Inputs) -> Outputs:
-        """Return the output that the dictionary has if no feature is active."""
+        """Return the dictionary's output when no feature is active."""
         return jnp.broadcast_to(params["b_dec"][None], (len(x), self.d_out))
 
     def write(self, params: Params, acts: Features | Sparse) -> Outputs:
-        """Return the sum of decoder rows, weighted by activations."""
+        """Return the sum of decoder rows, weighted by the activations `acts`."""
         if isinstance(acts, Sparse):
             return gather_sum(acts.values, acts.indices, self.rows(params))
         return acts @ self.rows(params)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the feature axis of a parameter, or None if the parameter has no such axis."""
+        """Return the index of a parameter's feature axis, or None if there is no such axis.
+
+        """
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
@@ -115,13 +121,13 @@ class Architecture:
     ) -> Params:
         """Return new weights for resampled features.
 
-        Row i of `x` gives the direction of the encoder of feature i. Row i of `missing` gives the
-        direction of its decoder row.
+        The encoder of feature i is set to the direction of row i of `x`. The decoder row of feature
+        i is set to the direction of row i of `missing`.
 
         Args:
           params: the dictionary's parameters.
-          x: [d_sae, d_in] an input for each feature.
-          missing: [d_sae, d_out] a reconstruction error for each feature.
+          x: [d_sae, d_in] one input for each feature.
+          missing: [d_sae, d_out] one reconstruction error for each feature.
         """
         return {"W_enc": _unit(self.centred(params, x)).T, "W_dec": _unit(missing)}
 
@@ -134,12 +140,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Transcoder(Architecture):
-    """A dictionary that predicts the activations of one site from those of a different site.
+    """A dictionary that predicts the activations of one hook site from a second site.
 
-    For example, it reads `ln2.hook_normalized` and writes `hook_mlp_out`.
+    For example, a transcoder reads `ln2.hook_normalized` and predicts `hook_mlp_out`.
 
-    Source: Dunefsky, Chlenski and Nanda 2024. Their code subtracts `b_dec` from the input. Here, as
-    in SAELens and circuit-tracer, nothing is subtracted from the input.
+    Source: Dunefsky, Chlenski and Nanda 2024. The authors' code subtracts `b_dec` from the input.
+    This class, SAELens and circuit-tracer use the unchanged input.
     """
 
 
@@ -151,7 +157,7 @@ class SkipTranscoder(Transcoder):
     """
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters; the skip connection is initialised to 0."""
+        """Return initial parameters. The skip connection `W_skip` is initialised to 0."""
         return super().init(key, x, y) | {"W_skip": jnp.zeros((self.d_out, self.d_in))}
 
     def base(self, params: Params, x: Inputs) -> Outputs:
@@ -161,10 +167,11 @@ class SkipTranscoder(Transcoder):
 
 @dataclass(frozen=True)
 class Autoencoder(Architecture):
-    """A dictionary that reads and writes the same site; `b_dec` is subtracted from the input.
+    """A dictionary that reconstructs its input. The encoder reads the input minus `b_dec`.
 
-    Source: Bricken et al. 2023, "Towards monosemanticity". The encoder is initialised to the
-    decoder's transpose (tied initialisation).
+    The encoder is initialised to the decoder's transpose (tied initialisation).
+
+    Source: Bricken et al. 2023, "Towards monosemanticity".
     """
 
     def __post_init__(self) -> None:
@@ -175,25 +182,24 @@ class Autoencoder(Architecture):
             )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters; the encoder is the decoder's transpose."""
+        """Return initial parameters. The encoder is initialised to the decoder's transpose."""
         params = super().init(key, x, y)
         return params | {"W_enc": params["W_dec"].T}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """Return the input minus the decoder bias."""
+        """Return the input `x` minus the decoder bias `b_dec`."""
         return x - params["b_dec"][None]
 
 
 @dataclass(frozen=True)
 class Crosscoder(Autoencoder):
-    """An autoencoder that reads the concatenated states of one site at several checkpoints.
+    """An autoencoder of one hook site's activations at several checkpoints, concatenated.
 
-    All checkpoints share the features. A feature's norm is the sum of its decoder norms over
-    checkpoints, so the sparsity penalty counts the feature once for each checkpoint that it writes
-    to.
+    A feature has one activation for all checkpoints, and one decoder row per checkpoint. The norm
+    of a feature is the sum of the norms of the decoder rows. The sparsity penalty uses this norm.
 
     Attributes:
-      n_parts: number of checkpoints; `d_in` and `d_out` are `n_parts` times the site's width.
+      n_parts: number of checkpoints. `d_in` and `d_out` are `n_parts` times the site's width.
 
     Source: Lindsey et al. 2024, "Sparse crosscoders for cross-layer features and model diffing".
     """
@@ -208,22 +214,24 @@ class Crosscoder(Autoencoder):
             )
 
     def by_part(self, params: Params) -> Float[Array, "d_sae part"]:
-        """Return the decoder norm of each feature at each checkpoint."""
+        """Return the norm of each feature's decoder row at each checkpoint."""
         rows = self.rows(params).reshape(self.d_sae, self.n_parts, -1)
         return jnp.linalg.norm(rows, axis=-1)
 
     def norms(self, params: Params) -> Float[Array, " d_sae"]:
-        """Return the decoder norm of each feature, summed over checkpoints."""
+        """Return the sum over checkpoints of each feature's decoder norms."""
         return self.by_part(params).sum(-1)
 
 
 @dataclass(frozen=True)
 class CrossLayer(Architecture):
-    """A cross-layer transcoder. A feature reads one layer, and writes to this and all later layers.
+    """A cross-layer transcoder.
+
+    A feature reads from one layer. The feature writes to the same layer and to all later layers.
 
     Attributes:
-      n_layers: number of layers. Inputs, outputs and features are divided into equal parts, one for
-        each layer, in layer order.
+      n_layers: number of layers. Inputs, outputs and features have `n_layers` equal parts, in layer
+        order.
 
     Source: Ameisen et al. 2025, "Circuit tracing", methods.
     """
@@ -239,7 +247,7 @@ class CrossLayer(Architecture):
                 )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters; decoder weights to earlier layers are 0."""
+        """Return initial parameters. Decoder weights to layers before a feature's layer are 0."""
         n, keys = self.n_layers, jax.random.split(key)
         n_own, width, width_out = self.d_sae // n, self.d_in // n, self.d_out // n
         encoder = jax.random.normal(keys[0], (n, width, n_own))
@@ -252,34 +260,40 @@ class CrossLayer(Architecture):
         }
 
     def project(self, params: Params, x: Inputs) -> Features:
-        """Return pre-activations. The features of a layer read the layer's part of the input."""
+        """Return pre-activations of all features, without the encoder bias.
+
+        A feature reads only the part of `x` from the feature's layer.
+        """
         by_layer = x.reshape(len(x), self.n_layers, -1)
         return jnp.einsum("bld,ldf->blf", by_layer, params["W_enc"]).reshape(len(x), self.d_sae)
 
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Select entries of a projection of all features, through which gradients flow.
+        """Return the entries of `project(params, x)` at the selected features.
 
-        The features of different layers read different parts of the input. In the base class,
-        gradients flow through the selected features only.
+        The method computes the pre-activations of all features and ignores `projected`. The
+        arguments are described at `Architecture.project_at`.
         """
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
     def project_some(
         self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
-        """Return pre-activations of selected features, as columns of `project`."""
+        """Return the columns of `project(params, x)` at the selected features."""
         return self.project(params, x)[:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return each feature's decoder rows for all layers. Rows for earlier layers are 0."""
+        """Return the decoder rows of each feature for all layers, concatenated.
+
+        Rows for layers before the feature's layer are 0.
+        """
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the feature axis of a parameter; None if it has none.
+        """Return the index of a parameter's feature axis, or None if there is no such axis.
 
-        In weights, the axis has the features of one layer.
+        The feature axis of `W_enc` and of `W_dec` contains the features of one layer.
         """
         return 1 if name == "W_dec" else super().feature_axis(name)
 
@@ -288,9 +302,9 @@ class CrossLayer(Architecture):
     ) -> Params:
         """Return new weights for resampled features.
 
-        For feature i, the part of row i of `x` that belongs to the feature's layer gives the
-        direction of the encoder. The parts of row i of `missing` that belong to this and later
-        layers give the direction of the decoder.
+        Let l be the layer of feature i. The encoder of feature i is set to the direction of the
+        part of `x[i]` for layer l. The decoder of feature i is set to the direction of the parts of
+        `missing[i]` for layer l and all later layers.
         """
         n, n_own = self.n_layers, self.d_sae // self.n_layers
         parts = x.reshape(n, n_own, n, -1)
@@ -304,7 +318,7 @@ class CrossLayer(Architecture):
     ) -> Shaped[Array, "..."]:
         """Reshape one value per feature so that it broadcasts against the parameter `name`.
 
-        The weights have a layer axis before the axis of a layer's features.
+        In `W_enc` and `W_dec`, the first axis is the layer.
         """
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}

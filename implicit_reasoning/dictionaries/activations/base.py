@@ -1,9 +1,9 @@
-"""Define the base class of activation functions, which make activations sparse.
+"""Define the base class `ActivationFn` of activation functions.
 
-The loss of a dictionary is the squared error, summed over output dimensions and averaged over the
-batch, plus terms that the activation function defines. One number, the sparsity, sets how sparse
-the activations are. It is either the coefficient of a penalty or a number of active features. The
-sparsity is traced, so dictionaries with different sparsities share one program.
+The loss of a dictionary is a squared error plus terms that the activation function defines. The
+squared error is summed over output dimensions and averaged over the batch. The sparsity is a
+number: either the coefficient of a sparsity penalty or a number of active features. JAX traces the
+sparsity, so dictionaries with different sparsities share one compiled program.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Encoded(NamedTuple):
 
     @property
     def dense(self) -> Features:
-        """The activations of all features as a dense array."""
+        """Feature activations as a dense array [batch, d_sae]."""
         return self.acts.dense(self.pre.shape[1]) if isinstance(self.acts, Sparse) else self.acts
 
 
 class ForwardPass(NamedTuple):
-    """The values of a batch's forward pass that loss terms may use.
+    """Results of the forward pass of one batch, from which loss terms are computed.
 
     Attributes:
       x: [batch, d_in] inputs.
       y: [batch, d_out] targets.
       out: [batch, d_out] the dictionary's outputs.
-      encoded: activations and pre-activations.
-      sparsity: the coefficient of the penalty or the number of active features; see
-        `ActivationFn.sparsity_kind`.
+      encoded: feature activations and pre-activations.
+      sparsity: coefficient of the penalty, or number of active features per input.
+        `ActivationFn.sparsity_kind` says which.
       dead: bool [d_sae], whether each feature is dead.
     """
 
@@ -68,10 +68,10 @@ class ActivationFn(abc.ABC):
     """Base class of activation functions.
 
     Attributes:
-      name: the name in configurations and tables.
-      sparsity_kind: the meaning of `sparsity`: "l1" or "l0" for a coefficient, which may have a
-        warm-up, or "k" for a number of features.
-      saelens_architecture: SAELens's name of the activation function after training.
+      name: name of the activation function in configurations and tables.
+      sparsity_kind: the meaning of `sparsity`. "l1" and "l0" mean the coefficient of a penalty. "k"
+        means the number of active features per input.
+      saelens_architecture: the `architecture` with which SAELens loads the trained dictionary.
     """
 
     name: ClassVar[str]
@@ -94,29 +94,35 @@ class ActivationFn(abc.ABC):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Compute the activations that training uses."""
+        """Compute the activations and pre-activations for a training step."""
 
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the terms that are added to the squared error, by name."""
+        """Return the loss terms that are added to the squared error, keyed by name."""
         return {}
 
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """Return the running threshold after a step. Only BatchTopK and Matryoshka change it."""
+        """Return the updated running threshold after a step.
+
+        Only BatchTopK and Matryoshka update the threshold.
+        """
         return threshold
 
     def project(self, params: Params) -> Params:
-        """Project parameters onto their valid range. Training calls this after each step."""
+        """Clip parameters to their valid range.
+
+        Training calls this method after each step.
+        """
         return params
 
     def finish(self, architecture: Architecture, params: Params, threshold: Scalar) -> Params:
         """Convert trained parameters for inference, and scale decoder rows to norm 1.
 
-        The norm of a row is that of `architecture.norms`. Activations are multiplied by the norms,
-        so the dictionary's outputs do not change.
+        The method divides each decoder row by its norm from `architecture.norms` and scales the
+        encoder by the same norm. The dictionary's outputs therefore do not change.
         """
         norms = architecture.norms(params)
         scaled = params | {
@@ -126,5 +132,5 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Return the activation function's parameters after activations are scaled by `norms`."""
+        """Return the function's parameters for activations that are multiplied by `norms`."""
         return {"b_enc": params["b_enc"] * norms}

@@ -1,13 +1,14 @@
-"""Gated: a first path, the gate, selects the active features. A second path computes magnitudes.
+"""Define the Gated activation function.
 
-The L1 penalty applies to the gate only, so it does not shrink magnitudes. The gate is trained
-through an auxiliary reconstruction from gate activations. No gradient of the penalty or of the
-auxiliary reconstruction reaches the decoder. Otherwise decoder rows would shrink without limit,
-because larger magnitudes compensate for smaller rows while the penalty decreases.
+A gate selects the active features, and a second path computes their magnitudes. The L1 penalty
+applies to the gate only, so the penalty does not shrink magnitudes. The gate is trained with an
+auxiliary loss: the error of a reconstruction from gate activations. The penalty and the auxiliary
+loss have no gradient to the decoder. With a gradient of the penalty, decoder rows would shrink
+without limit.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
-section 3.2. As in the paper, the auxiliary reconstruction does not train the decoder. In SAELens,
-it does.
+section 3.2. In the paper and here, the auxiliary loss does not train the decoder. In SAELens, the
+auxiliary loss trains the decoder.
 """
 
 from __future__ import annotations
@@ -38,15 +39,19 @@ class Gated(ActivationFn):
     saelens_architecture: ClassVar[str] = "gated"
 
     def init(self, architecture: Architecture) -> Params:
-        """Return the biases of both paths, and the log ratio of the paths' encoder weights."""
+        """Return zero values for `b_gate`, `b_mag` and `r_mag`.
+
+        `b_gate` and `b_mag` are the biases of the gate and of the magnitudes. The magnitude path
+        multiplies the encoder weights of the gate by `exp(r_mag)`.
+        """
         return {name: jnp.zeros(architecture.d_sae) for name in ("b_gate", "b_mag", "r_mag")}
 
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Compute magnitudes where the gate is open, and 0 elsewhere.
+        """Return magnitudes where the gate's pre-activation is positive, and 0 elsewhere.
 
-        In the result, `pre` is the pre-activation of the gate.
+        The field `pre` of the result contains the gate's pre-activations.
         """
         projected = architecture.project(params, x)
         gate = projected + params["b_gate"][None]
@@ -56,7 +61,7 @@ class Gated(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the L1 penalty on the gate, and the auxiliary reconstruction error."""
+        """Return the L1 penalty on the gate (`l1`) and the auxiliary loss (`gate`)."""
         opened = jax.nn.relu(forward.encoded.pre)
         frozen = jax.lax.stop_gradient(params)
         said = architecture.write(frozen, opened) + architecture.base(frozen, forward.x)
@@ -66,5 +71,5 @@ class Gated(ActivationFn):
         }
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Scale both biases by `norms`; `r_mag` does not change."""
+        """Return `b_gate` and `b_mag`, multiplied by `norms`."""
         return {name: params[name] * norms for name in ("b_gate", "b_mag")}

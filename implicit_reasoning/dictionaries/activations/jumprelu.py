@@ -1,13 +1,13 @@
-"""JumpReLU: each feature has a threshold, learned with a straight-through estimator.
+"""Define JumpReLU, in which each feature has a learned threshold.
 
-With mode "step", the penalty is the number of active features (L0). With mode "tanh", it is the sum
-of `tanh(4 activation * decoder norm)` over features. A step function has no useful gradient, so the
-threshold's gradient is estimated with a rectangular kernel around the threshold. With "step", the
-estimated gradient reaches the thresholds only. With "tanh", it reaches all parameters.
+With mode "step", the penalty is the number of active features (L0). With mode "tanh", the penalty
+is the sum over features of `tanh(4 * activation * decoder_norm)`. The derivative of a step function
+is 0 almost everywhere. A straight-through estimator therefore replaces the derivative by a
+rectangular kernel around the threshold. With "step", only the thresholds receive the estimated
+gradient. With "tanh", the pre-activations also receive the estimated gradient.
 
 Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (mode "step"). Conerly et al. 2025,
-Anthropic's January update (mode "tanh", and the penalty `revive`, which moves pre-activations of
-dead features towards their thresholds).
+Anthropic's January update (mode "tanh" and the option `revive`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class JumpReLU(ActivationFn):
     """JumpReLU activation. The sparsity is the coefficient of the penalty.
 
     Attributes:
-      mode: "step" or "tanh". With "tanh", estimated gradients reach the encoder as well.
-      threshold: initial threshold.
+      mode: form of the sparsity penalty: "step" for L0, or "tanh" for a sum of `tanh(4 * activation
+        * decoder_norm)`.
+      threshold: initial threshold of all features.
       bandwidth: width of the estimator's kernel, in units of pre-activations.
-      revive: coefficient of a penalty for dead features. The penalty grows with the distance of a
-        pre-activation below the feature's threshold.
+      revive: coefficient of a penalty for dead features. The penalty of a feature is
+        `relu(threshold - pre) * decoder_norm`.
     """
 
     mode: str = "step"
@@ -60,7 +61,7 @@ class JumpReLU(ActivationFn):
             raise InputError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
 
     def init(self, architecture: Architecture) -> Params:
-        """Return initial biases and thresholds."""
+        """Return initial encoder biases and thresholds."""
         return super().init(architecture) | {
             "threshold": jnp.full(architecture.d_sae, self.threshold, jnp.float32)
         }
@@ -68,7 +69,7 @@ class JumpReLU(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Return pre-activations where they are above their thresholds, else 0."""
+        """Return pre-activations above the feature's threshold, and 0 elsewhere."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         shape = self.bandwidth, self.mode == "tanh"
         return Encoded(jump(pre, params["threshold"], *shape), pre)
@@ -76,7 +77,11 @@ class JumpReLU(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the sparsity penalty and, if `revive` is not 0, the penalty of dead features."""
+        """Return the sparsity penalty `l0`.
+
+        If `revive` is not 0, the result also contains the penalty `revive` for dead features.
+
+        """
         pre, threshold = forward.encoded.pre, params["threshold"]
         norms = architecture.norms(params)[None]
         if self.mode == "tanh":
@@ -92,13 +97,13 @@ class JumpReLU(ActivationFn):
     def project(self, params: Params) -> Params:
         """Set negative thresholds to 0.
 
-        Thresholds are clipped after a step and not in the forward pass. If they were clipped in the
-        forward pass, a clipped threshold would get no gradient and stay at 0.
+        Training clips thresholds after each step. Clipping in the forward pass would remove the
+        gradient of a negative threshold, so the threshold would stay negative.
         """
         return params | {"threshold": jax.nn.relu(params["threshold"])}
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Scale biases and thresholds by `norms`."""
+        """Return encoder biases and thresholds, multiplied by `norms`."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": params["threshold"] * norms}
 
@@ -107,13 +112,14 @@ class JumpReLU(ActivationFn):
 def jump(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """Return `pre` where it is above the threshold, and 0 elsewhere.
+    """Return `pre` where `pre > threshold`, and 0 elsewhere.
 
     Args:
       pre: [batch, d_sae] pre-activations.
       threshold: [d_sae] thresholds.
-      bandwidth: width of the kernel that estimates the threshold's gradient; static under tracing.
-      to_pre: whether the estimated gradient reaches `pre` too; static under tracing.
+      bandwidth: width of the kernel that estimates the threshold's gradient. Static under
+        `jax.jit`.
+      to_pre: whether `pre` also receives the estimated gradient. Static under `jax.jit`.
     """
     return jnp.where(pre > threshold[None], pre, 0.0)
 
@@ -122,7 +128,7 @@ def jump(
 def step(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """Compute 1 where `pre` is above the threshold, else 0. The arguments are those of `jump`."""
+    """Return 1 where `pre > threshold`, and 0 elsewhere. The arguments match those of `jump`."""
     return (pre > threshold[None]).astype(pre.dtype)
 
 

@@ -1,8 +1,8 @@
-"""Matryoshka: nested dictionaries, in which the first features also reconstruct states alone.
+"""Define Matryoshka, an activation function that trains nested dictionaries.
 
-This is BatchTopK with a further loss term for each nested width m. The term is the squared error of
-the output that the first m features give without the others. These terms reduce the incentive for
-specific features to absorb general features.
+Matryoshka is BatchTopK with an additional loss term for each nested width m. The term is the
+squared error of a reconstruction from the first m features only. The additional terms discourage
+specific features from absorbing general features.
 
 Source: Bussmann et al. 2025, "Learning multi-level features with matryoshka sparse autoencoders".
 """
@@ -22,10 +22,11 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class Matryoshka(BatchTopK):
-    """Matryoshka BatchTopK activation. The sparsity is the mean number of active features.
+    """Matryoshka BatchTopK. The sparsity is the mean number of active features per input.
 
     Attributes:
-      widths: widths of the nested dictionaries in ascending order, without the full width.
+      widths: numbers of features of the nested dictionaries, in ascending order. All widths must be
+        smaller than d_sae.
     """
 
     widths: tuple[int, ...] = ()
@@ -43,7 +44,7 @@ class Matryoshka(BatchTopK):
         """Return the initial parameters of BatchTopK.
 
         Raises:
-          InputError: a nested width is not smaller than the full width.
+          InputError: a nested width is at least d_sae.
         """
         if self.widths[-1] >= architecture.d_sae:
             raise InputError(

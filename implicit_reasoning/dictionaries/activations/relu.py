@@ -1,7 +1,7 @@
-"""ReLU with an L1 penalty: the standard sparse autoencoder.
+"""Define ReLU with an L1 penalty, as in the standard sparse autoencoder.
 
-Source: Bricken et al. 2023. The penalty weights each activation by its feature's decoder norm
-(Anthropic, April 2024 update), so decoder norms need no constraint.
+Sources: Bricken et al. 2023. The penalty multiplies each activation by the decoder norm of the
+feature (Anthropic, April 2024 update), so decoder norms need no constraint.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ class ReLU(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the penalty `sparsity * sum_i acts_i norm_i`, averaged over the batch."""
+        """Return the batch mean of the L1 penalty `sparsity * sum_i(acts_i * decoder_norm_i)`."""
         acts = forward.encoded.dense
         return {"l1": forward.sparsity * (acts * architecture.norms(params)[None]).sum(-1).mean()}

@@ -1,17 +1,18 @@
-"""TopK: for each input, only the k features with the largest outputs are active.
+"""Define TopK and BatchTopK, which keep the features with the largest outputs.
 
-The size of a feature's output is the pre-activation times the decoder norm. BatchTopK selects the
-largest of these products in a whole batch, k per input on average, so the number of active features
-varies between inputs. A running mean of the smallest selected product becomes the threshold of the
-finished dictionary, which encodes each input independently.
+The output of a feature is the pre-activation times the decoder norm. TopK keeps the k features with
+the largest outputs for each input. BatchTopK keeps the `k * batch_size` largest outputs of a batch,
+so the number of active features varies between inputs. Training keeps a running mean of the
+smallest output that BatchTopK selects. For inference, a feature is active if its output exceeds
+this running mean.
 
-TopK and BatchTopK have an auxiliary loss for dead features (AuxK): the dead features with the
-largest outputs are trained to reconstruct the remaining error.
+TopK and BatchTopK have an auxiliary loss, AuxK. AuxK trains dead features to predict the
+reconstruction error.
 
 Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2 and A.2; Bussmann,
-Leask and Nanda 2024, "BatchTopK sparse autoencoders". The dead features are trained to predict the
+Leask and Nanda 2024, "BatchTopK sparse autoencoders". The reconstruction error in AuxK is the
 target minus the output. OpenSAE uses the output minus the target, which trains dead features to
-write the opposite.
+predict the negative error.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _MAX_DENSE_RATIO = 32
 
 
 class AuxK(ActivationFn):
-    """Base class of functions that keep the k largest activations. It has the AuxK loss."""
+    """Base class of activation functions with the AuxK loss for dead features."""
 
     aux: float
     sparsity_kind: ClassVar[str] = "k"
@@ -47,7 +48,7 @@ class AuxK(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """Return the AuxK loss, which trains dead features on the remaining error."""
+        """Return the AuxK loss, multiplied by the coefficient `aux`."""
         return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
 
@@ -56,8 +57,7 @@ class TopK(AuxK):
     """TopK activation. The sparsity is k, the number of active features per input.
 
     Attributes:
-      max_k: the largest k of the dictionaries that share a program. The program gathers `max_k`
-        features for each input.
+      max_k: maximum of `sparsity` over the dictionaries that share a compiled program.
       aux: coefficient of the AuxK loss.
     """
 
@@ -70,7 +70,11 @@ class TopK(AuxK):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Select features without gradients, then compute the activations of these features."""
+        """Return the activations of the k features with the largest outputs.
+
+        The output of a feature is the pre-activation times the decoder norm. No gradient flows
+        through the selection.
+        """
         if architecture.d_sae <= _MAX_DENSE_RATIO * self.max_k and not _one_thread():
             return self._encode_all(architecture, params, x, sparsity)
         # The selection has no gradient.
@@ -107,9 +111,10 @@ class BatchTopK(AuxK):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Keep the activations with the largest outputs, `sparsity` per input on average.
+        """Keep the `sparsity * batch_size` activations with the largest outputs in the batch.
 
-        All other activations of the batch are set to 0.
+        The output of a feature is the activation times the decoder norm. All activations with
+        smaller outputs are set to 0.
         """
         pre = architecture.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
@@ -120,24 +125,28 @@ class BatchTopK(AuxK):
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """Update the running mean of the smallest positive product of activation and norm."""
+        """Update the running mean of the batch's smallest positive output.
+
+        The output of a feature is the activation times the decoder norm.
+
+        """
         written = encoded.dense * architecture.norms(params)[None]
         least = jnp.where(written > 0, written, jnp.inf).min()
         moved = jnp.where(threshold > 0, threshold + _RATE * (least - threshold), least)
         return jnp.where(jnp.isfinite(least), moved, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Return the parameters of a JumpReLU whose features all have the same threshold."""
+        """Return parameters for a JumpReLU in which all features have the threshold `threshold`."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": jnp.broadcast_to(threshold, norms.shape)}
 
 
 def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
-    """Compute AuxK, the squared error with which dead features reconstruct the remaining error.
+    """Compute AuxK, the squared error of dead features as predictors of the reconstruction error.
 
-    The d_in / 2 dead features with the largest outputs are used. If there are fewer dead features,
-    all of them are used, and the loss is scaled down proportionally. The loss is 0 if there are no
-    dead features. As in SAELens, negative pre-activations are used too.
+    AuxK uses the `d_in // 2` dead features with the largest pre-activation times decoder norm. If
+    there are only n < `d_in // 2` dead features, AuxK uses all n features, and the loss is
+    multiplied by `n / (d_in // 2)`. As in SAELens, AuxK also uses negative pre-activations.
     """
     most = min(architecture.d_in // 2, architecture.d_sae)
     missing, n_dead = jax.lax.stop_gradient(forward.y - forward.out), forward.dead.sum()
@@ -171,9 +180,9 @@ def _one_thread() -> bool:
 def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
     """Return a mask of the `count` largest numbers of each row.
 
-    Of equal numbers, the first are selected. The mask is found by taking `count` successive maxima,
-    which takes a third of the time of a sort for 16 of 512 numbers. If equal numbers make the mask
-    too large, a slower method counts exactly.
+    If numbers are equal, the mask selects the number with the lowest index. The function takes
+    `count` successive maxima. For 16 of 512 numbers, this method takes a third of the time of a
+    sort. If equal numbers make the mask too large, a slower method computes an exact mask.
     """
     count = count.astype(jnp.int32)
 
@@ -197,9 +206,9 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
     """Find the `count`-th largest number of each row by bisection of the bits.
 
-    All bits of negative numbers, except the sign bit, are flipped first. The bits of all floats,
-    read as integers, then have the order of the floats. A sort would take ten times as long on CPUs
-    and GPUs.
+    The function first flips all bits of negative numbers except the sign bit. The bit patterns,
+    read as integers, then have the same order as the floats. A sort would take ten times as long on
+    CPUs and GPUs.
     """
     bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))
     least = jnp.full((*values.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
