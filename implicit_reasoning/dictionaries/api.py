@@ -1,8 +1,8 @@
 """Measure dictionaries with instruments, and save the results in the run.
 
-Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Only steps without a
-saved result are measured. Instruments that lack results for the same steps share their compiled
-programs.
+The results of an instrument are saved in `dictionaries/<set>/measured/<instrument>.nc`. Only
+checkpoints without a saved result are measured. Instruments that must measure the same checkpoints
+share compiled programs.
 """
 
 from __future__ import annotations
@@ -59,29 +59,31 @@ def measure_dictionaries(
     *,
     again: bool = False,
 ) -> xr.Dataset:
-    """Measure the missing results of a set of dictionaries and return the table of results.
+    """Measure a set of dictionaries where results are missing, and return all results.
 
-    A saved result is valid for a step if the dictionaries and the checkpoints of the step still
-    have the parameters that were measured. Steps without a valid result are measured, and the new
-    results are merged into the saved result. If the parameters or the identity of the run have
-    changed, a line on standard error reports the change. If the run has a file `measured.nc` of an
-    earlier version, the file is kept, but the table no longer shows it.
+    A saved result is valid for a checkpoint if the parameters of the model and of the dictionaries
+    are unchanged since the measurement. The function measures all checkpoints without a valid
+    result and merges the new results into the saved file. If the parameters or the identity of the
+    run changed, the function reports the change on standard error. The returned table ignores a
+    file `measured.nc` that an earlier version wrote.
 
     Args:
-      run: the run that the dictionaries belong to.
-      made: the set of dictionaries.
-      instruments: instruments or names. A name is a key of `INSTRUMENTS`, `package.module:Class` or
-        `/path/to/file.py:Class`. By default, all built-in instruments that apply are used.
-      again: whether to measure all steps again and replace the saved results.
+      run: the run whose model the dictionaries were trained on.
+      made: the set of dictionaries to measure.
+      instruments: instruments, keys of `INSTRUMENTS`, or import paths such as
+        `package.module:Class` and `/path/to/file.py:Class`. The default is all built-in instruments
+        that apply to the set.
+      again: whether to measure all checkpoints again and replace the saved results.
 
     Returns:
-      The table that `results.open_measured` describes. Results of a user's instruments are saved,
-      but they are not part of the table.
+      A dataset with the dimension `member`; `results.open_measured` describes its layout. The
+      dataset does not include results of user-defined instruments, which are only saved.
 
     Raises:
-      NotApplicable: a named instrument does not apply to this task or these dictionaries.
-      InputError: an instrument does not exist, a saved result was measured with another version or
-        other settings of the instrument, or no instrument has results.
+      NotApplicable: an instrument in `instruments` does not apply to the run's task or to the
+        dictionaries.
+      InputError: an instrument does not exist, no instrument has results, or a saved result has a
+        different version or different settings than the instrument.
     """
     files, source = Files.of(run, made.config.name), example_source(run, made)
     missing: dict[tuple[int, ...], list[Chosen]] = {}
@@ -112,12 +114,12 @@ def measure_dictionaries(
 def choose_instruments(
     source: ExampleSource, instruments: Sequence[str | DictionaryInstrument] | None = None
 ) -> list[Chosen]:
-    """Find instruments, and choose their examples.
+    """Find instruments by name, and choose the examples of each instrument.
 
-    By default, all built-in instruments that apply are returned.
+    The default is all built-in instruments that apply to `source`.
 
     Raises:
-      NotApplicable: a named instrument does not apply.
+      NotApplicable: an instrument in `instruments` does not apply to `source`.
     """
     chosen = []
     for name in INSTRUMENTS if instruments is None else instruments:
@@ -131,10 +133,10 @@ def choose_instruments(
 
 
 def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
-    """Return the instrument with a given name or import path.
+    """Return the instrument with the given name or import path.
 
-    A name is a key of `INSTRUMENTS`; an import path is `package.module:Class` or
-    `/path/to/file.py:Class`. An instrument is returned unchanged.
+    A name is a key of `INSTRUMENTS`. An import path is `package.module:Class` or
+    `/path/to/file.py:Class`. If `name` is already an instrument, the function returns it unchanged.
     """
     found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
     return found

@@ -1,26 +1,26 @@
 """Make baselines with which trained dictionaries are compared.
 
-Baselines are made for dictionaries of the last checkpoint, at the middle one of the configured
-sparsities. Each baseline uses the states on which these dictionaries are trained, and gives all
-positions the same weight, as training does. The same code measures baselines and dictionaries. The
-baselines are:
+Each baseline corresponds to a dictionary of the last checkpoint with the middle configured
+sparsity. Baselines with fitted parameters use the training states of this dictionary, with the same
+weight for all positions. Baselines are measured with the same code as dictionaries. The baselines
+are:
 
-- `k-means`: each state is replaced by its nearest centroid. There are as many centroids as
-  features;
-- `linear`: the target is predicted by least squares from the input. Each principal direction of the
-  prediction gives two features, one for each sign, and the k largest features of a state are
-  active. For an autoencoder, this is PCA;
-- `neurons`: the features are the MLP's neurons for a transcoder, and the site's coordinates for an
-  autoencoder. The k features with the largest output (activation times decoder norm) are active per
-  state;
-- `class means`: like `k-means`, but the clusters are the true bridges. Its scores are upper bounds
-  for how well features represent bridges;
-- `frozen decoder`: a dictionary whose decoder rows keep their initialisation during training;
-- `untrained model`: a dictionary that is trained on states of step 0. It is omitted if the set has
-  dictionaries of step 0.
+- `k-means`: each state is replaced by the nearest of d_sae centroids;
+- `linear`: a linear map, fitted by least squares, predicts the target from the input. Each
+  principal direction of the predictions defines two features, one per sign. The k largest features
+  of a state are active. For an autoencoder, this baseline is PCA;
+- `neurons`: for a transcoder, the features are the neurons of the MLP. For an autoencoder, the
+  features are the coordinates of the activation vector. The k features with the largest activation
+  times decoder norm are active in a state;
+- `class means`: each state is replaced by the nearest mean over all states with the same bridge
+  (intermediate entity) and position. The scores are upper bounds for features that represent
+  bridges;
+- `frozen decoder`: a dictionary that is trained with a fixed random decoder;
+- `untrained model`: a dictionary that is trained on states of the model at step 0. This baseline is
+  omitted if the set already contains dictionaries of step 0.
 
-k is the configured number of active features. If the configuration has no such number, k is the
-mean number of active features of the dictionary that the baseline is made for.
+For TopK dictionaries, k is the sparsity. For all other dictionaries, k is the mean number of active
+features of the corresponding dictionary.
 
 Sources: `frozen decoder`: Korznikov et al. 2026 (frozen SAEs). `untrained model`: Heap et al. 2025
 (random transformers).
@@ -63,13 +63,13 @@ _ROUNDS = 20  # iterations of k-means
 
 
 class Candidate(NamedTuple):
-    """A dictionary or a baseline to measure.
+    """A trained dictionary or a baseline that is measured.
 
     Attributes:
-      name: the name in tables; `TRAINED` for a dictionary.
-      member: the checkpoint and the sites whose states the candidate reads and writes.
-      dictionary: the encoder and decoder.
-      params: the parameters of the candidate, without a leading axis of members.
+      name: name of the baseline in tables, or `TRAINED` for a trained dictionary.
+      member: the checkpoint and the hook sites that the candidate reads and writes.
+      dictionary: the encoder and decoder of the candidate.
+      params: the parameters of the candidate, not stacked with other parameters.
     """
 
     name: str
@@ -80,34 +80,37 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class NearestCentroid(InferenceDictionary):
-    """A dictionary in which only the feature of the nearest centroid is active, with activation 1.
+    """A dictionary with one feature per centroid. Only the nearest centroid is active.
 
-    `W_enc` holds the centroids `c` and `b_enc` holds `-|c|^2 / 2`.
+    The active feature has activation 1. The columns of `W_enc` are the centroids `c`, and the
+    entries of `b_enc` are `-|c|^2 / 2`.
     """
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return one-hot activations of the nearest centroid."""
+        """Return 1 for the centroid nearest to each input, and 0 for all other centroids.
+
+        """
         closeness = self.architecture.project(params, x) + params["b_enc"][None]
         return jax.nn.one_hot(closeness.argmax(-1), self.architecture.d_sae, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
 class Neurons(InferenceDictionary):
-    """The neurons of an MLP as a dictionary.
+    """A dictionary whose features are the neurons of an MLP.
 
-    Among the neurons with positive activation, the `k` neurons with the largest output are active.
-    The output is the activation times the decoder norm.
+    For each input, the `k` neurons with the largest activation times decoder norm keep their
+    activation. All other neurons, and neurons with negative activation, are set to 0.
 
     Attributes:
-      act_fn: name of the MLP's activation function.
+      act_fn: name of the MLP's activation function, such as "relu".
     """
 
     act_fn: str = "relu"
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return the activations of the MLP's neurons. All but the k active neurons are 0."""
+        """Return the activations of the k most active neurons, and 0 for all other neurons."""
         acts = ACTIVATIONS[self.act_fn](
             self.architecture.project(params, x) + params["b_enc"][None]
         )
@@ -121,8 +124,9 @@ class Neurons(InferenceDictionary):
 def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate]:
     """Make all baselines that apply to a set of dictionaries.
 
-    Cross-layer transcoders have only the two trained baselines. The other baselines would treat
-    each layer separately, but the outputs of earlier layers change the inputs of later layers.
+    For cross-layer transcoders, only `frozen decoder` and `untrained model` are made. All other
+    baselines would treat layers separately, but the outputs of early layers change the inputs of
+    later layers.
     """
     found = list(_trained(run, made))
     for number in made.shown:

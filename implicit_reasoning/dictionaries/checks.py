@@ -1,4 +1,4 @@
-"""Check the sparsities in a configuration of dictionaries before training."""
+"""Check sparsities and nested widths of dictionaries before training."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ def check_sparsities(
     name: str,
     activation_fn: ActivationFn,
 ) -> None:
-    """Check that the sparsities are valid for the activation function, and check nested widths.
+    """Check sparsities and nested widths against the activation function.
 
-    A sparsity that is the coefficient of a penalty must be finite and at least 0. For `topk`, a
-    sparsity must be a whole number between 1 and the width. For other functions whose
-    `sparsity_kind` is "k", a sparsity must be at most the width and give at least one active
-    feature per batch. The nested widths of `matryoshka` must be smaller than the width of the
-    dictionary.
+    The coefficient of a sparsity penalty must be finite and at least 0. For `topk`, a sparsity must
+    be a whole number from 1 to d_sae. For all other functions whose `sparsity_kind` is "k", a
+    sparsity must be at most d_sae, and `sparsity * batch_size` must be at least 1. The nested
+    widths of `matryoshka` must be smaller than d_sae.
 
     Args:
-      sparsities: sparsities of the dictionaries.
-      batch_size: states per training step.
+      sparsities: sparsities of the dictionaries to train.
+      batch_size: number of states per training step.
       architecture: architecture of the dictionaries.
-      name: name of the activation function, for the message.
-      activation_fn: the activation function; its `sparsity_kind` defines what a sparsity means.
+      name: name of the activation function in the error message.
+      activation_fn: the activation function of the dictionaries.
 
     Raises:
-      InputError: a sparsity or a nested width is invalid; the message states its value.
+      InputError: a sparsity or a nested width is invalid.
     """
     for sparsity in map(float, sparsities):
         if fault := _fault(sparsity, architecture.d_sae, activation_fn, batch_size):

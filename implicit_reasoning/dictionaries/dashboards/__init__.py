@@ -1,7 +1,7 @@
-"""Make feature dashboards, one page for each set of dictionaries.
+"""Make pages of feature dashboards, one page per set of dictionaries.
 
-`write_page` computes a page and saves it with the set. The report reads saved pages with `pages`
-and computes nothing.
+`write_page` computes a page and saves the page in the folder of the set. The report only reads
+saved pages, with `pages`.
 
 truths.py              finds the true values of states, and the names of these values
 feature_statistics.py  computes statistics of every feature
@@ -51,7 +51,7 @@ _TEMPLATES = Environment(
 
 
 def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
-    """Compute the dashboard page of one set, and save it in the run for the report."""
+    """Compute the dashboard page of one set of dictionaries, and save the page in the run."""
     page = dataclasses.asdict(make_page(run, made, result))
     digest = _digest(made, result)
     about = {FORMAT_VERSION: _FORMAT, "of": digest, "page": page}
@@ -59,10 +59,10 @@ def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
 
 
 def pages(run: Run) -> list[Page]:
-    """Return the saved page of every measured set of dictionaries.
+    """Return the dashboard pages of all measured sets of dictionaries in a run.
 
-    If a set was measured again after its page was saved, the returned page has only the table. It
-    names the command that computes the feature cards.
+    If no page is saved for the newest results of a set, the returned page contains only the table
+    of results and the name of the command that computes the feature cards.
     """
     tables = {name: open_measured(run, name) for name in names(run)}
     return [_kept_page(run, name, table) for name, table in tables.items() if table is not None]
@@ -88,12 +88,12 @@ def _digest(made: Dictionaries, result: xr.Dataset) -> str:
 
 
 def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
-    """Compute the page of one set.
+    """Compute the dashboard page of one set of dictionaries.
 
     Args:
-      run: the run that the set belongs to.
+      run: the run whose model the dictionaries were trained on.
       made: the set of dictionaries.
-      result: the measured results of the set.
+      result: the measured results of the set, from `measure_dictionaries`.
     """
     members = [made.members[number] for number in made.shown]
     # If the run was copied without its checkpoints, the page has the table only.

@@ -1,4 +1,4 @@
-"""Select the features that dashboards show, and collect the data of each feature's card."""
+"""Select the features that dashboards show, and collect the data for their cards."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ _SEED = 0
 
 
 class Example(NamedTuple):
-    """A state on which a feature is active.
+    """A state on which a feature is active, with the tokens up to the state's position.
 
     Attributes:
-      before: tokens of the prefix, without the last token.
-      here: the last token of the prefix, at the state's position.
-      activation: the feature's activation.
-      true: whether the state has the value in the feature's label; None if the state is not at the
-        label's position.
-      value: name of the true value of the label's variable for the state; "" if the state is not at
-        the label's position.
+      before: tokens before the state's position.
+      here: the token at the state's position.
+      activation: activation of the feature on the state.
+      true: whether the feature's label is right for the state. None if the label refers to a
+        different position.
+      value: name of the true value of the variable in the label. "" if the label refers to a
+        different position.
     """
 
     before: tuple[str, ...]
@@ -64,28 +64,30 @@ class Example(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A token, and the number that a feature adds to the token's logit."""
+    """A token, with the change that a feature causes in the token's logit."""
 
     name: str
     logit: float
 
 
 class Card(NamedTuple):
-    """The data of a feature's card.
+    """The data of the dashboard card of one feature.
 
     Attributes:
       feature: index of the feature.
-      density: share of all states on which the feature is active.
-      by_position: for each position, the name of the position and the share of the states at this
-        position on which the feature is active.
+      density: share of states on which the feature is active.
+      by_position: pairs of a position's name and the share of states at the position on which the
+        feature is active.
       mean: mean activation over the states on which the feature is active.
       label: the feature's label, or None if the feature has no label.
-      others: further values that the feature matches.
-      examples: the states with the highest activations.
-      promoted: tokens whose logits the feature raises most; empty if there is no direct path from
-        the feature to the logits.
-      suppressed: tokens whose logits the feature lowers most; empty if there is no direct path.
-      history: the feature's history over checkpoints; None if there is only one checkpoint.
+      others: values that the feature matches, except the value in the label.
+      examples: the states with the highest activations of the feature.
+      promoted: tokens whose logits the feature increases most. Empty if the feature has no direct
+        path to the logits.
+      suppressed: tokens whose logits the feature decreases most. Empty if the feature has no direct
+        path to the logits.
+      history: numbers that describe the feature at each checkpoint. None if there is only one
+        checkpoint.
     """
 
     feature: int
@@ -101,14 +103,14 @@ class Card(NamedTuple):
 
 
 class CardGroup(NamedTuple):
-    """Cards of features that were selected by one criterion."""
+    """Feature cards that share a selection criterion, which is the title."""
 
     title: str
     cards: tuple[Card, ...]
 
 
 class LabelCount(NamedTuple):
-    """The numbers of features whose label is a value of one concept, by verdict."""
+    """For one concept, the numbers of features that stand for a value, strongly or weakly."""
 
     concept: str
     stands: int
@@ -116,16 +118,16 @@ class LabelCount(NamedTuple):
 
 
 class DictionaryCards(NamedTuple):
-    """The cards of one dictionary, with counts.
+    """The feature cards of one dictionary, with counts of features.
 
     Attributes:
-      member: the dictionary's identity.
-      n_states: number of distinct states.
-      n_features: number of features.
-      active: number of features that are active on any state.
-      counts: counts of labels by concept; empty if there are no concepts.
-      nothing: number of active features whose label has the verdict `NOTHING`.
-      groups: the cards.
+      member: checkpoint, sites, sparsity and seed of the dictionary.
+      n_states: number of distinct states of the run.
+      n_features: number of features of the dictionary.
+      active: number of features that are active on at least one state.
+      counts: numbers of labelled features for each concept. Empty if there are no concepts.
+      nothing: number of active features that stand for no value.
+      groups: the feature cards, grouped by selection criterion.
     """
 
     member: Member
@@ -138,12 +140,12 @@ class DictionaryCards(NamedTuple):
 
 
 def make_cards(run: Run, made: Dictionaries, result: xr.Dataset) -> list[DictionaryCards]:
-    """Make the cards of a set's representative dictionaries (`Dictionaries.shown`).
+    """Make feature cards for the dictionaries that `Dictionaries.shown` selects.
 
     Args:
-      run: the run that the set belongs to.
+      run: the run whose model the dictionaries were trained on.
       made: the set of dictionaries.
-      result: the measured results of the set.
+      result: the measured results of the set, from `measure_dictionaries`.
     """
     source = example_source(run, made)
     truth = None
@@ -191,16 +193,16 @@ def _show(
 def choose_features(
     density: Float[np.ndarray, " feature"], found: Labelled | None
 ) -> dict[str, Int[np.ndarray, " some"]]:
-    """Select the features that get cards, for each criterion. No feature is selected twice.
+    """Select features for cards: features with the best labels, dense features, random features.
 
-    Features with the best labels are ranked by their scores on the half of the facts on which
-    labels are chosen. Cards show scores on the other half, so the selection does not bias the shown
-    scores. The best features of all concepts come first, then the second best, and so on, so that
-    an easy concept does not fill the page.
+    No feature is selected twice. Labels are ranked by their score on the facts on which the labels
+    were chosen. Cards show scores on held-out facts, so the ranking does not bias these scores. The
+    function selects the best feature of every concept, then the second-best feature of every
+    concept, and so on. An easy concept therefore does not fill the page.
 
     Args:
-      density: share of states on which each feature is active.
-      found: labels of the features; None if there are no concepts.
+      density: for each feature, the share of states on which the feature is active.
+      found: the labels of the features. None if there are no concepts.
     """
     active = density > 0
     left, groups = active.copy(), {}
@@ -242,7 +244,7 @@ def _first(
 
 @dataclass(frozen=True)
 class FeatureLabels:
-    """The labels of a dictionary's features, with the data from which labels are made."""
+    """The labels of a dictionary's features, with the scores and names for making labels."""
 
     matches: Matches
     found: Labelled
@@ -250,11 +252,11 @@ class FeatureLabels:
     truth: StateTruth
 
     def label(self, feature: int) -> Label | None:
-        """Return the label of a feature, if it has one."""
+        """Return the label of a feature, or None if the feature has no label."""
         return make_label(self.found, self.matches, self.nulls, self.truth, feature)
 
     def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[LabelCount, ...]:
-        """Count the labels of active features by concept and verdict."""
+        """For each concept, count the active features that stand for a value of the concept."""
         concept = self.found.concept[:, 0]
         return tuple(
             LabelCount(
@@ -268,7 +270,7 @@ class FeatureLabels:
 
 @dataclass(frozen=True)
 class CardWriter:
-    """Writer that makes cards from statistics, labels and histories."""
+    """Makes feature cards from feature statistics, labels and histories."""
 
     dataset: Dataset
     places: Places
@@ -277,7 +279,7 @@ class CardWriter:
     histories: Histories
 
     def card(self, feature: int) -> Card:
-        """Return the card of a feature."""
+        """Return the card of the feature with index `feature`."""
         label = None if self.labels is None else self.labels.label(feature)
         concept = ""
         others: Sequence[OtherMatch] = ()

@@ -1,15 +1,15 @@
-"""Compute statistics of every feature of a dictionary, on the device in one pass over the states.
+"""Compute statistics of all features of a dictionary for the dashboards.
 
-For each feature, the best-matching pairs (variable at a position, value) are chosen on one half of
-the first facts and scored on the other half. The instrument `concepts` does the reverse and finds
-the best feature for each value. Both score a pair by the F1 of "is active" as a predictor of "has
-the value", on states at the position.
+A concept is a variable at a position, such as the bridge e2 at r1. For each feature, this module
+finds the values of concepts that the feature matches best. The instrument `concepts` finds the best
+feature for each value instead. The score of a feature and a value is the F1 of "the feature is
+active" as a predictor of "the state has the value", over states at the position. Values are chosen
+on one half of the first facts (e1, r1) and scored on the second half.
 
-A label should explain all of a feature's activity. Pairs are therefore chosen by a modified F1, in
-which the precision is multiplied by the share of the feature's activity that is at the position of
-the pair. All positions have the same weight in this share. For example, a feature may be active on
-bridges at r1 and on a few states at r2. With the ordinary F1, the label of this feature could be a
-value that these few states have in common.
+A label should explain the feature's activity at all positions. Values are therefore chosen by a
+modified F1. Its precision is multiplied by the share of the feature's activity at the concept's
+position. All positions have the same weight. For example, a feature may be active on bridges at r1
+and on a few states at r2. The ordinary F1 could select a value that only these few states share.
 """
 
 from __future__ import annotations
@@ -54,19 +54,20 @@ _ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_at
 
 
 class Matches(NamedTuple):
-    """For each feature, the values of each concept that it matches best.
+    """For each concept and feature, the values that the feature matches best.
 
     Attributes:
-      value: the concept's best-matching values.
-      chosen: the score by which the values are chosen, on the first half; -1 for a value with too
-        few states in a half.
-      f1: F1 on the second half; nan where `chosen` is -1. The fields below are also computed on the
-        second half.
-      both: number of states that have the value and are active.
+      value: numbers of the best-matching values, beginning with the best.
+      chosen: modified F1 on the first half of the facts, by which values are chosen. -1 for a value
+        with too few states in a half.
+      f1: F1 on the second half of the facts. nan where `chosen` is -1. All fields below also use
+        the second half.
+      both: number of states that have the value and activate the feature.
       n_value: number of states that have the value.
-      n_active: number of active states.
+      n_active: number of states that activate the feature.
       n_states: number of states, including states without a value.
-      average_precision: average precision for the concept's best value.
+      average_precision: average precision of the feature's activation as a predictor of the best
+        value.
     """
 
     value: Int[Any, "concept feature pair"]
@@ -80,13 +81,13 @@ class Matches(NamedTuple):
 
 
 class FeatureTokens(NamedTuple):
-    """For each feature, the tokens whose logits it changes most on the direct path to the logits.
+    """For each feature, the tokens with the largest direct changes of their logits.
 
     Attributes:
-      promoted: the most promoted tokens, in descending order.
-      up: the changes of the logits of `promoted`.
-      suppressed: the most suppressed tokens, in ascending order of the change.
-      down: the changes of the logits of `suppressed`.
+      promoted: tokens whose logits the feature increases most, in descending order of the change.
+      up: changes of the logits of the `promoted` tokens.
+      suppressed: tokens whose logits the feature decreases most, in ascending order of the change.
+      down: changes of the logits of the `suppressed` tokens.
     """
 
     promoted: Int[Any, "feature token"]
@@ -100,12 +101,13 @@ class FeatureStats(NamedTuple):
 
     Attributes:
       density: share of states on which the feature is active.
-      by_position: share of the states at each position on which the feature is active.
+      by_position: for each position, the share of states at the position on which the feature is
+        active.
       mean: mean activation over the states on which the feature is active.
       top: highest activations, in descending order.
-      states: the states with the activations `top`, as indices into `Split.places`.
-      matches: the best-matching values; None if there are no concepts.
-      tokens: promoted and suppressed tokens; None if there is no direct path, see `direct_path`.
+      states: indices into `Split.places` of the states with the activations `top`.
+      matches: the values that each feature matches best. None if there are no concepts.
+      tokens: promoted and suppressed tokens. None if `direct_path` is false for the dictionary.
     """
 
     density: Float[Any, " feature"]
@@ -119,30 +121,30 @@ class FeatureStats(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteStates:
-    """States at several sites, from one forward pass.
+    """Activations of the model at several hook sites.
 
     Attributes:
-      x: states at each site, with an axis of checkpoints.
-      scale: the divisor of the final norm for each state, at the first checkpoint. It is 1 if the
-        model has no final norm.
+      x: activations at each site. The axis `step` contains the checkpoints.
+      scale: divisor of the final layer norm for each state, at the first checkpoint. All entries
+        are 1 if the model has no final norm.
     """
 
     x: dict[str, Float[Array, "state step width"]]
     scale: Float[Array, " state"]
 
     def of(self, sites: Sequence[str]) -> Float[Array, "state d_in"]:
-        """Return a dictionary's input at some sites, ordered by checkpoint, then by site."""
+        """Return activations at `sites`, concatenated by checkpoint and then by site."""
         together = jnp.concatenate([self.x[site] for site in sites], axis=2)
         return together.reshape(len(together), -1)
 
 
 def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStates:
-    """Compute the states that some dictionaries of the same checkpoints read.
+    """Compute the activations that several dictionaries read.
 
     Args:
-      run: the run that the dictionaries belong to.
+      run: the run whose model the dictionaries were trained on.
       places: locations of the states.
-      members: the dictionaries, all of the same steps.
+      members: the dictionaries. All dictionaries must have the same checkpoints.
     """
     model, steps = run.model, members[0].steps
     sites = list(dict.fromkeys(site for member in members for site in member.read))
@@ -165,15 +167,15 @@ def feature_stats(
     """Compute statistics of one dictionary's features on all distinct states.
 
     Args:
-      run: the run that the dictionary belongs to.
-      made: the set of dictionaries.
-      number: number of the dictionary in the set.
-      read: the states.
+      run: the run whose model the dictionary was trained on.
+      made: the set that contains the dictionary.
+      number: index of the dictionary in the set.
+      read: activations at the sites that the dictionary reads, from `read_states`.
       places: locations of the states.
       truth: the concepts with which features are compared; None if there are no concepts.
 
     Returns:
-      The statistics, as numpy arrays.
+      The statistics. All arrays are numpy arrays.
     """
     member, own = made.members[number], made.params_of(number)
     acts = _encoded(made.dictionary, own, read.of(member.read))
@@ -194,7 +196,7 @@ def feature_stats(
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
-    """Return whether a dictionary writes only to the residual stream of one checkpoint."""
+    """Return whether a dictionary writes directly to the residual stream of one checkpoint."""
     added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
     # A residual site includes the outputs to earlier residual sites, so these outputs do not add
     # up.
@@ -242,13 +244,13 @@ def _matches(
 def match_features(
     first: Half, second: Half, n_values: int, share: Float[Array, " feature"]
 ) -> Matches:
-    """For each feature, find the values of one concept that it matches best.
+    """For each feature, find the best-matching values of one concept.
 
     Args:
-      first: the half to choose on.
-      second: the half to score on. It has no states in common with `first`.
-      n_values: number of values; static under tracing. Values of at least `n_values` are ignored.
-      share: the share of each feature's activity that is at the concept's position.
+      first: the half of the states on which values are chosen.
+      second: the half of the states on which values are scored. The halves must not overlap.
+      n_values: number of values, which is static under `jax.jit`. Larger values are ignored.
+      share: for each feature, the share of the activity at the concept's position.
     """
     counts = (count_states(half, n_values) for half in (first, second))
     both, n_value, n_active = zip(*counts, strict=True)
@@ -302,10 +304,10 @@ def _tokens(
 def direct_logits(
     model: Transformer, params: Params, rows: Float[Array, "row d_model"]
 ) -> Float[Array, "row d_vocab"]:
-    """Compute the direct effect of residual vectors on logits, through final norm and unembedding.
+    """Compute the direct effect of residual stream vectors on the logits.
 
-    The scale of the norm is set to 1. The result is the readout of the vector minus the readout of
-    a vector of zeros, which removes biases.
+    The final norm and the unembedding are applied to the vectors, with a fixed norm divisor of 1.
+    The logits of a zero vector are subtracted, which removes biases.
     """
     network = model.bind(params)
 

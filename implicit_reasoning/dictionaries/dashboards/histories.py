@@ -1,4 +1,4 @@
-"""Follow features, and the values that features stand for, over checkpoints."""
+"""Compare a feature with features of dictionaries of other checkpoints."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from implicit_reasoning.dictionaries.store import ALL_STEPS, Dictionaries
 
 
 class Line(NamedTuple):
-    """One number per checkpoint; nan where the number is not defined."""
+    """A named sequence of numbers, one per checkpoint. Undefined numbers are nan."""
 
     name: str
     values: tuple[float, ...]
 
 
 class History(NamedTuple):
-    """Lines over checkpoints that describe one feature."""
+    """Training steps of the checkpoints, and lines that describe one feature over these steps."""
 
     steps: tuple[int, ...]
     lines: tuple[Line, ...]
 
 
 class Histories:
-    """Histories of the features of one dictionary, made from its counterparts.
+    """Histories of the features of one dictionary over checkpoints.
 
-    A counterpart is the dictionary with the same sites, sparsity and seed for a different
-    checkpoint.
+    A history compares a feature with dictionaries of all checkpoints that have the same sites,
+    sparsity and seed.
     """
 
     def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
@@ -61,18 +61,19 @@ class Histories:
     def of(self, feature: int, label: Label | None, concept: str) -> History | None:
         """Return the history of a feature, or None if there is only one checkpoint.
 
-        - If the feature stands for a value, at least weakly, the history has two lines: the F1 of
-          the value's best feature at each checkpoint, and the cosine of this best feature with
-          `feature`.
-        - If the feature stands for no value, the history has the cosine with the nearest feature at
-          each checkpoint.
-        - For a crosscoder, which is trained on several checkpoints at once, the history has the
-          feature's decoder norm at each checkpoint, divided by the largest of these norms.
+        - If the feature stands for a value, at least weakly, the history has two lines. The first
+          line is the F1 of the value's best feature at each checkpoint. The second line is the
+          cosine of this best feature with `feature`.
+        - If the feature stands for no value, the history has one line: the highest cosine with a
+          feature of each checkpoint.
+        - For a crosscoder, which is trained on several checkpoints at once, the history has one
+          line: the feature's decoder norm at each checkpoint, divided by the largest of these
+          norms.
 
         Args:
           feature: index of the feature.
-          label: the feature's label.
-          concept: name of the label's concept.
+          label: label of the feature, or None if the feature has no label.
+          concept: name of the concept in the label, such as `e2@r1`.
         """
         if len(self._steps) < 2:
             return None

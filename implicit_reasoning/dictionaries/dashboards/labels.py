@@ -1,7 +1,8 @@
-"""Label features by values of truth variables, and compare the scores of labels with chance.
+"""Label features by values of ground-truth variables, and compare scores with chance.
 
-A label says "variable @ position = value". It is chosen on one half of the first facts (see
-`feature_statistics.py`). All scores of the label are computed on the other half.
+A label is a statement such as "e2 @ r1 = <e_12>": at position r1, the variable e2 has the value
+<e_12>. `feature_statistics.py` chooses the label on one half of the first facts (e1, r1). All
+scores of the label are computed on the second half.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
 
 
 class Label(NamedTuple):
-    """The label of a feature: the value that it matches best, with scores.
+    """The label of a feature, which is its best-matching value, with scores.
 
-    All scores are computed on the half of the facts that was not used to choose the label.
+    All scores are computed on facts that were not used to choose the label.
 
     Attributes:
-      concept: number of the concept.
+      concept: number of the concept, which is a variable at a position.
       value: number of the concept's value.
       name: text of the label, such as `e2 @ r1 = <e_12>`.
-      own_token: whether the variable is the token at the label's own position.
+      own_token: whether the label only names the token at its position, as in `r1 @ r1`.
       f1: F1 of "is active" as a predictor of "has the value".
-      null: a null control of the concept. The values are permuted among the states several times.
-        Each time, the F1 of the best feature of each value is averaged over values. `null` is the
-        highest of these means.
-      chance: an F1 score. At most the share `MAX_CHANCE` of permutations of the values gives this
-        feature and value a higher F1.
-      average_precision: average precision of the activation as a predictor of "has the value".
-      average_precision_null: the null control for average precision, computed like `null`.
-      both: number of states that have the value and are active.
-      n_active: number of active states at the position.
+      null: the null control of `f1`. The values of the concept are permuted among the states
+        several times. For each permutation, the F1 of the best feature is averaged over values.
+        `null` is the highest of these means.
+      chance: an upper limit of F1 by chance. If values are permuted, the F1 of this feature and
+        value exceeds `chance` with a probability of at most `MAX_CHANCE`.
+      average_precision: average precision of the feature's activation as a predictor of "has the
+        value".
+      average_precision_null: the null control of `average_precision`, computed like `null`.
+      both: number of states that have the value and activate the feature.
+      n_active: number of states at the position that activate the feature.
       n_value: number of states that have the value.
-      verdict: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`.
+      verdict: whether the feature stands for the value: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`.
     """
 
     concept: int
@@ -70,28 +72,28 @@ class Label(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """Share of active states that have the value; nan if no state is active."""
+        """Share of active states that have the label's value. nan if no state is active."""
         return self.both / self.n_active if self.n_active else np.nan
 
     @property
     def recall(self) -> float:
-        """Share of states with the value that are active; nan if no state has the value."""
+        """Share of the states with the label's value that are active. nan if there are none."""
         return self.both / self.n_value if self.n_value else np.nan
 
 
 class OtherMatch(NamedTuple):
-    """The name and F1 of a value that a feature matches besides the value in its label."""
+    """A value that a feature matches in addition to the label's value, with the F1."""
 
     name: str
     f1: float
 
 
 class Nulls(NamedTuple):
-    """Null controls of each concept, for F1 and for average precision.
+    """The null controls of F1 and average precision for each concept.
 
-    The values of the concept are permuted among the states several times. Each time,
-    every value gets the score of its best feature, and these scores are averaged. The null control
-    is the highest of these averages. It is nan for a concept that was not measured.
+    The values of the concept are permuted among the states several times. For each permutation, the
+    score of the best feature is averaged over values. The null control is the highest of these
+    averages. The null control of a concept without measurements is nan.
     """
 
     f1: Float[np.ndarray, " concept"]
@@ -99,7 +101,7 @@ class Nulls(NamedTuple):
 
     @classmethod
     def of(cls, result: xr.Dataset, names: Sequence[str]) -> Nulls:
-        """Return the measured null controls of one dictionary, for concepts with these names."""
+        """Return the measured null controls of the concepts `names` for one dictionary."""
         known = set(result["concept"].values.tolist()) if "concept" in result.coords else set()
 
         def highest(quantity: str, name: str) -> float:
@@ -111,14 +113,15 @@ class Nulls(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """For each feature, the pairs (concept, value) that it matches best, with the best pair first.
+    """For each feature, the best-matching pairs (concept, value) in descending order.
 
     Attributes:
-      concept: the number of the concept.
-      value: the number of the value of this concept.
-      chosen: the score by which the pair was chosen, see `Matches`; -1 if there are no more pairs.
-      f1: F1 on the half of the facts that was not used to choose the pair.
-      chance: the F1 of the first pair that chance rarely exceeds; see `Label.chance`.
+      concept: number of the concept of each pair.
+      value: number of the value of each pair.
+      chosen: the score by which the pair was chosen, described at `Matches`. -1 if the feature has
+        no more pairs.
+      f1: F1 of each pair on facts that were not used to choose the pair.
+      chance: upper limit of the first pair's F1 by chance, described at `Label.chance`.
       stands: whether the feature stands for the value of the first pair.
       weakly: whether the feature stands weakly for the value of the first pair.
     """
@@ -133,22 +136,22 @@ class Labelled(NamedTuple):
 
     @property
     def nothing(self) -> Bool[np.ndarray, " feature"]:
-        """Whether each feature stands for no value, not even weakly."""
+        """For each feature, whether the feature does not stand for any value, not even weakly."""
         return ~(self.stands | self.weakly)
 
     def verdict(self, feature: int) -> str:
-        """Return the verdict on a feature: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`."""
+        """Return the verdict of a feature: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`."""
         if self.stands[feature]:
             return STANDS_FOR
         return STANDS_WEAKLY if self.weakly[feature] else NOTHING
 
 
 def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Labelled:
-    """Choose the label of every feature, and judge whether the feature stands for its label.
+    """Choose the label of every feature, and test whether the feature stands for the label.
 
     Args:
-      matches: each feature's best values of each concept.
-      null: null control of each concept's F1; nan if it is unknown.
+      matches: for each concept and feature, the best-matching values.
+      null: null control of F1 for each concept, or nan for an unknown null control.
     """
     n_features, n_pairs = matches.chosen.shape[1:]
     chosen = np.moveaxis(matches.chosen, 0, 1).reshape(n_features, -1)
@@ -172,16 +175,16 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """Return the number of active states with the value that chance rarely exceeds.
+    """Return an upper limit, by chance, of the number of active states with the value.
 
     If values are permuted among the states at random, the number of active states with the value
-    has a hypergeometric distribution. The probability that this number exceeds the returned number
-    is at most `MAX_CHANCE`. The computation is exact.
+    has a hypergeometric distribution. This number exceeds the returned limit with a probability of
+    at most `MAX_CHANCE`. The computation is exact.
 
     Args:
-      n_states: number of states at the position.
-      n_value: number of states with the value.
-      n_active: number of active states.
+      n_states: number of states at the label's position.
+      n_value: number of states at the position with the value.
+      n_active: number of states at the position that activate the feature.
     """
     from scipy.stats import hypergeom  # the import takes half a second
 
@@ -197,11 +200,11 @@ def make_label(
     """Return the label of a feature, or None if the feature matches no value of any concept.
 
     Args:
-      found: the best-matching values of all features.
-      matches: each feature's best values of each concept.
-      nulls: null controls of the concepts.
-      truth: the ground truth, for names.
-      feature: number of the feature.
+      found: the best-matching pairs (concept, value) of all features.
+      matches: for each concept and feature, the best-matching values.
+      nulls: the null controls of the concepts' scores.
+      truth: the source of the names of concepts and values.
+      feature: index of the feature.
     """
     if found.chosen[feature, 0] <= 0:
         return None
@@ -225,10 +228,10 @@ def make_label(
 
 
 def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
-    """Return further values that a feature matches, without the value in its label.
+    """Return the values that a feature matches in addition to the label's value.
 
-    A value is returned if two scores are at least `MIN_WEAK_F1`: the score by which the value was
-    chosen, and the F1 on the other half of the facts.
+    The function returns a value if both of its scores are at least `MIN_WEAK_F1`. The scores are
+    the score by which the value was chosen, and the F1 on held-out facts.
     """
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [

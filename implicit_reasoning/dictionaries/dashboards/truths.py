@@ -1,4 +1,4 @@
-"""Find the true values of states, with which features are compared, and the names of values."""
+"""Find the true values of the variables in each state, and the names of the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from implicit_reasoning.worlds.dataset import world_of
 
 
 class StateTruth:
-    """The true values of the variables in each state, with names from the vocabulary."""
+    """The true values of the concepts in each state, with names from the vocabulary."""
 
     def __init__(self, dataset: Dataset, places: Places, concepts: Sequence[Concept]):
         """Read the true values of every concept at every state.
@@ -42,13 +42,13 @@ class StateTruth:
         return f"{one.variable} @ {one.pos} = {self.value(concept, value)}"
 
     def at(self, concept: int, value: int, state: int) -> tuple[bool | None, str]:
-        """Return whether a state has a given value, and the name of the value that the state has.
+        """Return whether a state has the given value, and the name of the true value.
 
-        The result is `(None, "")` if the state has no value of the concept.
+        The result is `(None, "")` if the concept has no value in the state.
 
         Args:
           concept: number of the concept.
-          value: number of the concept's value.
+          value: number of the value within the concept.
           state: index of the state in `places`.
         """
         true = int(self._columns[concept][state])
