@@ -5,8 +5,8 @@
         --config=implicit_reasoning.dictionaries.defaults:transcoder --config.sparsities=4,8
 
 The default trains autoencoders on the residual stream after every block, at three sparsities and
-four checkpoints. For the `pocket` run this makes 24 dictionaries. With the argument `transcoder` it
-trains transcoders of every MLP instead.
+four checkpoints. For the `pocket` run, the default trains 24 dictionaries. The argument
+`transcoder` selects transcoders of every MLP instead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "cro
 
 
 def get_config(architecture: str = "autoencoder") -> ConfigDict:
-    """Return a new, unlocked configuration.
+    """Return a new, unlocked configuration of dictionaries with default values.
 
     Args:
-      architecture: the architecture of the dictionaries; one of `ARGUMENTS`.
+      architecture: architecture of the dictionaries, which is one of `ARGUMENTS`.
     """
     config = make_config(FIELDS)
     config.name = config.architecture = architecture

@@ -1,4 +1,4 @@
-"""Define `Dictionary`, which is trained, and `InferenceDictionary`, for use after training."""
+"""Define `Dictionary` for training and `InferenceDictionary` for use after training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SAELENS_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 
 
 class LossOutputs(NamedTuple):
-    """What `Dictionary.loss` computes besides the value of the loss.
+    """The second result of `Dictionary.loss`, with loss terms and activations.
 
     Attributes:
-      terms: the terms of the loss, by name; `mse` is the squared error.
-      encoded: the activations of the features.
-      fired: [d_sae], whether each feature was active on any input.
-      l0: mean number of active features over the batch.
+      terms: the terms of the loss, keyed by name. `mse` is the squared error.
+      encoded: activations and pre-activations of the features.
+      fired: [d_sae], whether each feature is active on at least one input of the batch.
+      l0: number of active features per input, averaged over the batch.
     """
 
     terms: dict[str, Scalar]
@@ -39,13 +39,16 @@ class LossOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """An architecture and an activation function. The parameters are arguments of the methods."""
+    """A trainable dictionary, which combines an architecture and an activation function.
+
+    The parameters are arguments of the methods.
+    """
 
     architecture: Architecture
     activation_fn: ActivationFn
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters, given some inputs and targets."""
+        """Return initial parameters, with `b_dec` set to the mean of the targets `y`."""
         return self.architecture.init(key, x, y) | self.activation_fn.init(self.architecture)
 
     def loss(
@@ -56,7 +59,7 @@ class Dictionary:
         sparsity: Scalar,
         dead: Bool[Array, " d_sae"],
     ) -> tuple[Scalar, LossOutputs]:
-        """Compute the loss: the squared error plus the activation function's terms.
+        """Compute the squared error plus the loss terms of the activation function.
 
         The squared error is summed over output dimensions and averaged over the batch.
 
@@ -64,11 +67,12 @@ class Dictionary:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
           y: [batch, d_out] targets.
-          sparsity: the sparsity; its meaning depends on the activation function.
+          sparsity: coefficient of the penalty or number of active features, as
+            `ActivationFn.sparsity_kind` says.
           dead: [d_sae], whether each feature is dead.
 
         Returns:
-          The loss, and the further outputs as `LossOutputs`.
+          The loss, and a `LossOutputs` with the loss terms and the activations.
         """
         architecture, activation_fn = self.architecture, self.activation_fn
         encoded = activation_fn.encode(architecture, params, x, sparsity)
@@ -95,18 +99,18 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Convert trained parameters to parameters of the dictionary that `for_inference` returns.
+        """Convert trained parameters to parameters for `for_inference()`.
 
-        Both scales are folded into the weights. With the converted parameters, the dictionary reads
-        unscaled inputs and predicts unscaled targets.
+        The scales of inputs and targets are folded into the weights. The converted dictionary
+        therefore reads unscaled inputs and predicts unscaled targets.
 
         Args:
-          params: trained parameters, for inputs divided by `scale_in` and targets divided by
+          params: parameters after training on inputs divided by `scale_in` and targets divided by
             `scale_out`.
-          threshold: the running threshold, see `ActivationFn.observe`.
-          sparsity: the sparsity; for `topk` it becomes the parameter `k`.
-          scale_in: the scale of inputs.
-          scale_out: the scale of targets.
+          threshold: the running threshold, which `ActivationFn.observe` updates during training.
+          sparsity: the sparsity in training. For `topk`, the sparsity becomes the parameter `k`.
+          scale_in: number by which inputs were divided in training.
+          scale_out: number by which targets were divided in training.
         """
         raw = params | {
             "W_enc": params["W_enc"] / scale_in,
@@ -121,7 +125,7 @@ class Dictionary:
         return found
 
     def for_inference(self) -> InferenceDictionary:
-        """Return the dictionary for inference; its parameters are the result of `finish`."""
+        """Return the dictionary for inference. `finish` returns the parameters."""
         name = self.activation_fn.saelens_architecture
         max_k = getattr(self.activation_fn, "max_k", 0) if name == "topk" else 0
         return InferenceDictionary(self.architecture, name, max_k)
@@ -129,13 +133,16 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class InferenceDictionary:
-    """A dictionary for inference, as instruments, splicing and exchange use it.
+    """A dictionary for inference.
+
+    Instruments, splicing, import and export use this class. The parameters are arguments of the
+    methods.
 
     Attributes:
       architecture: the linear encoder and decoder.
-      saelens_architecture: SAELens's name of the activation function: `standard` (ReLU), `gated`,
-        `topk`, or `jumprelu` (thresholds).
-      max_k: the largest value that the parameter `k` of `topk` may have; 0 for other architectures.
+      saelens_architecture: the activation function by SAELens's name: `standard` (ReLU), `gated`,
+        `topk` or `jumprelu`.
+      max_k: upper limit of the parameter `k` for `topk`, and 0 for all other activation functions.
     """
 
     architecture: Architecture
@@ -163,7 +170,7 @@ class InferenceDictionary:
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return activations of all features."""
+        """Return the activations of all features for the inputs `x`."""
         projected = self.architecture.project(params, x)
         if self.saelens_architecture == "gated":
             magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
@@ -181,7 +188,11 @@ class InferenceDictionary:
 
     @highest_precision
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
-        """Return the output for given activations. A skip transcoder also needs the input `x`."""
+        """Return the output for the activations `acts`.
+
+        A skip transcoder also computes a linear function of the input `x`. All other architectures
+        ignore the values of `x`.
+        """
         return self.architecture.write(params, acts) + self.architecture.base(params, x)
 
     def __call__(self, params: Params, x: Inputs) -> Outputs:
@@ -190,7 +201,7 @@ class InferenceDictionary:
 
 
 def describe(dictionary: InferenceDictionary) -> dict[str, str]:
-    """Return the architecture, the widths and the activation function, as text."""
+    """Describe the architecture, the widths and the activation function as strings."""
     architecture, name = dictionary.architecture, dictionary.saelens_architecture
     widths = (architecture.d_in, architecture.d_sae, architecture.d_out)
     return {

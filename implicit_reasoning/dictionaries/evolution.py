@@ -1,15 +1,16 @@
-"""Follow features over training: their persistence, agreement across seeds, and births.
+"""Compare features across checkpoints and seeds, and find births of features.
 
-A feature of one dictionary is matched with the feature of a second dictionary whose decoder row has
-the highest cosine with the decoder row of the first feature. The null control applies one random
-rotation to all features of the second dictionary.
+A feature is compared with the nearest feature of a second dictionary, by the cosine of decoder
+rows. For the null control, all decoder rows of the second dictionary are rotated by the same random
+rotation.
 
-A feature stands for a value of a truth variable if it predicts the value with an F1 of at least
-`MIN_F1`, as the median over seeds. `MIN_F1` is far above the null. F1 is computed on facts that
-were not used to choose the feature (`measures/matching.py`). The birth of a value is the first step
-at which a feature stands for the value. Births are unbiased only with a cold start, which
-initialises the dictionaries of every checkpoint anew. With a warm start, a dictionary begins with
-the features of an earlier or later checkpoint.
+A feature stands for a value of a ground-truth variable if the feature predicts the value with a
+sufficient F1. The median over seeds of this F1 must be at least `MIN_F1`, which is far above the
+null control. F1 is computed on facts that were not used to choose the feature
+(`measures/matching.py`). The birth of a value is the first step at which a feature stands for the
+value. Births are unbiased only with a cold start, which initialises the dictionaries of every
+checkpoint at random. With a warm start, a dictionary begins with the features of an earlier or
+later checkpoint.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _SEED = 0
 
 
 class Evolution(BaseInstrument):
-    """Name, definition and null controls of the comparison of features over training.
+    """Describes the results of `over_training`: names, definition and null controls.
 
-    The function `over_training` computes the results.
+    The class itself computes nothing.
     """
 
     name = "evolution"
@@ -56,20 +57,20 @@ class Evolution(BaseInstrument):
 
 
 def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
-    """Compare each dictionary with the dictionaries of the previous checkpoint and of other seeds.
+    """Compare the features of each dictionary with those of an earlier checkpoint and other seeds.
 
     Args:
-      made: the dictionaries.
-      found: measured results: `density` [member, feature] and, if there are concepts,
-        `best_feature` [member, concept, value] and `f1` of the same shape.
+      made: the set of dictionaries.
+      found: measured results with the variable `density` [member, feature]. If the task has
+        concepts, `best_feature` and `f1` [member, concept, value] are also needed.
 
     Returns:
-      A dataset with the dimension `member`. `kept` is the mean, over active features, of the
-      highest cosine with a feature of the previous checkpoint's dictionary. `agreement` is the mean
-      of the same quantity over the dictionaries of other seeds. `kept_null` and `agreement_null`
-      are the null controls. `drift` [member, concept, value] is the cosine of a value's best
-      feature with the value's best feature at the previous checkpoint. An entry is nan if there is
-      no dictionary for the comparison.
+      A dataset with the dimension `member`. `kept` compares with the dictionary of the previous
+      checkpoint: the highest cosine with a feature of this dictionary, averaged over active
+      features. `agreement` compares with dictionaries of different seeds in the same way and is
+      averaged over these dictionaries. `kept_null` and `agreement_null` are the null controls.
+      `drift` [member, concept, value] is the cosine between a value's best feature and the best
+      feature at the previous checkpoint. Entries without a dictionary to compare with are nan.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]
@@ -104,18 +105,19 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
 
 
 def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
-    """Find when features begin to stand for each value, and whether they do at the last step.
+    """Find the training step at which a feature first stands for each value.
 
     Args:
-      result: `f1` [member, concept, value] of dictionaries of several checkpoints.
-      threshold: minimum of the median F1 over seeds.
+      result: measured results with the variable `f1` [member, concept, value] for several
+        checkpoints.
+      threshold: a feature stands for a value if the median F1 over seeds is at least `threshold`.
 
     Returns:
       A dataset with the dimensions site, sparsity, concept and value. `birth` is the first step at
-      which a feature stands for the value; nan if no feature ever does. `kept` is whether a feature
-      stands for the value at the last step; nan if there is no birth. `standing` also has the
-      dimension step, and is whether a feature stands for the value at the step; nan if the value's
-      F1 is unknown.
+      which a feature stands for the value, or nan if there is no such step. `kept` is 1 if a
+      feature stands for the value at the last step, nan if `birth` is nan, and 0 otherwise.
+      `standing` has the additional dimension step. Its entries are 1 if a feature stands for the
+      value at the step, nan if F1 is unknown, and 0 otherwise.
     """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)

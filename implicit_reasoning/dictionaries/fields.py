@@ -1,4 +1,4 @@
-"""Define the fields of a configuration of dictionaries, and check configurations."""
+"""Define and check the fields of a configuration of dictionaries."""
 
 from __future__ import annotations
 
@@ -144,28 +144,29 @@ FIELDS: dict[str, Field] = {
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
-    """Return the fields of a configuration of dictionaries."""
+    """Return the definitions of all fields of a configuration of dictionaries."""
     return FIELDS
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Return a locked copy of a configuration, with values for missing fields.
+    """Return a locked copy of a configuration in which missing fields are filled in.
 
-    The values reproduce the behaviour of the version that wrote the configuration.
+    The filled-in values reproduce the behaviour of the package version that wrote the
+    configuration.
     """
     return complete(config, FIELDS)
 
 
 def with_current_names(config: ConfigDict) -> ConfigDict:
-    """Replace old field names in a configuration, and print a message for each old name."""
+    """Return a configuration with current field names, and print a message for each old name."""
     return with_current_fields(config, FIELDS)
 
 
 def read_config(path: Path) -> ConfigDict:
-    """Read the configuration of a saved set and complete it.
+    """Read the configuration of a saved set of dictionaries, and fill in missing fields.
 
     Raises:
-      InputError: the file's format is newer than `FORMAT`.
+      InputError: the format version of the file is newer than `FORMAT`.
     """
     kept = read_json(path)
     if isinstance(kept, dict):
@@ -174,11 +175,11 @@ def read_config(path: Path) -> ConfigDict:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
+    """Raise an `InputError` if fields are missing, unknown or out of bounds.
 
-    Two kinds of fields are checked later. The options of a user's activation function are checked
-    when the function is created. Sparsities are checked when the activation function and the width
-    are known.
+    The message lists all such fields. This function does not check the options of a user-defined
+    activation function, and does not compare sparsities with the width. `resolved.resolve` checks
+    these later.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]

@@ -1,10 +1,10 @@
 """Define the base class of instruments that measure one dictionary in its model.
 
-On the host, `examples` chooses the examples once for a set of dictionaries. On the device, one
-compiled program runs all instruments. For each checkpoint, it computes the values that all
-dictionaries share (`shared`), and then measures each dictionary (`measure`). Outcomes of examples
-are averaged within groups, with clustered confidence intervals. The same code averages the outcomes
-of instruments that measure models. `derived` adds variables that are computed from the means.
+An instrument has four methods. `examples` chooses the examples on the host, once for a set of
+dictionaries. `shared` computes values that all dictionaries of a checkpoint share. `measure`
+measures one dictionary. One compiled program calls `shared` and `measure` of all instruments. The
+outcomes of examples are then averaged within groups, with clustered confidence intervals. `derived`
+adds variables that are computed from the means.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from implicit_reasoning.runs import Run
 
 
 class ExampleSource(NamedTuple):
-    """The data from which instruments choose their examples.
+    """The run, states and dictionaries from which instruments choose examples.
 
     Attributes:
-      run: the run whose states the dictionaries read.
-      split: the run's distinct states, split into training and held-out states.
-      members: the dictionaries.
-      where: bool [pos], the positions whose states the dictionaries were trained on.
+      run: the run whose model the dictionaries were trained on.
+      split: the distinct states of the run, divided into training states and held-out states.
+      members: checkpoint, sites, sparsity and seed of each dictionary.
+      where: bool [pos], whether the dictionaries were trained on states at each position.
     """
 
     run: Run
@@ -43,15 +43,17 @@ class ExampleSource(NamedTuple):
 
 
 class DictionarySubject(NamedTuple):
-    """The model and the states that several dictionaries share. JAX traces all arrays.
+    """A model and its states, which several dictionaries share.
+
+    JAX traces the arrays.
 
     Attributes:
-      model: the model, which is static under tracing.
-      params: parameters of the checkpoint that the dictionaries belong to. For a crosscoder, they
-        are the parameters of the first checkpoint.
-      sites: the sites that the dictionaries read and write, which are static under tracing.
-      x: [state, d_in] the dictionaries' inputs at all places of the split.
-      y: [state, d_out] the dictionaries' targets at the same places.
+      model: the model, which is static under `jax.jit`.
+      params: the model's parameters at the dictionaries' checkpoint. For a crosscoder, these are
+        the parameters at the first checkpoint.
+      sites: names of the hook sites that the dictionaries read and write.
+      x: [state, d_in] inputs of the dictionaries, in the order of `Split.places`.
+      y: [state, d_out] targets of the dictionaries, in the order of `Split.places`.
     """
 
     model: Transformer
@@ -62,12 +64,12 @@ class DictionarySubject(NamedTuple):
 
 
 class EncodedStates(NamedTuple):
-    """One dictionary, and its activations on the subject's states.
+    """A dictionary and its feature activations on all states.
 
     Attributes:
-      dictionary: the encoder and decoder, which are static under tracing.
+      dictionary: the encoder and decoder, which are static under `jax.jit`.
       params: the dictionary's parameters.
-      acts: [state, d_sae] activations at all places of the split.
+      acts: [state, d_sae] feature activations, in the order of `Split.places`.
     """
 
     dictionary: InferenceDictionary
@@ -76,27 +78,26 @@ class EncodedStates(NamedTuple):
 
     @property
     def rows(self) -> Float[Array, "d_sae d_out"]:
-        """The decoder rows of the dictionary."""
+        """The decoder rows of the dictionary, [d_sae, d_out]."""
         return self.dictionary.architecture.rows(self.params)
 
 
 class DictionaryInstrument(BaseInstrument):
-    """Base class of instruments that measure one dictionary. Users can define subclasses.
+    """Base class of instruments that measure dictionaries. Users can define subclasses.
 
-    Results are saved in `dictionaries/<set>/measured/<name>.nc`, with the dimension `member`. A
-    member is a dictionary or a baseline. Members have the coordinates `step`, `site`, `sparsity`,
-    `seed` and `what` ("trained", or the name of the baseline). Every
-    instrument uses the baselines as null controls.
+    Results are saved in `dictionaries/<set>/measured/<name>.nc`. Results have the dimension
+    `member`. A member is a dictionary or a baseline and has the coordinates `step`, `site`,
+    `sparsity`, `seed` and `what`. `what` is "trained" or the name of the baseline. Baselines are
+    null controls for every instrument.
 
-    The dimension "feature" needs no entry in `coords`. Its length is the number of features of the
-    widest member. The results of narrower members are padded with nan.
+    The dimension "feature" needs no entry in `coords`. The length of this dimension is the largest
+    number of features of any member. Results of members with fewer features are padded with nan.
 
     Attributes:
-      group: the name that the dimension `group` gets in the table of all instruments, such as
-        "split". The default "" is for instruments with one group, and removes the dimension from
-        the table.
-      needs_model: whether the instrument runs the model with the dictionary spliced in. Such an
-        instrument does not apply to a dictionary of all checkpoints, which has no single model.
+      group: name of the dimension `group` in the table of all instruments, such as "split". The
+        default "" removes the dimension from the table. Use the default if there is only one group.
+      needs_model: whether the instrument runs the model with the dictionary spliced in. If true,
+        the instrument does not apply to crosscoders, which read several checkpoints of the model.
     """
 
     group: ClassVar[str] = ""
@@ -104,18 +105,21 @@ class DictionaryInstrument(BaseInstrument):
 
     @abc.abstractmethod
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the examples, once for a set of dictionaries.
+        """Choose the examples on which all dictionaries of a set are measured.
 
-        The attribute `inputs` of the returned examples may be any object. The numpy arrays that it
-        contains become constants of the compiled program. `coords` must label all dimensions except
+        The attribute `inputs` of the result may be any object. Numpy arrays in `inputs` become
+        constants of the compiled program. The attribute `coords` must label all dimensions except
         "feature". Instruments without per-example outcomes return `without_examples(...)`.
 
         Raises:
-          NotApplicable: the instrument does not apply to this task or these dictionaries.
+          NotApplicable: the instrument does not apply to the task or to the dictionaries.
         """
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute values that all dictionaries of a subject share. JAX traces this method."""
+        """Compute values that all dictionaries of `subject` share.
+
+        JAX traces this method, so the method must be pure.
+        """
         return {}
 
     @abc.abstractmethod
@@ -126,30 +130,38 @@ class DictionaryInstrument(BaseInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure one dictionary. JAX traces this method, so it must be pure.
+        """Measure one dictionary.
+
+        JAX traces this method, so the method must be pure.
 
         Args:
-          subject: the model and its states.
-          shared: the values that `shared` returned for the subject.
-          encoded: the dictionary and its activations on the subject's states.
-          inputs: `inputs` of the examples.
+          subject: the model and the states that the dictionary shares with further dictionaries.
+          shared: the values that the method `shared` returned for the subject.
+          encoded: the dictionary to measure, with its activations on the subject's states.
+          inputs: the attribute `inputs` of the result of `examples`.
 
         Returns:
-          The outputs by name, with the dimensions that `outputs` declares.
+          The outputs, keyed by name. Each output has the dimensions that the class attribute
+          `outputs` declares.
         """
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add variables that are computed from the means, such as ratios. The default adds none.
+        """Add variables that are computed from the means, such as ratios.
+
+        The base class adds no variables.
 
         Args:
-          result: the means, with the dimension `member`. Outputs with one outcome per example also
-            have the dimension `group`.
-          examples: the examples of the instrument.
+          result: means of the outputs, with the dimension `member`. If an output has one outcome
+            per example, the mean also has the dimension `group`.
+          examples: the result of the method `examples`.
         """
         return result
 
 
 def without_examples(inputs: Any, coords: Mapping[str, Sequence[Any]] | None = None) -> Examples:
-    """Return examples for an instrument that has no per-example outcomes."""
+    """Return examples for an instrument without per-example outcomes.
+
+    `inputs` and `coords` become attributes of the result.
+    """
     nothing = np.zeros(0, np.int64)
     return Examples(inputs, (), nothing, nothing, coords=coords or {})

@@ -1,9 +1,9 @@
 """Measure dictionaries with several instruments in one compiled program.
 
-Dictionaries with equal shapes and equal sites share a program. The program computes the distinct
-states of the split, and encodes the states once for all instruments (`measures/`). The outcomes of
-each instrument are then averaged and labelled on the host. For the last checkpoint, baselines are
-measured in the same way (`baselines.py`).
+Dictionaries with equal shapes and equal hook sites share a compiled program. The program computes
+the distinct states of the run and encodes these states once for all instruments. The outcomes of
+the instruments are then averaged and labelled on the host. For the last checkpoint, the program
+also measures baselines (`baselines.py`).
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from implicit_reasoning.runtime.progress import ProgressBar
 
 
 class Chosen(NamedTuple):
-    """An instrument with the examples that it chose."""
+    """An instrument and the examples that the instrument chose."""
 
     instrument: DictionaryInstrument
     examples: Examples
 
     @property
     def name(self) -> str:
-        """The instrument's name."""
+        """The name of the instrument."""
         return self.instrument.name
 
 
 def example_source(run: Run, made: Dictionaries) -> ExampleSource:
-    """Return the data from which instruments choose examples for a set of dictionaries."""
+    """Return the states and dictionaries from which instruments choose examples."""
     dataset, positions = run.dataset, made.config.positions
     where = np.array([not positions or name in positions for name in dataset.positions])
     return ExampleSource(run, split_states(dataset, positions), made.members, where)
@@ -68,23 +68,23 @@ def measure(
     *,
     progress: bool = True,
 ) -> list[xr.Dataset]:
-    """Measure the dictionaries of some steps.
+    """Measure the dictionaries of some checkpoints with several instruments.
 
-    If the steps include the last step, the baselines are measured too.
+    If `steps` contains the last checkpoint, the function also measures the baselines.
 
     Args:
       source: the result of `example_source`.
-      made: the set of dictionaries.
-      chosen: instruments with their examples. Each program runs all instruments.
-      steps: steps of the dictionaries; the step of a crosscoder is `ALL_STEPS`. The default is all
-        steps.
+      made: the set of dictionaries to measure.
+      chosen: the instruments, with the examples of each instrument.
+      steps: training steps of the checkpoints. The step of a crosscoder is `ALL_STEPS`. The default
+        is all checkpoints of the set.
       progress: whether to show a progress bar on standard error.
 
     Returns:
-      The result of each instrument, with the dimension `member`.
+      One dataset per instrument, in the order of `chosen`. Each dataset has the dimension `member`.
 
     Raises:
-      InputError: the outputs of an instrument differ from those that the instrument declares.
+      InputError: an instrument returned outputs that differ from its declared outputs.
     """
     run = source.run
     numbers = [n for n, one in enumerate(made.members) if steps is None or one.step in steps]

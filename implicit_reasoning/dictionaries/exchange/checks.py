@@ -1,4 +1,4 @@
-"""Check the names and shapes of a dictionary's arrays. All formats use these checks."""
+"""Check the names and shapes of the arrays of an imported dictionary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from implicit_reasoning.model.exchange.flat import check_fit
 
 
 def shapes(finished: InferenceDictionary) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each array of an autoencoder or a transcoder, except `k` of `topk`."""
+    """Return the expected shapes of a dictionary's arrays, keyed by name.
+
+    The dictionary must be an autoencoder or a transcoder. The result does not contain the parameter
+    `k` of `topk`.
+    """
     architecture = finished.architecture
     d_in, d_out, d_sae = architecture.d_in, architecture.d_out, architecture.d_sae
     found: dict[str, tuple[int, ...]] = {
@@ -37,12 +41,14 @@ def shapes(finished: InferenceDictionary) -> dict[str, tuple[int, ...]]:
 def check_arrays(
     arrays: Mapping[str, np.ndarray], finished: InferenceDictionary, where: str | os.PathLike[str]
 ) -> None:
-    """Raise one `InputError` that lists every array that is missing, unknown or misshapen.
+    """Raise an `InputError` if arrays are missing, unknown or have a wrong shape.
+
+    The message lists all such arrays.
 
     Args:
-      arrays: arrays of a file, with the names and layouts of this package.
-      finished: the dictionary that the arrays belong to.
-      where: path of the file, for the message.
+      arrays: arrays from a file, after conversion to this package's names and layouts.
+      finished: the dictionary whose parameters the arrays should be.
+      where: path of the file, which the error message states.
     """
     architecture = finished.architecture
     wanted = {

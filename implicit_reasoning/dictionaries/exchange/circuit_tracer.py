@@ -1,22 +1,24 @@
-"""Import and export circuit-tracer's folders, with transcoder sets or cross-layer transcoders.
+"""Import and export folders of circuit-tracer.
 
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
-A set of transcoders has one transcoder per layer. Two packages read this format. The original is
-circuit-tracer of decoderesearch (formerly of safety-research), which is installed from its
-repository. The PyPI package `circuit-tracer` (0.5.0) is a fork by different authors. Both packages
-use the same arrays. The fork infers the activation function from the arrays: JumpReLU if there are
-thresholds, else ReLU. The original also reads `activation` and `k` from `config.yaml`. Folders that
-this module writes have ReLU or JumpReLU, and their configs have neither field. Both packages
-therefore read these folders in the same way.
+A folder contains either a cross-layer transcoder or a set with one transcoder per layer. Two
+packages read these folders. The original is circuit-tracer of decoderesearch (formerly of
+safety-research), which is installed from its repository. The PyPI package `circuit-tracer` (0.5.0)
+is a fork by different authors. Both packages use the same arrays. The fork uses JumpReLU if the
+arrays include thresholds, and ReLU otherwise. The original also reads the fields `activation` and
+`k` of `config.yaml`. This module exports only ReLU and JumpReLU, and writes neither field. Both
+packages therefore read exported folders in the same way.
 
-Two cases are rejected on import. With `activation: topk`, the original keeps the k largest
-pre-activations even if they are negative, which no dictionary of this package does. With a negative
-threshold, circuit-tracer's JumpReLU gives negative activations between the threshold and 0.
+The import rejects `activation: topk` and negative thresholds, because both can cause negative
+activations. With `activation: topk`, the original keeps the k largest pre-activations even if these
+are negative. With a negative threshold, circuit-tracer's JumpReLU returns negative activations
+between the threshold and 0.
 
-Encoders are transposed relative to SAELens and to this package. The decoder of a cross-layer
-transcoder is stored without the layers before the feature's own layer, which are 0.
+Encoder matrices are transposed relative to SAELens and to this package. A cross-layer transcoder is
+stored without the decoder weights to layers before the feature's layer, because these weights are
+0.
 """
 
 from __future__ import annotations
@@ -65,18 +67,18 @@ def save_transcoder_set(
     write: str = "hook_mlp_out",
     model_name: str = "implicit_reasoning",
 ) -> None:
-    """Save a set of transcoders, one for each layer, beginning with layer 0.
+    """Save a set of transcoders with one transcoder per layer.
 
     Args:
-      folder: path of the folder; created if missing.
-      transcoders: dictionaries and their parameters, in layer order.
-      read: name, within a block, of the site that the transcoders read.
-      write: name, within a block, of the site that the transcoders write.
-      model_name: name of the model, for the config.
+      folder: path of the folder, which is created if missing.
+      transcoders: pairs of a transcoder and its parameters, in layer order from layer 0.
+      read: name within a block of the hook site that the transcoders read.
+      write: name within a block of the hook site that the transcoders write.
+      model_name: name of the model in the saved config.
 
     Raises:
-      InputError: a dictionary is not a transcoder with ReLU or JumpReLU, or has a negative
-        threshold.
+      InputError: a dictionary is not a transcoder, has an activation function other than ReLU and
+        JumpReLU, or has a negative threshold.
     """
     folder = local_path(folder)
     layers = []
@@ -102,16 +104,16 @@ def save_transcoder_set(
 def load_transcoder_set(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
 ) -> list[tuple[InferenceDictionary, Params]]:
-    """Load a set of transcoders, in layer order.
+    """Load a set of transcoders with their parameters, in layer order.
 
     Args:
-      folder: folder with `config.yaml` and `layer_<number>.safetensors`.
-      n_layers: the number of layers that the folder must have; any number by default.
+      folder: path of a folder with the files `config.yaml` and `layer_<number>.safetensors`.
+      n_layers: required number of layers. By default, any number is accepted.
 
     Raises:
-      InputError: the folder has no set; a layer is missing; an array is missing, unknown or has a
-        wrong shape; layers differ in width; a threshold is negative; or the config has a field or
-        value that is not supported.
+      InputError: the folder does not contain a set of transcoders, a layer is missing, layers have
+        different widths, an array is missing, unknown or has a wrong shape, a threshold is
+        negative, or a field of the config is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _SET)
@@ -140,19 +142,19 @@ def save_cross_layer(
     write: str = "hook_mlp_out",
     model_name: str = "implicit_reasoning",
 ) -> None:
-    """Save a cross-layer transcoder.
+    """Save a cross-layer transcoder as a circuit-tracer folder.
 
     Args:
-      folder: path of the folder; created if missing.
-      finished: the dictionary.
-      params: the dictionary's parameters.
-      read: name, within a block, of the site that each layer reads.
-      write: name, within a block, of the site that each layer writes.
-      model_name: name of the model, for the config.
+      folder: path of the folder, which is created if missing.
+      finished: the cross-layer transcoder.
+      params: the parameters of the cross-layer transcoder.
+      read: name within a block of the hook site that the features of the block read.
+      write: name within a block of the hook site that features write.
+      model_name: name of the model in the saved config.
 
     Raises:
-      InputError: the dictionary is not a cross-layer transcoder with ReLU or JumpReLU, or has a
-        negative threshold.
+      InputError: the dictionary is not a cross-layer transcoder, has an activation function other
+        than ReLU and JumpReLU, or has a negative threshold.
     """
     folder, architecture = local_path(folder), finished.architecture
     if not isinstance(architecture, CrossLayer):
@@ -180,20 +182,20 @@ def save_cross_layer(
 def load_cross_layer(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
 ) -> tuple[InferenceDictionary, Params]:
-    """Load a cross-layer transcoder.
+    """Load a cross-layer transcoder from a circuit-tracer folder.
 
     Args:
-      folder: folder with `config.yaml`, `W_enc_<layer>.safetensors` and
+      folder: path of a folder with the files `config.yaml`, `W_enc_<layer>.safetensors` and
         `W_dec_<layer>.safetensors`.
-      n_layers: the number of layers that the folder must have; any number by default.
+      n_layers: required number of layers. By default, any number is accepted.
 
     Returns:
-      The dictionary and its parameters.
+      The cross-layer transcoder and its parameters.
 
     Raises:
-      InputError: the folder has no cross-layer transcoder; a layer is missing; an array is missing,
-        unknown or has a wrong shape; a threshold is negative; or the config has a field or value
-        that is not supported.
+      InputError: the folder does not contain a cross-layer transcoder, a layer is missing, an array
+        is missing, unknown or has a wrong shape, a threshold is negative, or a field of the config
+        is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _CROSS_LAYER)

@@ -1,8 +1,8 @@
-"""Import Gemma Scope's `params.npz`: JumpReLU autoencoders and transcoders.
+"""Import JumpReLU autoencoders and transcoders from Gemma Scope's `params.npz`.
 
-Autoencoders of this package subtract `b_dec` from the input of the encoder. Gemma Scope's
-autoencoders do not. On import, `b_enc` of an autoencoder is therefore shifted, so that activations
-do not change.
+Autoencoders of this package subtract `b_dec` from the input of the encoder. Autoencoders of Gemma
+Scope use the unchanged input. The import therefore adds `b_dec @ W_enc` to the `b_enc` of an
+autoencoder, which keeps activations the same.
 
 Source: Lieberum et al. 2024, "Gemma Scope".
 """
@@ -31,8 +31,9 @@ def load_gemma_scope(
     """Load a dictionary from a Gemma Scope file `params.npz`.
 
     Args:
-      path: path of the file.
-      transcoder: whether the file has a transcoder. The file does not say this, so the caller must.
+      path: path of the file `params.npz`.
+      transcoder: whether the file contains a transcoder instead of an autoencoder. The file itself
+        does not specify the type.
 
     Returns:
       The dictionary and its parameters.

@@ -3,10 +3,10 @@
     from sae_lens import SAE
     sae = SAE.load_from_disk("folder")
 
-A directory has `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. In exported
-dictionaries, the input scale is folded into the weights, and decoder rows have norm 1. BatchTopK
-and Matryoshka are exported as `jumprelu`, as in SAELens. Directories are written in the format of
-SAELens 6. Directories of SAELens 3 to 6 can be read; `saelens_fields.py` handles the differences.
+A directory contains the files `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`.
+Exported dictionaries read unscaled activations, and their decoder rows have norm 1. As in SAELens,
+BatchTopK and Matryoshka are exported as `jumprelu`. This module writes the format of SAELens 6 and
+reads the formats of SAELens 3 to 6.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ def save_saelens(
     """Save one dictionary as a SAELens directory.
 
     Args:
-      folder: path of the directory; created if missing.
-      finished: an autoencoder or a transcoder.
+      folder: path of the directory, which is created if missing.
+      finished: the dictionary, which must be an autoencoder or a transcoder.
       params: the dictionary's parameters.
-      read: name of the site that the dictionary reads.
-      write: name of the site that the dictionary writes.
-      about: further metadata for the config, such as `model_name`.
-      density: [d_sae], the share of states on which each feature is active; saved as log10.
+      read: name of the hook site that the dictionary reads.
+      write: name of the hook site that the dictionary writes.
+      about: additional metadata for the config, such as `model_name`.
+      density: [d_sae], the share of states on which each feature is active. The saved values are
+        log10 of these shares.
 
     Raises:
-      InputError: SAELens does not support this architecture.
+      InputError: SAELens does not support the dictionary's architecture.
     """
     folder, architecture = local_path(folder), finished.architecture
     transcoder = not isinstance(architecture, Autoencoder)
@@ -105,21 +106,22 @@ def save_saelens(
 def load_saelens(
     folder: str | os.PathLike[str],
 ) -> tuple[InferenceDictionary, Params, dict[str, Any]]:
-    """Load a directory of SAELens version 3 to 6.
+    """Load a dictionary from a directory of SAELens 3, 4, 5 or 6.
 
-    Autoencoders of this package subtract `b_dec` from the input of the encoder. If the autoencoder
-    in the file does not, its encoder bias is shifted, so that activations do not change. If
-    `rescale_acts_by_decoder_norm` is set, the decoder norms are folded into the weights. If
-    `finetuning_scaling_factor` is set, its factors are folded into the weights.
+    Autoencoders of this package subtract `b_dec` from the input of the encoder. If
+    `apply_b_dec_to_input` is false, the function therefore adds `b_dec @ W_enc` to the encoder
+    bias, which keeps activations the same. If `rescale_acts_by_decoder_norm` is true, the decoder
+    norms are folded into the weights. If `finetuning_scaling_factor` is true, the scaling factors
+    are folded into the weights.
 
     Returns:
       `(finished, params, metadata)`: the dictionary, its parameters, and the metadata in the
-      config. A config of versions 3 to 5 has no metadata; its fields about the origin of the
-      dictionary are returned instead.
+      config. Configs of versions 3 to 5 have no metadata. For these versions, `metadata` contains
+      the fields about the origin of the dictionary.
 
     Raises:
-      InputError: a file is missing or damaged; an array is missing, unknown or has the wrong shape;
-        or a field of the config is unknown or has a value that is not supported.
+      InputError: a file is missing or damaged, an array is missing, unknown or has a wrong shape,
+        or a field of the config is unknown or has an unsupported value.
     """
     folder = local_path(folder)
     path = folder / "sae_weights.safetensors"
@@ -205,9 +207,10 @@ def _with_norms_folded(params: Params) -> Params:
 
 
 def with_shifted_bias(params: Params) -> Params:
-    """Shift the biases of an encoder that does not subtract `b_dec` from its input.
+    """Adapt encoder biases to an encoder that subtracts `b_dec` from its input.
 
-    With the shifted biases, an encoder that subtracts `b_dec` has the same activations.
+    The parameters must come from an encoder that reads the unchanged input. The function adds
+    `b_dec @ W_enc` to the biases, which keeps activations the same.
     """
     shift = params["b_dec"] @ params["W_enc"]
     if "b_gate" not in params:

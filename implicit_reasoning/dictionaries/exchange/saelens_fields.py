@@ -1,9 +1,9 @@
-"""Read SAELens's `cfg.json` of versions 3 to 6 and convert it to the fields of version 6.
+"""Convert a `cfg.json` of SAELens 3 to 6 to the fields of SAELens 6.
 
-Up to version 5, the activation function is a separate field (`activation_fn_str`, or
-`activation_fn` in the oldest files), and its k is in `activation_fn_kwargs`. From version 6 on, the
-architecture determines the activation function. Checkpoints that SAELens saves during training also
-have training fields.
+Up to version 5, the field `activation_fn_str` (`activation_fn` in the oldest files) contains the
+activation function, and `activation_fn_kwargs` contains k. From version 6 on, the field
+`architecture` determines the activation function. Checkpoints that SAELens saves during training
+also have fields about training.
 
 Source: SAELens, sae_lens/saes/sae.py and loading/pretrained_sae_loaders.py
 (`handle_pre_6_0_config`); for versions 3 to 5, sae_lens/sae.py.
@@ -74,21 +74,21 @@ _HARMLESS = (
 
 
 def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, Any], dict]:
-    """Convert a config to the fields of SAELens 6, with defaults filled in.
+    """Convert a config to the fields of SAELens 6, with default values for absent fields.
 
     Args:
-      config: the content of `cfg.json`.
-      where: path of the file, for messages.
+      config: the parsed content of `cfg.json`.
+      where: path of the file, which error messages state.
 
     Returns:
-      `(config, metadata)`. The config has `architecture`, `d_in`, `d_sae`, `d_out`, `k` (0 unless
-      the architecture is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
-      `rescale_acts_by_decoder_norm`, with SAELens's defaults for absent fields. The metadata are
-      those in the config. A config of versions 3 to 5 has none; its fields about the origin of the
-      dictionary are returned instead.
+      `(config, metadata)`. The converted config has the fields `architecture`, `d_in`, `d_sae`,
+      `d_out`, `k`, `apply_b_dec_to_input`, `finetuning_scaling_factor` and
+      `rescale_acts_by_decoder_norm`. `k` is 0 unless the architecture is `topk`. Absent fields have
+      SAELens's default values. Configs of versions 3 to 5 have no metadata. For these versions,
+      `metadata` contains the fields about the origin of the dictionary.
 
     Raises:
-      InputError: a field is missing or unknown, or has a type or value that is not supported.
+      InputError: a field is missing or unknown, or has an unsupported type or value.
     """
     renamed = _renamed(config, where) if isinstance(config, dict) else config
     check_config(

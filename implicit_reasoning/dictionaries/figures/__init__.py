@@ -1,4 +1,4 @@
-"""Draw the figures of a run's dictionaries, for the report.
+"""Draw the figures of a run's dictionaries for the report of the run.
 
 pareto.py     draws reconstruction quality against the number of active features
 baselines.py  compares dictionaries with baselines
@@ -27,7 +27,7 @@ __all__ = ["figures"]
 
 
 def figures(run: Run) -> list[Figure]:
-    """Draw the figures of each measured set of dictionaries, and of users' instruments."""
+    """Draw the figures of all measured sets of dictionaries, and of user-defined instruments."""
     tables = {name: open_measured(run, name) for name in names(run)}
     results = {name: table for name, table in tables.items() if table is not None}
     makers = (pareto, baselines, matches, bridges, uses, training, superposition)

@@ -1,4 +1,4 @@
-"""Draw the figure that compares dictionaries with baselines, as a table of numbers."""
+"""Draw a table that compares the scores of dictionaries and baselines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _QUANTITIES = {
 
 
 def baselines(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw a table that compares dictionaries with baselines, at the middle sparsity.
+    """Draw a table of the scores of dictionaries and baselines at the middle sparsity.
 
-    The dictionaries are those of the last checkpoint. The result is None if there are no baselines.
+    The table contains the dictionaries of the last checkpoint. The function returns None if there
+    are no baselines.
     """
     table = comparison(result)
     if table.sizes["what"] < 2:
@@ -54,9 +55,10 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Make the table [site, what, quantity] of means over seeds, at the middle sparsity.
+    """Compute scores at the middle sparsity, averaged over seeds.
 
-    The axis `what` has the trained dictionaries and the baselines.
+    The result has the dimensions [site, what, quantity]. The labels of `what` are "trained" and the
+    names of the baselines. The labels of `quantity` are the names of the scores.
     """
     rows = [row for row in make_rows(result) if row.sparsity == middle_sparsity(result)]
     sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])

@@ -1,4 +1,4 @@
-"""Drawing functions that the figures of dictionaries share."""
+"""Functions for drawing that the figures of dictionaries share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MARKERS = "osD^v<>"
 def panels(
     result: xr.Dataset, nrows: int = 1, height: float = 2.5, below: str = "training step"
 ) -> tuple[Drawing, list[list[Axes]], list[str]]:
-    """Make rows of panels with one column for each site, titled by the site.
+    """Make a drawing with rows of panels, with one column per hook site.
 
     Args:
-      result: measured results.
-      nrows: number of rows.
+      result: measured results with the coordinate `site`.
+      nrows: number of rows of panels.
       height: height of a row in inches.
       below: label of the x axis.
 
     Returns:
-      `(drawing, rows, sites)`: `rows` has a list of axes for each row, in the order of `sites`.
+      `(drawing, rows, sites)`. `rows` contains one list of axes per row, in the order of `sites`.
     """
     sites = distinct(result["site"])
     drawing, axes = new_drawing(
@@ -47,7 +47,7 @@ def panels(
 
 
 def features_axis(ax: Axes) -> None:
-    """Set a base-2 log scale for the number of active features, on the x axis."""
+    """Use a base-2 logarithmic x axis for the number of active features."""
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
@@ -60,15 +60,15 @@ def over_steps(
     ends: Mapping[str, xr.DataArray] | None = None,
     **style: Any,
 ) -> None:
-    """Plot means over seeds against training steps, with a shaded range.
+    """Plot the mean over seeds against the training step, with a shaded range.
 
     Args:
       ax: the axes to draw in.
-      values: [member], with the coordinate `step`.
-      label: label in the legend.
-      ends: `low` and `high`, the ends of the intervals to shade. By default, the range over seeds
-        is shaded.
-      style: style of the line; `color` is required.
+      values: [member], the values to plot, with the coordinate `step`.
+      label: label of the line in the legend.
+      ends: the keys `low` and `high` with the ends of the shaded intervals. By default, the range
+        over seeds is shaded.
+      style: keyword arguments for `Axes.plot`. The key `color` is required.
     """
     steps = np.unique(values["step"])
     at = [np.flatnonzero((values["step"] == step).values) for step in steps]
@@ -86,6 +86,6 @@ def over_steps(
 
 
 def legends(drawing: Drawing, rows: Sequence[Sequence[Axes]]) -> None:
-    """Add a legend to the right of each row."""
+    """Add a legend to the right of each row of panels."""
     for row in rows:
         row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8.5)

@@ -1,4 +1,4 @@
-"""Draw what features stand for, and how the features of bridges develop in training."""
+"""Draw which values features represent, and how features of bridges change over training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILI
 
 
 def matches(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw heat maps of the mean F1 of the best features, with one cell for each concept and step.
+    """Draw heat maps of the mean F1 of the best features by concept and training step.
 
-    The value of the null control is in brackets. The result is None if there are no concepts.
+    The number in brackets is the null control. The function returns None if there are no concepts.
     """
     if "concept" not in result.dims:
         return None
@@ -53,9 +53,10 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def bridges(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot how the features of bridges split, are absorbed, and are active by fact role.
+    """Plot the splitting, absorption and activity of the features of bridges over training.
 
-    The result is None if bridges were not measured.
+    A bridge is the intermediate entity of a two-hop chain. The function returns None if bridges
+    were not measured.
     """
     concept = bridge_concept(result)
     if concept is None or "silent" not in result:

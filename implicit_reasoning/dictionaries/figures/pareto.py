@@ -19,7 +19,10 @@ _BELOW = "active features per state (mean, log scale)"
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
-    """Plot quality against active features, with a line per checkpoint and a column per site."""
+    """Plot reconstruction quality against the number of active features.
+
+    The figure has one line per checkpoint and one column of panels per hook site.
+    """
     result = trained_members(result)
     steps, quantities = distinct(result["step"]), {"explained_variance": "explained variance"}
     if "ce_loss_score_mean" in result:
@@ -88,9 +91,10 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
 
 
 def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
-    """Plot quality against active features for all sets of a run, at the last checkpoint.
+    """Plot reconstruction quality against the number of active features for all sets of a run.
 
-    The result is None if no two sets write the same site.
+    Only dictionaries of the last checkpoint are plotted. The function returns None if there are no
+    two sets that write to the same site.
     """
     last = {name: _last(trained_members(result)) for name, result in results.items()}
     counts = Counter(site for one in last.values() for site in distinct(one["site"]))

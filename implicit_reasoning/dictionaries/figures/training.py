@@ -35,10 +35,9 @@ _MARKERS = "osD^v<>pX"
 
 
 def training(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot the share of values for which a feature stands, and the persistence of features.
+    """Plot the share of values that features represent, and the persistence of features.
 
-    Both are plotted over training. The result is None if there is only one step, or if there are no
-    concepts.
+    The function returns None if there is only one checkpoint, or if there are no concepts.
     """
     own = trained_members(result)
     if len(distinct(own["step"])) < 2 or "concept" not in result.dims:
@@ -93,7 +92,7 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Plot over training the number of directions, their overlap, and the dimension of states."""
+    """Plot number and overlap of feature directions, and the dimension of states, over training."""
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}

@@ -1,4 +1,4 @@
-"""Draw whether answers change as predicted when bridges' features are changed."""
+"""Plot whether answers change as predicted when features of bridges are changed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _ROWS = {
 
 
 def uses(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot outcomes over training, for each kind of change and each rule that chooses features.
+    """Plot the model's answers after changes of features, over training.
 
-    The result is None if `use` was not measured, or was measured only after the last block.
+    The figure compares the kinds of changes and the rules for choosing features. The function
+    returns None if `use` was not measured, or if all measured sites are after the last block.
     """
     if "rule" not in result.dims:
         return None
