@@ -44,9 +44,7 @@ class Architecture:
     d_sae: int
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters. The decoder bias `b_dec` is the mean of the targets `y`.
-
-        """
+        """Return initial parameters. The decoder bias is the mean of the targets `y`."""
         keys = jax.random.split(key)
         encoder = _unit(jax.random.normal(keys[0], (self.d_sae, self.d_in))).T
         decoder = DECODER_NORM * _unit(jax.random.normal(keys[1], (self.d_sae, self.d_out)))
@@ -110,9 +108,7 @@ class Architecture:
         return acts @ self.rows(params)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the index of a parameter's feature axis, or None if there is no such axis.
-
-        """
+        """Return the index of a parameter's feature axis, or None if no axis exists."""
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
@@ -291,7 +287,7 @@ class CrossLayer(Architecture):
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the index of a parameter's feature axis, or None if there is no such axis.
+        """Return the index of a parameter's feature axis, or None if no axis exists.
 
         The feature axis of `W_enc` and of `W_dec` contains the features of one layer.
         """

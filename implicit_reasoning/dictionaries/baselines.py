@@ -88,9 +88,7 @@ class NearestCentroid(InferenceDictionary):
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return 1 for the centroid nearest to each input, and 0 for all other centroids.
-
-        """
+        """Return 1 for the centroid nearest to each input, and 0 for all others."""
         closeness = self.architecture.project(params, x) + params["b_enc"][None]
         return jax.nn.one_hot(closeness.argmax(-1), self.architecture.d_sae, dtype=x.dtype)
 

@@ -1,19 +1,19 @@
-"""Measure absorption: how often features of single facts replace the feature of a bridge.
+"""Measure how often features of single facts absorb the feature of a bridge.
 
-The feature of a bridge e is chosen on half of the facts and measured on the other half. A state of
-e is silent if the feature of e is inactive. A silent state is absorbed if a second feature meets
-two conditions. The feature is active in less than half of the states of e. It accounts for at least
-the share `MIN_PROJECTION` of the dictionary's output along the direction of e. This direction
-points from the mean of all states to the mean of the states of e. Both means use the facts on which
-the feature was chosen, so the direction does not contain a component of the measured facts. The
-null control uses the direction of a bridge other than e.
+A bridge e is the intermediate entity of a two-hop chain, and the states of e are states whose
+prefix determines e. The feature of e is chosen on half of the facts and measured on the second
+half. A state of e is silent if the feature of e is inactive. A silent state is absorbed if a second
+feature meets two conditions. First, the second feature is active in less than half of the states of
+e. Second, this feature contributes at least the share `MIN_PROJECTION` of the dictionary's output
+along the direction of e. The direction of e points from the mean of all states to the mean of the
+states of e. Both means use only the facts on which the feature of e was chosen. The null control
+uses the direction of a different bridge.
 
-Absorption is meaningful only for features that mostly stand for their bridge. Tables therefore
-include only bridges whose best feature has an F1 of at least `MIN_F1`.
+Absorption is meaningful only if the feature mostly represents its bridge. Tables therefore include
+only bridges whose feature has an F1 of at least `MIN_F1`.
 
-Source: Chanin et al. 2024, "A is for absorption", section 5. In the paper, the main latents are
-silent, and the absorbing latent has a cosine of at least .025 with the direction and at least .4 of
-the projection.
+Source: Chanin et al. 2024, "A is for absorption", section 5. In the paper, the absorbing latent
+must have a cosine of at least .025 with the direction and contribute at least .4 of the projection.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _RARE = 0.5  # a feature active on at least this share of a bridge's states is n
 
 
 class Absorption(DictionaryInstrument):
-    """Instrument that measures, for each bridge, the shares of silent and of absorbed states.
+    """Measures the shares of silent and of absorbed states for each bridge.
 
     A state is silent if the bridge's feature is inactive. A silent state is absorbed if a rarer
-    feature writes most of the bridge's direction.
+    feature contributes a large share of the output along the bridge's direction.
     """
 
     name = "absorption"
@@ -60,7 +60,7 @@ class Absorption(DictionaryInstrument):
     nulls = {"another bridge": "absorbed_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states at the first position whose prefix determines the bridge."""
+        """Choose the states at the first position at which the prefix determines the bridge."""
         bridges = choose_bridges(source)
         return without_examples(bridges, {"bridge": range(bridges.n_values)})
 
@@ -71,7 +71,7 @@ class Absorption(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Bridges,
     ) -> dict[str, Array]:
-        """Compute the shares of silent and absorbed states of each bridge, and the null control."""
+        """Compute the shares of silent and absorbed states, and the null control."""
         acts = encoded.acts[inputs.chosen]
         values, fit = jnp.asarray(inputs.values), np.flatnonzero(~inputs.second)
         of_value = one_hot_values(values, inputs.n_values)
@@ -104,11 +104,11 @@ def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
 def directions(
     states: Float[Array, "state width"], of_value: Float[Array, "value state"]
 ) -> Float[Array, "value width"]:
-    """Return unit vectors from the mean of all states to the mean of each value's states.
+    """Return the direction of each value: its mean state minus the mean of all states.
 
     Args:
-      states: [state, width].
-      of_value: [value, state], 1 where a state has a value, else 0.
+      states: [state, width], activations of the model.
+      of_value: [value, state], 1 where the state has the value, and 0 elsewhere.
     """
     means = of_value @ states / jnp.maximum(of_value.sum(1), 1)[:, None]
     away = means - states.mean(0)[None]

@@ -1,8 +1,8 @@
-"""Measure the model's answers when a dictionary's output replaces the true states.
+"""Measure the model's answers when a dictionary's output replaces the activations of a site.
 
-The instrument measures cross-entropy, KL divergence and accuracy on each split, for four models:
-the clean model, the model with the dictionary spliced in, and the model with the site ablated to
-its mean over training states or to zero.
+The instrument measures cross-entropy, KL divergence and accuracy on each split of the dataset. Four
+models are compared: the clean model, the model with the dictionary spliced in, the model with the
+site set to its mean over training states, and the model with the site set to zero.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ _MAX_QUESTIONS = 300  # per split
 
 
 class AnswerQueries(NamedTuple):
-    """The questions that the model answers, and the positions at which its states are replaced.
+    """Questions for the model, and the positions at which activations are replaced.
 
     Attributes:
-      tokens: int [question, pos], the prompts.
-      answer: int [question], the right answers.
-      where: bool [pos], the positions at which the dictionary writes.
-      trained: int [state], indices of the training states. Ablation uses the mean of these states.
+      tokens: int [question, pos], the prompts of the questions.
+      answer: int [question], tokens of the right answers.
+      where: bool [pos], whether activations at each position are replaced.
+      trained: int [state], indices of the training states in `Split.places`. Mean ablation uses the
+        mean of these states.
     """
 
     tokens: Int[np.ndarray, "question pos"]
@@ -49,7 +50,7 @@ class AnswerQueries(NamedTuple):
 
 
 class Spliced(DictionaryInstrument):
-    """Instrument that compares the model's answers with and without the dictionary spliced in."""
+    """Compares the model's answers with and without the dictionary spliced in."""
 
     name = "answers"
     definition = (
@@ -69,7 +70,10 @@ class Spliced(DictionaryInstrument):
     needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose evaluation rows of every split of chains. The cluster of a row is its bridge."""
+        """Choose evaluation prompts from every split of chains.
+
+        The prompts are clustered by bridge (intermediate entity).
+        """
         dataset = source.run.dataset
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_QUESTIONS)
@@ -81,7 +85,7 @@ class Spliced(DictionaryInstrument):
         return Examples(inputs, splits, group, clusters, coords={"model": MODELS})
 
     def shared(self, subject: DictionarySubject, inputs: AnswerQueries) -> dict[str, Any]:
-        """Compute logits of the clean model, and of the model with the site ablated."""
+        """Compute the logits of the clean model and of the model with the site ablated."""
         clean = final_logits(subject.model, subject.params, jnp.asarray(inputs.tokens))
         where = jnp.asarray(inputs.where)
         mean = subject.y[inputs.trained].mean(0)
@@ -98,7 +102,10 @@ class Spliced(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: AnswerQueries,
     ) -> dict[str, Array]:
-        """Compute cross-entropy, KL divergence and correctness, each an array [model, question]."""
+        """Compute cross-entropy, KL divergence and correctness of the answers.
+
+        Each of these outputs has the dimensions [model, question].
+        """
         where = jnp.asarray(inputs.where)
         with_it = edits(encoded.dictionary, encoded.params, subject.sites, where)
         logits = {**shared, "spliced": _logits(subject, inputs, with_it)}
@@ -107,7 +114,10 @@ class Spliced(DictionaryInstrument):
         return {name: jnp.stack([getattr(one, name) for one in each]) for name in self.outputs}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the share of the ablation's loss that the dictionary recovers (`recovered`)."""
+        """Add the share of the ablation loss that the dictionary recovers.
+
+        The new variables are `ce_loss_score`, `ce_loss_score_mean` and `kl_div_score`.
+        """
         ce, kl = ({m: result[name].sel(model=m) for m in MODELS} for name in ("ce", "kl"))
         scores = {
             "ce_loss_score": (ce["spliced"], ce["clean"], ce["zero"]),

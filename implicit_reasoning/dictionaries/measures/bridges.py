@@ -1,6 +1,7 @@
-"""Choose the states at the first position whose prefix determines the bridge of a chain.
+"""Choose the states at the first position at which the prefix determines the bridge.
 
-Several instruments measure these states. There is one state for each first fact (e1, r1).
+A bridge is the intermediate entity e2 of a chain, which follows from the first fact (e1, r1).
+Several instruments measure these states. There is one state per first fact.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from implicit_reasoning.worlds import ROLES, Dataset
 
 
 class Bridges(NamedTuple):
-    """Distinct states and their bridges.
+    """Distinct states, with the bridge (intermediate entity) of each state.
 
     Attributes:
       chosen: int [state], indices of the states in `Split.places`.
-      values: int [state], the entity number of the bridge of each state.
-      second: bool [state], whether the first fact is in the second half of the facts. Features are
-        chosen on the first half and measured on the second half.
-      in_distribution: bool [state], whether the first fact has the role `I`.
-      n_values: number of entities.
+      values: int [state], the entity number of the state's bridge.
+      second: bool [state], whether the state's first fact is in the second half of the facts.
+        Features are chosen on the first half and measured on the second half.
+      in_distribution: bool [state], whether training chains use the state's first fact (role `I`).
+      n_values: number of entities in the world.
     """
 
     chosen: Int[np.ndarray, " state"]
@@ -38,16 +39,16 @@ class Bridges(NamedTuple):
 
 
 def bridge_position(dataset: Dataset) -> int:
-    """Return the index of the first position whose prefix determines the bridge."""
+    """Return the index of the first position at which the prefix determines the bridge."""
     return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 
 def choose_bridges(source: ExampleSource) -> Bridges:
-    """Choose the states at the first position whose prefix determines the bridge.
+    """Choose the states at the first position at which the prefix determines the bridge.
 
     Raises:
-      NotApplicable: the task has no chains, no bridge follows from several facts, or the
-        dictionaries do not read the position.
+      NotApplicable: the task has no chains, bridges have fewer than two first facts on average, or
+        the dictionaries do not read states at the position.
     """
     dataset, places = source.run.dataset, source.split.places
     need_chains(dataset)

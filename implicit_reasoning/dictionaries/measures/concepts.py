@@ -1,4 +1,4 @@
-"""Measure how well single features detect the values of truth variables, such as the bridge."""
+"""Measure how well single features detect values of ground-truth variables, such as the bridge."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ _SEED = 0
 
 
 class Concept(NamedTuple):
-    """A truth variable at one position, and the states that have a value of the variable.
+    """A ground-truth variable at one position, with the values in each state.
 
     Attributes:
-      variable: name of the variable.
-      pos: name of the position.
+      variable: name of the variable, such as `e2`.
+      pos: name of the position, such as `r1`.
       chosen: int [state], indices of the states in `Split.places`.
-      values: int [state], the variable's value in each state; -1 if there is none.
-      second: bool [state], whether the state is in the half on which features are scored.
-      n_values: number of values. Values are numbered from 0.
+      values: int [state], the variable's value in each state, or -1 if the variable has no value.
+      second: bool [state], whether the state belongs to the half on which features are scored.
+      n_values: number of possible values, which are numbered from 0.
     """
 
     variable: str
@@ -68,22 +68,23 @@ class Concept(NamedTuple):
 
 
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
-    """Choose the concepts of a task of chains.
+    """Choose the pairs of a variable and a position that are measured.
 
-    A variable is known at a position if the prefix determines the variable. Each variable gives one
-    concept for each position at which it is known. The variable `FACT`, the first fact of a chain,
-    gives one concept for each position after the first position at which the bridge is known.
+    Such a pair is a concept. A variable is known at a position if the tokens up to the position
+    determine the variable. Each variable has one concept per position at which the variable is
+    known. `FACT`, the first fact of a chain, has one concept per position after the position at
+    which the bridge becomes known.
 
-    The states of a concept are divided into two halves with different first facts, so that a
-    feature is scored on facts that were not used to choose it. For the concepts of `FACT`, both
-    halves have all facts, in different states.
+    The states of a concept are divided into two halves that share no first facts. Features can
+    therefore be scored on facts that were not used to choose features. For the concepts of `FACT`,
+    both halves contain the same facts but different states.
 
     Args:
       dataset: the run's dataset.
       places: locations of the states.
 
     Raises:
-      NotApplicable: the task has no chains, or spells an entity with two tokens.
+      NotApplicable: the task has no chains, or an entity has two tokens.
     """
     variables = chain_variables(dataset, places.rows)
     positions = list(dataset.positions)
@@ -138,7 +139,7 @@ def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"
 
 @dataclass(frozen=True, eq=False)
 class ConceptStates:
-    """All concepts of a run, and their states as arrays of one shape."""
+    """All concepts of a run, with the states of the concepts in padded arrays."""
 
     concepts: Sequence[Concept]
 
@@ -147,7 +148,8 @@ class ConceptStates:
         """Choose all concepts of a run.
 
         Raises:
-          NotApplicable: the task has no chains, or no variable has values of several states.
+          NotApplicable: the task has no chains, or no variable has values that occur in several
+            states.
         """
         concepts = choose_concepts(source.run.dataset, source.split.places)
         if not concepts:
@@ -156,15 +158,15 @@ class ConceptStates:
 
     @cached_property
     def n_values(self) -> int:
-        """The number of values of the concept with the most values. Other concepts are padded."""
+        """The largest number of values of any concept."""
         return max(concept.n_values for concept in self.concepts)
 
     @cached_property
     def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """For each half, the indices and the values of the states, both [concept, state].
+        """For each half, the indices and the values of the states.
 
-        The arrays are padded with -1. All concepts have the same shape, so one program measures
-        them.
+        All arrays have the dimensions [concept, state]. Short concepts are padded with -1, so one
+        program measures all concepts.
         """
         return tuple(self._half(second) for second in (False, True))
 
@@ -180,7 +182,7 @@ class ConceptStates:
 
 
 class Concepts(DictionaryInstrument):
-    """Instrument that finds the best feature of each value, and computes its F1 and precision."""
+    """Finds the best feature for each value, and computes F1 and average precision."""
 
     name = "concepts"
     definition = (
@@ -204,7 +206,7 @@ class Concepts(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states of every concept."""
+        """Choose the states on which every concept is measured."""
         states = ConceptStates.choose(source)
         coords = {
             "concept": [concept.name for concept in states.concepts],
@@ -221,9 +223,9 @@ class Concepts(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: ConceptStates,
     ) -> dict[str, Array]:
-        """Match features with the values of each concept, as `matching.match` does.
+        """Find and score the best feature for each value of each concept, with `matching.match`.
 
-        For the null control, values are permuted among the states.
+        The null control permutes the values among the states.
         """
 
         def one(halves: Any) -> dict[str, Array]:
@@ -245,6 +247,6 @@ class Concepts(DictionaryInstrument):
         return found
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the number of states of each concept as a coordinate."""
+        """Add the coordinate `concept_states`, the number of states of each concept."""
         counts = [len(concept.chosen) for concept in examples.inputs.concepts]
         return result.assign_coords(concept_states=("concept", counts))

@@ -1,16 +1,16 @@
-"""Find the best feature for each value of a truth variable, and score it on separate states.
+"""Find the best feature for each value of a variable, and score the feature on new states.
 
-The best of many features looks good by chance. For example, if ten of a thousand states have a
-value, the best of 2,048 features that are unrelated to the value reaches an AUROC of .80. For each
-value, the feature is therefore chosen on one half of the distinct states and scored on the other
-half. The null control permutes the values among the states.
+The best of many features has a high score by chance. Consider a value of ten states among a
+thousand, and 2,048 features that are unrelated to the value. The best of these features reaches an
+AUROC of .80. The feature of a value is therefore chosen on one half of the states and scored on the
+second half. The null control permutes the values among the states.
 
-A feature is chosen by the F1 of "is active" as a predictor of "has the value". The chosen feature
-is scored by this F1, and by the average precision of its activation, which can be high for a dense
-feature too. Further features are then added one by one. Each added feature maximises the F1 of "any
-of the chosen features is active". If added features increase F1, the value is split among features.
-In Chanin et al. 2024, "A is for absorption", section 4, splitting is instead measured by the number
-of features that improve a sparse probe.
+The chosen feature has the highest F1 of "the feature is active" as a predictor of "the state has
+the value". The scores are this F1 and the average precision of the activation. A dense feature can
+also have a high average precision. Additional features are then added one by one. Each added
+feature maximises the F1 of "at least one of the chosen features is active". If added features
+increase F1, the value is split among features. Chanin et al. 2024, "A is for absorption", section
+4, measure splitting by the number of features that improve a sparse probe.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MAX_JOINED = 3
 
 
 class Half(NamedTuple):
-    """Distinct states on which features are either chosen or scored.
+    """One half of the states, on which features are either chosen or scored.
 
     Attributes:
-      acts: activations; a feature is active if its activation is positive. Padding rows have -inf.
-      values: the variable's value in each state; a negative number means that there is none.
+      acts: feature activations. A feature is active if the activation is positive. Padding rows
+        contain -inf.
+      values: the variable's value in each state, or a negative number if the variable has no value.
     """
 
     acts: Float[Array, "state feature"]
@@ -41,15 +42,15 @@ class Half(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """States in the order of each feature's activation, beginning with the highest.
+    """For each feature, the states in descending order of the feature's activation.
 
-    Average precision takes most of its time for sorting. The order is the same for all values, so
-    it is computed once.
+    All values share this order. Computing the order once saves most of the time of average
+    precision.
 
     Attributes:
       order: index of the state at each rank.
-      last: for each rank, the number of states whose activation is at least that of the state at
-        the rank.
+      last: for each rank, the number of states with at least the activation of the state at this
+        rank.
     """
 
     order: Int[Array, "feature state"]
@@ -57,15 +58,15 @@ class Ranked(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The best feature of each value.
+    """The best feature for each value of a variable, with scores.
 
     Scores are nan for values with fewer than `MIN_STATES` states in a half.
 
     Attributes:
-      feature: the feature with the highest F1 on the first half.
-      f1: the F1 of this feature on the second half.
-      precision: the average precision of this feature on the second half.
-      n_states: number of states with the value in the second half.
+      feature: index of the feature with the highest F1 on the first half.
+      f1: F1 of the best feature on the second half.
+      precision: average precision of the best feature on the second half.
+      n_states: number of states in the second half that have the value.
     """
 
     feature: Int[Array, " value"]
@@ -75,7 +76,7 @@ class Match(NamedTuple):
 
 
 def ranked(acts: Float[Array, "state feature"]) -> Ranked:
-    """Rank the states by the activation of each feature."""
+    """For each feature, sort the states by activation in descending order."""
     numbers = jnp.broadcast_to(jnp.arange(len(acts), dtype=jnp.int32), acts.T.shape)
     falling, order = jax.lax.sort((-acts.T, numbers), num_keys=1)
     # Equal activations share the rank of the last of them, found by a cumulative minimum from the
@@ -87,13 +88,13 @@ def ranked(acts: Float[Array, "state feature"]) -> Ranked:
 
 
 def match(first: Half, second: Half, n_values: int, order: Ranked | None = None) -> Match:
-    """Choose the best feature of each value on one half, and score this feature on the other half.
+    """For each value, choose the best feature on one half and score it on the other half.
 
     Args:
       first: the half on which features are chosen.
-      second: the half on which features are scored. It has no states in common with `first`.
-      n_values: number of values, which are numbered from 0; static under tracing.
-      order: `ranked(second.acts)`, if it is already computed.
+      second: the half on which features are scored. The two halves must not overlap.
+      n_values: number of values, which are numbered from 0. Static under `jax.jit`.
+      order: the result of `ranked(second.acts)`. By default, the function computes this result.
     """
     order = ranked(second.acts) if order is None else order
     feature = best_features(first, n_values)
@@ -118,18 +119,18 @@ def match_null(
     n_permutations: int,
     order: Ranked | None = None,
 ) -> Float[Array, "permutation 2"]:
-    """Compute the null control of `match`: permute values among the states of each half, and match.
+    """Compute the null control of `match`, with permuted values.
 
     Args:
       first: the half on which features are chosen.
       second: the half on which features are scored.
-      n_values: number of values; static under tracing.
-      key: the random key.
+      n_values: number of values. Static under `jax.jit`.
+      key: random key for the permutations.
       n_permutations: number of permutations.
-      order: `ranked(second.acts)`, if it is already computed.
+      order: the result of `ranked(second.acts)`. By default, the function computes this result.
 
     Returns:
-      For each permutation, the mean F1 and the mean average precision over values.
+      An array [permutation, 2] with the mean F1 and the mean average precision over values.
     """
     order = ranked(second.acts) if order is None else order
 
@@ -150,10 +151,11 @@ def match_null(
 
 
 def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
-    """Compute the F1 of "any of the best n features is active", for n from 1 to `MAX_JOINED`.
+    """Compute the F1 of the best n features together, for n from 1 to `MAX_JOINED`.
 
-    Features are chosen greedily on the first half, and F1 is computed on the second half. The
-    result is nan for values with fewer than `MIN_STATES` states in a half.
+    The predictor is "at least one of the n features is active". Features are chosen greedily on the
+    first half, and F1 is computed on the second half. F1 is nan for values with fewer than
+    `MIN_STATES` states in a half.
     """
     values = [one_hot_values(half.values, n_values) for half in (first, second)]
     active = [(half.acts > 0).astype(jnp.float32) for half in (first, second)]
@@ -173,18 +175,18 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 
 
 def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
-    """Return the feature with the highest F1 for each value."""
+    """Return the index of the feature with the highest F1 for each value."""
     both, n_value, n_active = count_states(half, n_values)
     return f1_score(both, n_value[:, None], n_active[None]).argmax(1)
 
 
 def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
-    """Count states for each value and feature.
+    """Count the states that have each value and the states that activate each feature.
 
     Returns:
-      Three arrays. `[value, feature]`: the number of states that have the value and activate the
-      feature. `[value]`: the number of states that have the value. `[feature]`: the number of
-      states that activate the feature.
+      `(both, n_value, n_active)`. `both` [value, feature] is the number of states that have the
+      value and activate the feature. `n_value` [value] is the number of states that have the value.
+      `n_active` [feature] is the number of states that activate the feature.
     """
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
@@ -193,12 +195,14 @@ def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
 def both_halves(
     acts: Float[Array, "state feature"], halves: Sequence[tuple[Array, Array]]
 ) -> tuple[Half, Half]:
-    """Select the states of both halves. No feature is active in padding states.
+    """Select the states of both halves of a concept.
+
+    Padding states get activations of -inf.
 
     Args:
-      acts: activations on all states.
-      halves: for each half, the indices of the states and the values of the states. Index -1 is
-        padding.
+      acts: feature activations on all states.
+      halves: for each half, the indices of the states and the variable's values. An index of -1
+        means padding.
     """
     first, second = (
         Half(jnp.where(numbers[:, None] >= 0, acts[numbers], -jnp.inf), values)
@@ -212,9 +216,9 @@ def average_precision(
 ) -> Float[Array, ""]:
     """Compute the average precision of scores as predictors of `positive`.
 
-    For each positive state, take all states that score at least as high, and compute the share of
-    positive states among them. Average precision is the mean of these shares over positive states.
-    For a constant score, it is the share of all states that are positive.
+    The precision at a positive state is the share of positive states among all states with at least
+    the same score. Average precision is the mean of this precision over all positive states. With a
+    constant score, average precision is the share of positive states.
     """
     order = ranked(scores[:, None])
     return _average_precision(Ranked(order.order[0], order.last[0]), positive)
@@ -223,20 +227,21 @@ def average_precision(
 def f1_score(
     both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
 ) -> Float[Array, "*any"]:
-    """Compute the F1 of "is active" as a predictor of "has the value", from counts of states.
+    """Compute F1 from counts of states.
 
-    F1 is 0 if all counts are 0.
+    The predictor is "the feature is active", and the target is "the state has the value". F1 is 0
+    if all counts are 0.
 
     Args:
-      both: number of states that are active and have the value.
+      both: number of states that activate the feature and have the value.
       n_value: number of states that have the value.
-      n_active: number of active states.
+      n_active: number of states that activate the feature.
     """
     return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
 def one_hot_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
-    """Return an array that is 1 where a state has a value, and 0 elsewhere."""
+    """Return an array [value, state] with 1 where the state has the value, and 0 elsewhere."""
     return (values[None] == jnp.arange(n_values)[:, None]).astype(jnp.float32)
 
 

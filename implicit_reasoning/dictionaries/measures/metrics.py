@@ -1,10 +1,9 @@
-"""Compute reconstruction quality and sparsity of a dictionary, with SAELens's names.
+"""Compute reconstruction quality and sparsity of a dictionary.
 
-Explained variance is relative to the mean of the targets:
-`1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`. From March 2025 to March 2026, SAELens computed
-explained variance relative to zero, which counts a constant offset as explained variance.
-`explained_variance_legacy` is computed for each state separately. SAEBench's paper reports the mean
-of these values.
+The metrics have SAELens's names. Explained variance is `1 - sum ||y - y^||^2 / sum ||y -
+mean(y)||^2`. From March 2025 to March 2026, SAELens omitted `mean(y)`, which counts a constant
+offset as explained variance. `explained_variance_legacy` is computed for each state separately. The
+SAEBench paper reports the mean of these values over states.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ class Quality(NamedTuple):
     """Reconstruction quality and sparsity of one dictionary on some states.
 
     Attributes:
-      l0: number of active features.
-      l1: sum of activations.
-      mse: squared error, summed over dimensions.
-      explained_variance: one number for all states, relative to the mean of the targets.
-      explained_variance_legacy: one number for each state.
-      cossim: cosine of target and output.
+      l0: number of active features per state.
+      l1: sum of activations per state.
+      mse: squared error per state, summed over dimensions.
+      explained_variance: explained variance of all states together.
+      explained_variance_legacy: explained variance of each state separately.
+      cossim: cosine similarity of target and output.
       l2_ratio: norm of the output divided by the norm of the target.
     """
 
@@ -53,12 +52,12 @@ class Quality(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """How often features are active.
+    """Statistics of how often features are active.
 
     Attributes:
-      density: share of states on which each feature is active.
-      dead: share of features that are never active.
-      dense: share of features that are active on more than `MIN_DENSE` of states.
+      density: for each feature, the share of states on which the feature is active.
+      dead: share of features that are not active on any state.
+      dense: share of features whose density exceeds `MIN_DENSE`.
     """
 
     density: Float[Array, " d_sae"]
@@ -67,7 +66,7 @@ class Activity(NamedTuple):
 
 
 def activity(acts: Features) -> Activity:
-    """Compute how often features are active. `acts` should be the activations on all states."""
+    """Compute how often features are active, from activations on all states."""
     density = (acts > 0).mean(0)
     return Activity(density, (density == 0).mean(), (density > MIN_DENSE).mean())
 
@@ -91,12 +90,12 @@ def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs
 
 
 class Answers(NamedTuple):
-    """Scores of a model's answers to questions.
+    """Scores of the answers of a model, which may be edited, to several questions.
 
     Attributes:
       ce: cross-entropy of the right answer, in nats.
-      kl: the KL divergence KL(clean model || model), in nats.
-      correct: 1 if the right answer is the most likely token, else 0.
+      kl: KL divergence KL(clean model || model), in nats.
+      correct: 1 if the right answer is the most likely token, and 0 otherwise.
     """
 
     ce: Float[Array, " question"]
@@ -109,11 +108,11 @@ def answers(
     clean: Float[Array, "question d_vocab"],
     right: Float[Array, " question"] | Array,
 ) -> Answers:
-    """Compare logits with those of the clean model and with the right answers.
+    """Score a model's logits against the clean model and the right answers.
 
     Args:
-      logits: [question, d_vocab] logits of the model.
-      clean: [question, d_vocab] logits of the clean model.
+      logits: [question, d_vocab] logits of the model to score.
+      clean: [question, d_vocab] logits of the model without edits.
       right: int [question], tokens of the right answers.
     """
     here, there = jax.nn.log_softmax(logits), jax.nn.log_softmax(clean)
@@ -123,18 +122,18 @@ def answers(
 
 
 def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
-    """Return the share of loss that the dictionary recovers.
+    """Return the share of the ablation loss that the dictionary recovers.
 
-    The share is `(ablated - spliced) / (ablated - clean)`. The value is 1 if the model with the
-    dictionary has the loss of the clean model, and 0 if it has the loss of the ablated model. For
-    cross-entropies, this is SAELens's `ce_loss_score`. For KL divergences, for which `clean` is 0,
-    it is SAELens's `kl_div_score`. The value is nan where the ablation increases the loss by less
-    than `MIN_ABLATION_LOSS` nats, as in an untrained model.
+    The share is `(ablated - spliced) / (ablated - clean)`. The share is 1 if `spliced` equals
+    `clean`, and 0 if `spliced` equals `ablated`. With cross-entropies, the share is SAELens's
+    `ce_loss_score`. With KL divergences, `clean` is 0, and the share is SAELens's `kl_div_score`.
+    The share is nan if `ablated - clean` is less than `MIN_ABLATION_LOSS` nats, for example in an
+    untrained model.
 
     Args:
-      spliced: losses with the dictionary spliced in, in nats.
-      clean: losses of the clean model.
-      ablated: losses with the site ablated.
+      spliced: losses of the model with the dictionary spliced in, in nats.
+      clean: losses of the clean model, in nats.
+      ablated: losses of the model with the site ablated, in nats.
     """
     lost = ablated - clean
     return np.where(

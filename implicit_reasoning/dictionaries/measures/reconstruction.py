@@ -20,7 +20,7 @@ from implicit_reasoning.dictionaries.states import first_fact_keys
 
 
 class Reconstruction(DictionaryInstrument):
-    """Instrument that measures the reconstruction of held-out states, and features' activity."""
+    """Measures the reconstruction of held-out states and the activity of features."""
 
     name = "reconstruction"
     definition = (
@@ -45,7 +45,11 @@ class Reconstruction(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose all held-out states. Clusters are first facts; at the first position, tokens."""
+        """Choose all held-out states as examples.
+
+        States are clustered by the first fact (e1, r1). States at the first position are clustered
+        by their token.
+        """
         held_out = np.flatnonzero(source.split.held_out)
         keys = first_fact_keys(source.run.dataset, source.split.places)[held_out]
         return Examples(held_out, ("held-out states",), np.zeros(len(held_out), int), keys)
@@ -57,7 +61,7 @@ class Reconstruction(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure quality on held-out states, and activity on all states."""
+        """Measure reconstruction quality on held-out states and feature activity on all states."""
         x, y = subject.x[inputs], subject.y[inputs]
         found = quality(encoded.dictionary, encoded.params, x, y)
         return {**found._asdict(), **activity(encoded.acts)._asdict()}

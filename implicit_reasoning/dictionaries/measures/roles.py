@@ -1,9 +1,9 @@
-"""Measure whether a bridge's feature is active both in and out of distribution.
+"""Measure whether the feature of a bridge is active in and out of distribution.
 
-Training chains use in-distribution facts, and no training chain uses out-of-distribution facts. The
-feature of a bridge is chosen on half of the in-distribution first facts. The instrument measures
-how often this feature is active in states with the bridge. It does so for the other half of the
-in-distribution facts, and for the out-of-distribution facts. The null control is the activity of a
+A bridge is the intermediate entity of a two-hop chain. Training chains use in-distribution facts
+only. The feature of a bridge is chosen on half of the in-distribution first facts. The instrument
+measures how often this feature is active in states with the bridge. The measured states have the
+remaining in-distribution facts or out-of-distribution facts. The null control is the activity of a
 different bridge's feature in the same states.
 """
 
@@ -35,15 +35,16 @@ _SEED = 0
 class RoleStates(NamedTuple):
     """The states on which features are chosen, and the states that are measured.
 
-    The measured states are in-distribution states, followed by out-of-distribution states. The
-    bridge of every measured state has a feature that was chosen for it.
+    The measured states consist of in-distribution states, followed by out-of-distribution states.
+    For the bridge of every measured state, a feature is chosen on the states `fit`.
 
     Attributes:
-      bridges: all states at the first position that determines the bridge.
-      fit: int [fit], indices into `bridges` of the states on which features are chosen.
+      bridges: all states at the first position at which the prefix determines the bridge.
+      fit: int [fit], indices into `bridges` of the in-distribution states on which features are
+        chosen.
       group: int [state], indices into `bridges` of the states to measure.
-      other: int [state], a bridge for the null control. It differs from the state's bridge, and a
-        feature was chosen for it.
+      other: int [state], for the null control: a bridge that has a chosen feature and differs from
+        the state's bridge.
     """
 
     bridges: Bridges
@@ -53,7 +54,7 @@ class RoleStates(NamedTuple):
 
 
 class Roles(DictionaryInstrument):
-    """Instrument that measures how often bridges' features are active, by role of first facts."""
+    """Measures how often features of bridges are active, in and out of distribution."""
 
     name = "roles"
     definition = (
@@ -67,15 +68,15 @@ class Roles(DictionaryInstrument):
     group = "role"
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose states in and out of distribution. The cluster of a state is its bridge."""
+        """Choose states in and out of distribution, clustered by bridge."""
         return self.of(choose_bridges(source))
 
     @staticmethod
     def of(bridges: Bridges) -> Examples:
-        """Choose the examples from `bridges`, the states that determine the bridge.
+        """Choose the examples from the states `bridges`.
 
         Raises:
-          NotApplicable: all first facts have the same role.
+          NotApplicable: all first facts are in distribution, or all are out of distribution.
         """
         if len(set(bridges.in_distribution.tolist())) < 2:
             raise NotApplicable(
@@ -107,7 +108,7 @@ class Roles(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: RoleStates,
     ) -> dict[str, Array]:
-        """Measure whether the features of the own bridge and of the control are active."""
+        """Measure whether the feature of the state's bridge and the control feature are active."""
         bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
         values = jnp.asarray(bridges.values)[inputs.fit]
         feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)
@@ -116,6 +117,6 @@ class Roles(DictionaryInstrument):
         return {"role_active": jnp.stack([active[inputs.group, feature[of]] for of in whose])}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the number of states of each role as a coordinate."""
+        """Add the coordinate `role_n`, the numbers of states in and out of distribution."""
         counts = np.bincount(examples.group, minlength=len(ROLES))
         return result.assign_coords(role_n=("group", counts))

@@ -1,16 +1,17 @@
-"""Measure whether there are more directions than dimensions, for features and for class means.
+"""Measure superposition: whether there are more directions than dimensions.
 
-The directions are the decoder rows of features that are ever active, or the class means of bridges
-minus the mean over all states. Three numbers describe the directions:
+The directions are either decoder rows or class means of bridges. Only features that are active on
+at least one state are used. The mean of all states is subtracted from the class means. Three
+numbers describe the directions:
 
 - `directions`: the number of directions;
 - `overlap`: for each direction, the highest |cosine| with a different direction, averaged over
-  directions. `overlap_null` is the same number for as many random directions;
+  directions. `overlap_null` is the overlap of the same number of random directions;
 - `dims`: the mean dimensionality of the directions. The dimensionality of a direction w is `|w|^2 /
-  sum_j (w . w_j / |w|)^2`, which is 1 if no directions overlap.
+  sum_j (w . w_j / |w|)^2`. The dimensionality is 1 if w is orthogonal to all other directions.
 
-`effective_dims` is the number of dimensions that the states occupy, `tr(C)^2 / tr(C^2)`, where C is
-the covariance of the states.
+`effective_dims` is the effective number of dimensions of the states. The formula is `tr(C)^2 /
+tr(C^2)`, where C is the covariance of the states.
 
 Source: Elhage et al. 2022, "Toy models of superposition", section 3 (dimensionality).
 """
@@ -43,7 +44,7 @@ _NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 
 
 class Superposition(DictionaryInstrument):
-    """Measures the number, overlap and dimensionality of a dictionary's features."""
+    """Measures the number, overlap and dimensionality of a dictionary's decoder rows."""
 
     name = "superposition"
     definition = (
@@ -64,7 +65,7 @@ class Superposition(DictionaryInstrument):
         return without_examples(None)
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute the number of dimensions that the states occupy, a participation ratio."""
+        """Compute the effective number of dimensions of the states, a participation ratio."""
         centred = subject.y - subject.y.mean(0)[None]
         covariance = centred.T @ centred / len(centred)
         effective = jnp.trace(covariance) ** 2 / (covariance**2).sum()
@@ -77,15 +78,16 @@ class Superposition(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure the features that are active on any state."""
+        """Measure the decoder rows of the features that are active on at least one state."""
         rows = encoded.rows / (jnp.linalg.norm(encoded.rows, axis=1, keepdims=True) + 1e-12)
         return {**shared, **_overlap("feature", rows, (encoded.acts > 0).any(0))}
 
 
 class BridgeSuperposition(DictionaryInstrument):
-    """Instrument that measures the number, overlap and dimensionality of class means of bridges.
+    """Measures the number, overlap and dimensionality of the class means of bridges.
 
-    These numbers do not depend on a dictionary.
+    A bridge is the intermediate entity of a two-hop chain. The results do not depend on a
+    dictionary.
     """
 
     name = "bridge_superposition"
@@ -97,11 +99,11 @@ class BridgeSuperposition(DictionaryInstrument):
     nulls = {"random directions": "bridge_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states at the first position whose prefix determines the bridge."""
+        """Choose the states at the first position at which the prefix determines the bridge."""
         return without_examples(choose_bridges(source))
 
     def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:
-        """Measure the class means of bridges, which do not depend on the dictionary."""
+        """Measure the class means of bridges, which all dictionaries share."""
         of_value = one_hot_values(jnp.asarray(inputs.values), inputs.n_values)
         means = directions(subject.y[inputs.chosen], of_value)
         return _overlap("bridge", means, of_value.sum(1) > 0)
@@ -113,7 +115,7 @@ class BridgeSuperposition(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Bridges,
     ) -> dict[str, Array]:
-        """Return the shared numbers, which are equal for all dictionaries of a checkpoint."""
+        """Return the results of `shared`, which are equal for all dictionaries of a checkpoint."""
         return dict(shared)
 
 

@@ -1,32 +1,33 @@
-"""Measure whether the model's answers change as predicted when bridges' features are changed.
+"""Measure whether answers change as predicted when features of bridges are changed.
 
-For a prompt (e1, r1, r2), the prefix (e1, r1) determines the bridge e. At the position of r1, the
-features of e and of a different bridge e' are changed in the residual stream to which the
-dictionary writes. The dictionary's reconstruction error is kept. The changes are:
+For a prompt (e1, r1, r2), the prefix (e1, r1) determines the bridge e. The instrument changes the
+features of e and of a different bridge e'. The changes apply to the dictionary's output in the
+residual stream, at the position of r1. The dictionary's reconstruction error is kept. The changes
+are:
 
 - `swap`: the feature of e is set to 0, and the feature of e' is set to its mean positive activation
   on prompts with the bridge e';
 - `clamp`: the feature of e' is set to the same mean activation, and the feature of e does not
   change;
 - `ablate`: the feature of e is set to 0;
-- `ablate another`: the feature of e' is set to 0. It should be inactive, so any effect is a side
-  effect.
+- `ablate another`: the feature of e' is set to 0. The feature of e' should be inactive, so any
+  effect is a side effect.
 
 If the model uses the features, the answer after a swap is the tail of the fact (e', r2), for
-*every* relation r2 of e'. Features are chosen by one of three rules. The prompts for this choice
-have different first facts than the prompts that are changed. The rules are:
+*every* relation r2 of e'. Features are chosen on prompts that share no first fact with the changed
+prompts. There are three rules for choosing the feature of a bridge:
 
-- `truth`: the feature whose activity predicts the bridge with the highest F1 (see `matching.py`);
+- `truth`: the feature whose activity predicts the bridge with the highest F1;
 - `activation`: the feature with the highest mean activation on prompts with the bridge;
 - `attribution`: the feature with the highest mean attribution on prompts with the bridge. The
   attribution is the activation times the derivative of the right answer's logit with respect to the
   activation.
 
 The null control `null` applies the rule `truth` to bridges that are permuted among the prompts. The
-control `class means` needs no dictionary. Instead of a feature's output, it adds or subtracts a
-bridge's vector: the class mean of the bridge minus the mean of all states.
+control `class means` needs no dictionary. In this control, the class mean of a bridge minus the
+mean of all states replaces the output of the bridge's feature.
 
-Source: Makelov, Lange and Nanda 2024, and Hernandez et al. 2024. They argue that an edit of a
+Sources: Makelov, Lange and Nanda 2024; Hernandez et al. 2024. Both papers argue that an edit of a
 concept should change everything that follows from the concept.
 """
 
@@ -66,18 +67,20 @@ _SEED = 0
 
 
 class Swaps(NamedTuple):
-    """Prompts whose bridge is swapped for a new bridge.
+    """Prompts in which the features of one bridge are swapped for those of a new bridge.
 
-    A pair is a prefix (e1, r1) and a new bridge. It has one case for each relation r2 for which the
-    answer after the new bridge exists and differs from the answer after the old bridge.
+    A pair consists of a prefix (e1, r1) and a new bridge. A pair has one case per relation r2, if
+    the new bridge has a fact with r2 and the answer differs from the answer for the old bridge. A
+    case is one prompt (e1, r1, r2).
 
     Attributes:
-      tokens: int32 [case, pos], the prompts.
-      old: int32 [case], the entity number of the old bridge.
-      new: int32 [case], the entity number of the new bridge.
-      expected: int32 [case], the answer for the new bridge.
-      clean: int32 [case], the answer for the old bridge; -1 if there is no such fact.
-      pair: int [case], the number of the case's pair.
+      tokens: int32 [case, pos], the prompt of each case.
+      old: int32 [case], entity number of the old bridge.
+      new: int32 [case], entity number of the new bridge.
+      expected: int32 [case], right answer for the new bridge.
+      clean: int32 [case], right answer for the old bridge, or -1 if the old bridge has no fact with
+        r2.
+      pair: int [case], number of the pair that contains the case.
     """
 
     tokens: Int[np.ndarray, "case pos"]
@@ -89,12 +92,12 @@ class Swaps(NamedTuple):
 
 
 def choose_swaps(dataset: Dataset) -> Swaps:
-    """Choose prefixes of two-hop chains, and a new bridge for each prefix.
+    """Choose prefixes (e1, r1) of two-hop chains, and a new bridge for each prefix.
 
-    The prefixes are first facts of training chains, except those in the rows that `rows_to_fit`
-    returns. The new bridges are bridges of the rows that `rows_to_fit` returns. Expected answers
-    use only facts that training uses at the second hop, because a model may not know any other fact
-    at this hop. There are at most `_PAIRS` pairs of a prefix and a new bridge.
+    Features are chosen on the rows that `rows_to_fit` returns. The prefixes are first facts of
+    training chains that do not occur in these rows. The new bridges are bridges that occur in these
+    rows. Expected answers use only facts that training uses at the second hop, because a model may
+    not know any other fact at this hop. The function chooses at most `_PAIRS` prefixes.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
@@ -129,12 +132,12 @@ class SwapPrompts(NamedTuple):
 
     Attributes:
       fit_tokens: int32 [prompt, pos], the prompts on which features are chosen.
-      fit_values: int32 [prompt], the bridges of `fit_tokens`.
-      fit_null: int32 [prompt], the entries of `fit_values` in a random order, for the null control.
-      fit_answer: int32 [prompt], the right answers of `fit_tokens`.
+      fit_values: int32 [prompt], the bridges of the prompts `fit_tokens`.
+      fit_null: int32 [prompt], a random permutation of `fit_values` for the null control.
+      fit_answer: int32 [prompt], the right answers to the prompts `fit_tokens`.
       swaps: the prompts whose states are changed.
-      pos: index of the first position whose prefix determines the bridge.
-      n_values: number of entities.
+      pos: index of the first position at which the prefix determines the bridge.
+      n_values: number of entities in the world.
     """
 
     fit_tokens: Int[np.ndarray, "prompt pos"]
@@ -147,7 +150,10 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose prompts for choosing features, and prompts with other first facts for swaps."""
+        """Choose prompts for choosing features, and prompts for changes of features.
+
+        The two kinds of prompts share no first facts.
+        """
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -162,9 +168,10 @@ class SwapPrompts(NamedTuple):
 
 
 class Use(DictionaryInstrument):
-    """Instrument that changes the features of bridges and measures the answers.
+    """Changes the features of bridges and measures the model's answers.
 
-    After a change, the answer is that of the new bridge, is unchanged, or is any other answer.
+    There are three outcomes. `moved` is the right answer for the new bridge. `unchanged` is the
+    answer without the change. `other` is any remaining answer.
     """
 
     name = "use"
@@ -190,11 +197,11 @@ class Use(DictionaryInstrument):
     needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the prompts.
+        """Choose the prompts on which features are chosen and changed.
 
         Raises:
-          NotApplicable: the chains do not have two hops, or the dictionaries do not write to
-            exactly one site that is in the residual stream or is added to it.
+          NotApplicable: the chains do not have two hops, or a dictionary does not write to exactly
+            one site of the residual stream or one output that is added to the residual stream.
         """
         model, dataset = source.run.model, source.run.dataset
         written = {_residual(member.write) for member in source.members}
@@ -208,16 +215,16 @@ class Use(DictionaryInstrument):
 
     @staticmethod
     def of(inputs: SwapPrompts) -> Examples:
-        """Return all cases as examples. The cluster of a case is the bridge that is replaced."""
+        """Return all cases as examples, clustered by the replaced bridge."""
         swaps = inputs.swaps
         coords = {"rule": RULES, "change": CHANGES, "outcome": OUTCOMES}
         return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
 
     def shared(self, subject: DictionarySubject, inputs: SwapPrompts) -> dict[str, Any]:
-        """Compute everything that does not depend on a dictionary.
+        """Compute the values that do not depend on a dictionary.
 
-        This includes the states on which features are chosen, the states that are changed, the
-        gradient of the right answer's logit, and the outcomes for class means.
+        The values are the states on which features are chosen, the states that are changed, the
+        gradient of the right answer's logit, and the outcomes for the control `class means`.
         """
         layer = _layer_of(subject)
         if layer == subject.model.spec.depth:
@@ -242,7 +249,10 @@ class Use(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: SwapPrompts,
     ) -> dict[str, Array]:
-        """Compute the outcomes of each case. They are nan for a site after the last block."""
+        """Compute the outcomes of each case.
+
+        The outcomes are nan for a site after the last block.
+        """
         swaps, layer = inputs.swaps, _layer_of(subject)
         if layer == subject.model.spec.depth:
             shape = len(RULES), len(CHANGES), len(OUTCOMES), len(swaps.pair)
@@ -373,16 +383,16 @@ def _residual(write: Sequence[str]) -> str | None:
 def all_of_pair(
     outcome: Float[Array, "*rule case"], pair: Int[np.ndarray, " case"]
 ) -> tuple[Bool[np.ndarray, " case"], Float[Array, "*rule case"]]:
-    """Find the first case of each pair, and compute whether all cases of each pair have an outcome.
+    """Compute whether all cases of a pair have an outcome, and find each pair's first case.
 
     Args:
-      outcome: [..., case], 1 if a case has the outcome, else 0, or nan.
-      pair: int [case], the pair of each case.
+      outcome: [..., case], 1 if the case has the outcome, 0 if not, and nan if unknown.
+      pair: int [case], the number of each case's pair.
 
     Returns:
-      `(first, all_of)`. `first` is bool [case]: whether the case is the first case of its pair.
-      `all_of` is [..., case] and describes the pair of the case: 1 if all cases of the pair have
-      the outcome, nan if the outcome of any of these cases is nan, else 0.
+      `(first, all_of)`. `first`, bool [case], is true for the first case of each pair. `all_of`,
+      [..., case], is 1 if all cases of the case's pair have the outcome, nan if the outcome of one
+      of these cases is nan, and 0 otherwise.
     """
     _, first, number = np.unique(pair, return_index=True, return_inverse=True)
     missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
