@@ -1,4 +1,4 @@
-"""Train many dictionaries of one shape in one program. Sites, sparsities and seeds may differ."""
+"""Train many dictionaries of one shape in one compiled program."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from implicit_reasoning.runtime.mapping import map_over_axis
 
 
 class Members(NamedTuple):
-    """The inputs that differ between the dictionaries of a population.
+    """The training inputs that differ between the dictionaries of a population.
 
     Attributes:
-      pool: index of the pool of states that each member is trained on.
-      sparsity: each member's sparsity; its meaning depends on the activation function.
-      key: each member's random key, for initialisation and batches.
+      pool: for each dictionary, the index of the pool of states to train on.
+      sparsity: for each dictionary, the coefficient of the penalty or the number of active
+        features.
+      key: for each dictionary, the random key for initialisation and batches.
     """
 
     pool: Int[Array, " member"]
@@ -41,17 +42,20 @@ class Members(NamedTuple):
 
 @dataclass(frozen=True)
 class Population:
-    """A program that trains all members of a population at once.
+    """A population of dictionaries that are trained in one compiled program.
+
+    The dictionaries are called members. Members have the same shape. Members may differ in hook
+    sites, checkpoint, sparsity and seed.
 
     Attributes:
-      recipe: the dictionaries' shape and training settings.
-      pools: the states to train on, with a leading axis of pools.
-      members: the members' pools, sparsities and keys.
-      together: number of members that a device trains at the same time with `vmap`. The default is
-        1 on a CPU, where batched products of small matrices are slow. On other devices, the default
-        is all members.
-      mesh: the device mesh. Members are sharded over the axis `trial`, and the features of each
-        member over the axis `model`. None means one device.
+      recipe: the shape of the dictionaries and the training settings.
+      pools: the pools of states to train on, stacked along the first axis.
+      members: the pool index, sparsity and random key of each member.
+      together: number of members that a device trains at the same time with `jax.vmap`. The default
+        is 1 on a CPU, where batched products of small matrices are slow. On GPUs and TPUs, the
+        default is all members.
+      mesh: the device mesh. Members are sharded over the mesh axis `trial`. The features of a
+        member are sharded over the mesh axis `model`. None means one device.
     """
 
     recipe: DictionaryRecipe
@@ -61,11 +65,11 @@ class Population:
     mesh: jax.sharding.Mesh | None = None
 
     def begin(self, params: Params | None = None) -> DictionaryState:
-        """Return the state before the first step.
+        """Return the training state before the first step.
 
         Args:
-          params: stacked parameters for a warm start. By default, the parameters are drawn at
-            random from the members' keys.
+          params: initial parameters, stacked along the first axis. By default, random parameters
+            are drawn with the members' keys.
         """
         return self._begin(*self._data, params)
 
@@ -75,18 +79,20 @@ class Population:
         """Train every member for `count` steps, beginning with step `start`.
 
         Args:
-          state: the members' state. Its buffers are donated, so it cannot be used again.
+          state: the training state of the members. The buffers are donated, so the state cannot be
+            used again.
           start: number of the first step, counted from 0.
           count: number of steps.
 
         Returns:
-          The new state, and means over these steps with a leading axis of members.
+          The new training state, and metrics averaged over the steps. The first axis of both
+          results contains the members.
         """
         numbers = self._put((np.int32(start), np.int32(count)))
         return self._advance(state, *self._data, *numbers)
 
     def put(self, state: DictionaryState) -> DictionaryState:
-        """Move a state to the devices that `advance` expects, from the host or from a device."""
+        """Move a training state to the devices that `advance` expects."""
         placed: DictionaryState = jax.device_put(state, self._shardings)
         return placed
 
@@ -150,10 +156,9 @@ class Population:
 def make_members(
     pools: Sequence[int], sparsities: Sequence[float], seeds: Sequence[int]
 ) -> Members:
-    """Return the members with the given pools, sparsities and seeds.
+    """Return members with the given pool indices, sparsities and seeds.
 
-    Entry i of the three sequences describes member i. Members with equal seeds have equal random
-    keys.
+    Entry i of each sequence describes member i. Members with equal seeds have equal random keys.
     """
     return Members(
         jax.device_put(np.asarray(pools, np.int32)),
@@ -167,12 +172,15 @@ def stack_pools(
     y: Float[Array, "pool state d_out"],
     counts: Int[np.ndarray, " group"] | None = None,
 ) -> Pool:
-    """Make pools of states. All pools have the same groups of states; empty groups are dropped.
+    """Make pools of training states from arrays of inputs and targets.
+
+    All pools have the same groups of states, such as one group per position. Empty groups are
+    dropped.
 
     Args:
-      x: [pool, state, d_in] inputs. The states of a group have consecutive indices.
-      y: [pool, state, d_out] targets.
-      counts: int [group], number of states in each group. By default, all states are in one group.
+      x: [pool, state, d_in] inputs. The states of each group must have consecutive indices.
+      y: [pool, state, d_out] targets, in the same order as `x`.
+      counts: int [group], number of states in each group. By default, there is one group.
     """
     counts = np.array([x.shape[1]]) if counts is None else counts
     first = np.cumsum(counts) - counts

@@ -1,4 +1,4 @@
-"""Find the sites, checkpoints, members and shapes that a configuration specifies for a run."""
+"""Find the sites, checkpoints and shapes of the dictionaries that a configuration specifies."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from implicit_reasoning.runs import Run
 
 @dataclass(frozen=True)
 class ResolvedSet:
-    """The dictionaries that a configuration specifies for a run.
+    """The dictionaries that a configuration specifies for a run, with training settings.
 
     Attributes:
-      recipe: the dictionaries' shape and training settings.
-      stages: the members of each stage. The members of a stage are trained at the same time. Every
-        stage after the first starts from the final parameters of the previous stage.
-      positions: names of the positions whose states are used for training. An empty tuple means all
-        positions.
-      normalize: whether states are divided by their scale.
-      log_every: steps between rows of metrics.
-      resume_every: steps between saves of the full state.
-      progress: whether to show a progress bar.
+      recipe: the shape of the dictionaries and the training settings.
+      stages: the dictionaries of each training stage. The dictionaries of a stage are trained at
+        the same time. Every stage after the first stage starts from the final parameters of the
+        previous stage.
+      positions: names of the positions of the training states. An empty tuple means all positions.
+      normalize: whether training scales states to a mean norm of sqrt(width).
+      log_every: number of steps between rows in the metrics file.
+      resume_every: number of steps between saves of the full training state.
+      progress: whether to show a progress bar on standard error.
     """
 
     recipe: DictionaryRecipe
@@ -56,18 +56,18 @@ class ResolvedSet:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The members of all stages."""
+        """The dictionaries of all stages, in the order of training."""
         return tuple(member for stage in self.stages for member in stage)
 
 
 def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
-    """Resolve a configuration (see `defaults.py`) for a run.
+    """Find the dictionaries and training settings that a configuration specifies for a run.
 
-    Training reads only the result, and no fields of the configuration.
+    Training reads its settings only from the result.
 
     Raises:
-      InputError: a checkpoint, site or position does not exist in this run, a value is invalid, or
-        two values contradict each other.
+      InputError: a checkpoint or site does not exist in the run, a value is invalid, or two values
+        contradict each other.
     """
     fields.check_config(config)
     if config.architecture not in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""Read the measured results of a set of dictionaries, and select parts of these results."""
+"""Read the measured results of a set of dictionaries, and select parts of the results."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ _KEY = ("step", "site", "sparsity", "seed", "what")
 
 
 def open_measured(run: Run, name: str) -> xr.Dataset | None:
-    """Open the table of measured results of a set, or return None if the set has no results.
+    """Read the measured results of a set of dictionaries as one dataset.
 
     Data variables have the dimension `member`. The members are the dictionaries, in the order of
-    the set, followed by the baselines. Members have the coordinates `step`, `site`, `sparsity`,
-    `seed` and `what`. The dimension for an instrument's groups of examples has the name that the
-    instrument declares, such as `split`. If there are no results in the current format, the table
-    is read from the file `measured.nc` that earlier versions wrote.
+    the set, followed by the baselines. `member` has the coordinates `step`, `site`, `sparsity`,
+    `seed` and `what`, which is "trained" or the name of the baseline. If an instrument has several
+    groups of examples, the dimension of groups has the name that the instrument declares, such as
+    `split`. If there are no results in the current format, the function reads the file
+    `measured.nc` that earlier versions wrote. The function returns None if the set has no results.
 
     Args:
-      run: the run that the dictionaries belong to.
-      name: the name of the set.
+      run: the run whose model the dictionaries were trained on.
+      name: name of the set of dictionaries.
     """
     files = Files.of(run, name)
     results = {path.stem: load_arrays(path) for path in files.results}
@@ -56,12 +57,12 @@ def open_measured(run: Run, name: str) -> xr.Dataset | None:
 
 
 def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.Dataset:
-    """Join the results of several instruments into one table.
+    """Join the results of several instruments into one dataset.
 
     Args:
-      results: the result of each instrument, by the name of the instrument. The members of a result
-        may be in any order.
-      members: the dictionaries, in the order of the table.
+      results: the result of each instrument, keyed by the instrument's name. The members of a
+        result may have any order.
+      members: the dictionaries, in the order for the joined dataset.
     """
     steps = {member.step for member in members}
     trained_keys = _numbered(
@@ -83,7 +84,7 @@ def member_coords(members: Sequence[Member], what: Sequence[str]) -> dict[str, A
     """Return the coordinates of the dimension `member`.
 
     Args:
-      members: the dictionaries and baselines.
+      members: checkpoint, site, sparsity and seed of each dictionary and baseline.
       what: for each member, "trained" or the name of the baseline.
     """
     values = {name: [getattr(member, name) for member in members] for name in _KEY[:-1]}
@@ -147,23 +148,26 @@ def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
 
 
 def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
-    """Return the distinct values in order of appearance."""
+    """Return the distinct values in the order of their first appearance."""
     return list(dict.fromkeys(np.asarray(values).tolist()))
 
 
 def trained_members(result: xr.Dataset) -> xr.Dataset:
-    """Select the trained dictionaries of a result. Baselines are left out."""
+    """Select the trained dictionaries in measured results, without the baselines."""
     return result.sel(member=(result["what"] == TRAINED).values)
 
 
 def middle_sparsity(result: xr.Dataset) -> float:
-    """Return the middle sparsity of the trained dictionaries."""
+    """Return the middle one of the trained dictionaries' sparsities."""
     ordered = sorted(distinct(trained_members(result)["sparsity"]))
     return float(ordered[len(ordered) // 2])
 
 
 def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
-    """Select the trained dictionaries of a site at the middle sparsity, for all steps and seeds."""
+    """Select the trained dictionaries of one site with the middle sparsity.
+
+    The result contains all checkpoints and seeds.
+    """
     own = trained_members(result)
     return own.sel(
         member=((own["site"] == site) & (own["sparsity"] == middle_sparsity(result))).values
@@ -171,9 +175,10 @@ def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
 
 
 def bridge_concept(result: xr.Dataset) -> str | None:
-    """Return the concept of the bridge at the first position whose prefix determines the bridge.
+    """Return the name of the concept of the bridge, such as `e2@r1`.
 
-    The result is None if there is no such concept.
+    The concept's position is the first position at which the prefix determines the bridge
+    (intermediate entity). The function returns None if there is no such concept.
     """
     if "concept" not in result.coords:
         return None
@@ -182,30 +187,30 @@ def bridge_concept(result: xr.Dataset) -> str | None:
 
 
 class Row(NamedTuple):
-    """One row of the table in figures and dashboards: a dictionary or a baseline.
+    """The scores of one dictionary or baseline, for tables in figures and dashboards.
 
-    A number that was not measured is nan.
+    Scores that were not measured are nan. A bridge is the intermediate entity of a two-hop chain.
 
     Attributes:
-      site: name of the site that is written.
-      what: "trained", "untrained model" or the name of another baseline.
+      site: name of the hook site that the dictionary writes.
+      what: "trained" or the name of the baseline.
       sparsity: the sparsity in the configuration.
       seed: seed of the initialisation.
-      l0: mean number of active features over held-out states.
-      explained: explained variance.
-      recovered: `(ablated - spliced) / (ablated - clean)`, where the terms are cross-entropies on
-        training chains. `ablated` is with the site replaced by its mean, `spliced` is with the
-        dictionary spliced in, and `clean` is without a change.
+      l0: number of active features, averaged over held-out states.
+      explained: explained variance on held-out states.
+      recovered: `(ablated - spliced) / (ablated - clean)`, from cross-entropies on training chains.
+        `ablated` is measured with the site set to its mean. `spliced` is measured with the
+        dictionary spliced in. `clean` is measured without edits.
       kl: KL(clean model || model with the dictionary spliced in), in nats, on training chains.
       dead: share of features that are never active.
       dense: share of features that are active on more than a tenth of the states.
-      f1: mean over bridges of the F1 of the bridge's best feature, at the position where the bridge
-        is first known.
-      null: the null control of `f1`: the values of the bridge are permuted between states several
-        times, and `null` is the highest of the resulting means.
-      average_precision: mean over bridges of the average precision of the bridge's best feature.
-      swap: share of prompts for which a swap of the features of two bridges gives the answer for
-        the new bridge.
+      f1: F1 of a bridge's best feature, averaged over bridges. States are at the first position at
+        which the prefix determines the bridge.
+      null: the null control of `f1`. The bridges are permuted among the states several times, and
+        `null` is the highest mean F1 of these permutations.
+      average_precision: average precision of a bridge's best feature, averaged over bridges.
+      swap: share of prompts on which a swap of two bridges' features changes the answer to the
+        answer for the new bridge.
       low, high: ends of the 95% confidence interval of `swap`, clustered by bridge.
     """
 
@@ -228,13 +233,13 @@ class Row(NamedTuple):
 
 
 def make_rows(result: xr.Dataset) -> list[Row]:
-    """Make the rows of the table, ordered by site, with dictionaries before baselines.
+    """Make one row of scores per dictionary of the last step and per baseline.
 
-    There is one row for each dictionary of the last step and for each baseline. Dictionaries of
-    step 0 at the middle sparsity are included as the baseline "untrained model".
+    The rows are ordered by site. For each site, dictionaries come before baselines. Dictionaries of
+    step 0 with the middle sparsity are included as the baseline "untrained model".
 
     Args:
-      result: the measured results of a set.
+      result: the measured results of a set, from `open_measured`.
     """
     own, what, step = trained_members(result), result["what"].values, result["step"].values
     last, first = int(own["step"].max()), int(own["step"].min())

@@ -1,10 +1,10 @@
-"""Compute matrix products with only the k active features of each input.
+"""Compute matrix products that use only the k active features of each input.
 
-A dense decoder multiplies the rows of all d_sae features, although all but k activations are zero.
-The gradients of both factors repeat this work. The functions here gather the rows of the active
-features, and scatter gradients to these rows only. A product then takes 2 k d_out FLOPs per input
-instead of 2 d_sae d_out. `gather_sum` and `gather_dot` are transposes of each other, so each one
-computes the gradient of the other.
+A dense decoder multiplies the rows of all d_sae features, although only k activations are not zero.
+The functions in this module gather the decoder rows of the active features, and scatter gradients
+to these rows only. A product therefore takes `2 * k * d_out` FLOPs per input instead of `2 * d_sae
+* d_out`. The backward pass of `gather_sum` uses `gather_dot`, and the backward pass of `gather_dot`
+uses `gather_sum`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from jaxtyping import Array, Float, Int
 
 
 class Sparse(NamedTuple):
-    """Activations of k features per input, and their indices; all other activations are 0."""
+    """Activations and indices of k features per input.
+
+    The activations of all remaining features are 0.
+    """
 
     values: Float[Array, "batch k"]
     indices: Int[Array, "batch k"]
 
     def dense(self, d_sae: int) -> Float[Array, "batch {d_sae}"]:
-        """Return the activations of all features. The indices of an input must be distinct."""
+        """Return the activations of all features as a dense array.
+
+        The k indices of an input must be distinct.
+        """
         rows = jnp.arange(len(self.indices))[:, None]
         zeros = jnp.zeros((len(self.indices), d_sae), self.values.dtype)
         return zeros.at[rows, self.indices].set(self.values, unique_indices=True)
@@ -33,7 +39,7 @@ class Sparse(NamedTuple):
 def gather_sum(
     value: Float[Array, "batch k"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
 ) -> Float[Array, "batch width"]:
-    """Compute `sum_k value[b, k] rows[index[b, k]]`, the output of a decoder."""
+    """Compute a decoder's output, `sum_k value[b, k] * rows[index[b, k]]` for input b."""
     start = jnp.zeros((len(index), rows.shape[1]), rows.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
@@ -47,7 +53,7 @@ def gather_sum(
 def gather_dot(
     x: Float[Array, "batch width"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
 ) -> Float[Array, "batch k"]:
-    """Compute `x[b] . rows[index[b, k]]`, the pre-activations of selected features."""
+    """Compute pre-activations of selected features, `x[b] @ rows[index[b, k]]` for input b."""
     found: Array = jax.lax.map(lambda row: (x * rows[row]).sum(-1), index.T)
     return found.T
 
@@ -59,9 +65,9 @@ def gather_dot_of(
     rows: Float[Array, "row width"],
     dense: Float[Array, "batch row"],
 ) -> Float[Array, "batch k"]:
-    """Return `gather_dot(x, index, rows)`, taken from the precomputed products `dense`.
+    """Return `gather_dot(x, index, rows)`, read from the precomputed product `dense`.
 
-    The gradients with respect to `x` and `rows` are those of `gather_dot`. No gradient flows to
+    `dense` must equal `x @ rows.T`. Gradients flow to `x` and `rows` as in `gather_dot`, but not to
     `dense`.
     """
     return jnp.take_along_axis(dense, index, axis=1)
@@ -73,7 +79,7 @@ def scatter_sum(
     x: Float[Array, "batch width"],
     n_rows: int,
 ) -> Float[Array, "{n_rows} width"]:
-    """Compute an array whose row r is the sum of `value[b, k] x[b]` where `index[b, k] = r`."""
+    """Compute an array in which row r sums `value[b, k] * x[b]` over `index[b, k] == r`."""
     start = jnp.zeros((n_rows, x.shape[1]), x.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:

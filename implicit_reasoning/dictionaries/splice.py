@@ -1,18 +1,18 @@
-"""Splice a dictionary into its model, so that its output replaces the model's activations.
+"""Splice a dictionary into a model: replace activations by the dictionary's output.
 
-A dictionary reads and writes the concatenated values of its sites (`architectures.py`). Splicing is
-therefore the same for autoencoders, transcoders and cross-layer transcoders: each written site gets
-an edit. The edit at the site `s` adds hook sites, which can be listed, edited and returned like the
-model's sites:
+Splicing adds an edit to each hook site that the dictionary writes. This applies to autoencoders,
+transcoders and cross-layer transcoders. The edit of a site `s` adds two hook sites, which can be
+listed, edited and returned like hook sites of the model:
 
-- `s.hook_acts`, [batch, pos, d_sae]: the feature activations that the dictionary decodes;
-- `s.hook_error`, with the shape of `s`: the model's value of `s` minus the dictionary's output for
-  unedited activations. The site exists only if the error is kept. The error is then added to the
-  dictionary's output, so the model's outputs change only if activations or errors are edited.
+- `s.hook_acts`, [batch, pos, d_sae], contains the feature activations that the dictionary decodes;
+- `s.hook_error`, with the shape of `s`, contains the reconstruction error: the model's value of `s`
+  minus the dictionary's output for unedited activations. This hook site exists only with
+  `keep_error=True`. The error is then added to the dictionary's output, so the model's outputs
+  change only if activations or errors are edited.
 
-For a cross-layer transcoder, `hook_acts` of every written site has the features of all layers. At a
-site, the features of later layers are 0. To change a feature everywhere, edit it at all written
-sites.
+For a cross-layer transcoder, `hook_acts` of every written site contains the features of all layers.
+The features of layers after the site's layer are 0. To change a feature everywhere, edit
+`hook_acts` at all written sites.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _RESID = ("batch", "pos", "d_model")
 
 
 class Sites(NamedTuple):
-    """The sites that a dictionary reads and writes. They are equal for an autoencoder."""
+    """Names of the hook sites that a dictionary reads and writes.
+
+    For an autoencoder, `read` and `write` are equal.
+    """
 
     read: tuple[str, ...]
     write: tuple[str, ...]
@@ -53,18 +56,18 @@ def edits(
     *,
     keep_error: bool = False,
 ) -> dict[str, Edit]:
-    """Return edits that replace written sites by a dictionary's outputs at some positions.
+    """Return edits that replace activations by a dictionary's outputs at some positions.
 
     Args:
-      dictionary: the dictionary, which is static under tracing.
+      dictionary: the dictionary, which is static under `jax.jit`.
       params: the dictionary's parameters.
-      sites: the sites that the dictionary reads and writes.
-      where: bool [pos], the positions to replace; values at other positions do not change.
-      keep_error: whether to add the reconstruction error to the output. The edit then also has the
-        hook site `hook_error`.
+      sites: names of the hook sites that the dictionary reads and writes.
+      where: bool [pos], true at the positions where values are replaced.
+      keep_error: whether to add the reconstruction error to the output. If true, the edit also has
+        the hook site `hook_error`.
 
     Returns:
-      One edit for each written site, by name of the site.
+      One edit per written hook site, keyed by the name of the site.
     """
     adds = (("hook_acts", _ACTS), ("hook_error", _RESID))[: 1 + keep_error]
     return {
@@ -76,12 +79,13 @@ def edits(
 
 
 def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) -> dict[str, Edit]:
-    """Return edits that replace written sites by a constant at some positions.
+    """Return edits that replace activations by a constant at some positions.
 
     Args:
-      value: the constant: a number such as 0, or an array [d_out] such as the mean over states.
-      sites: the sites; the edits replace `sites.write`.
-      where: bool [pos], the positions to replace; values at other positions do not change.
+      value: the constant, which is a number such as 0 or an array [d_out] such as a mean over
+        states.
+      sites: hook sites of a dictionary. The edits replace the activations at `sites.write`.
+      where: bool [pos], true at the positions where values are replaced.
     """
     parts = jnp.split(jnp.atleast_1d(value), len(sites.write)) if jnp.ndim(value) else None
     return {

@@ -1,8 +1,9 @@
 """Compute the distinct states on which dictionaries are trained and measured.
 
-A state depends only on its prefix, so each distinct prefix counts once, even if several rows begin
-with the same prefix. Dictionaries are measured on states of prefixes that are not in their training
-data. States are computed on the device where they are used and are never written to disk.
+A state is the model's activation at one position of a prompt. A state depends only on the prefix,
+which contains the tokens up to this position. Each distinct prefix therefore counts once, even if
+several dataset rows begin with the prefix. Held-out states belong to prefixes on which dictionaries
+are not trained. States are computed on the device that uses them, and are never written to disk.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ _AT_ONCE = 512  # rows per forward pass
 
 
 class Places(NamedTuple):
-    """Locations of states, ordered by position. A location is a prompt and one of its positions.
+    """Locations of states, ordered by position.
+
+    A location is a prompt and a position in the prompt.
 
     Attributes:
-      rows: int [row], indices of dataset rows.
-      tokens: int32 [row, pos], the prompts of these rows.
+      rows: int [row], indices of rows of the dataset.
+      tokens: int32 [row, pos], the prompts of the dataset rows `rows`.
       row: int [state], the index of the state's prompt in `rows` and `tokens`.
       pos: int [state], the position of the state in the prompt.
     """
@@ -40,27 +43,27 @@ class Places(NamedTuple):
     pos: Int[np.ndarray, " state"]
 
     def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
-        """Select some states, and the prompts that contain these states."""
+        """Return the locations where `keep` is true, with only the prompts that are needed."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
     def counts(self, n_pos: int) -> Int[np.ndarray, " pos"]:
-        """Count the states at each position."""
+        """Return the number of states at each position."""
         return np.bincount(self.pos, minlength=n_pos)
 
 
 def distinct_places(
     dataset: Dataset, rows: Int[np.ndarray, " row"], positions: Sequence[str] = ()
 ) -> Places:
-    """Find the distinct prefixes that end at each position, and the first row with each prefix.
+    """Find all distinct prefixes, with one location per prefix.
 
     Args:
       dataset: the run's dataset.
-      rows: int [row], the rows to search. Their prompts may have different lengths.
-      positions: names of the positions to include; all by default.
+      rows: int [row], indices of the dataset rows to search. Prompts may have different lengths.
+      positions: names of the positions to include. The default is all positions.
 
     Raises:
-      InputError: a position does not exist.
+      InputError: the dataset has no position with a given name.
     """
     missing = [name for name in positions if name not in dataset.positions]
     if missing:
@@ -78,22 +81,23 @@ def distinct_places(
 
 
 def first_fact_keys(dataset: Dataset, places: Places) -> Int[np.ndarray, " state"]:
-    """Return a number that identifies the first fact of each state's prefix.
+    """Return, for each state, a number that identifies the first fact (e1, r1).
 
-    Two states have equal numbers if the first two tokens of their prefixes are equal. At the first
-    position, the number is the token.
+    Two states have equal numbers if their first two tokens are equal. A state at the first position
+    has only one token, and its number depends only on this token.
     """
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
     return begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)]
 
 
 class Split(NamedTuple):
-    """The distinct states of a dataset, split into training and held-out states.
+    """The distinct states of a dataset, divided into training states and held-out states.
 
     Attributes:
-      places: locations of the states of all rows.
-      trained: bool [state], whether the state occurs in a training row and is not held out.
-      held_out: bool [state], whether the state is held out.
+      places: locations of all distinct states.
+      trained: bool [state], whether the state is used for training. A training state occurs in a
+        training row of the dataset and is not held out.
+      held_out: bool [state], whether the state is held out from training.
     """
 
     places: Places
@@ -102,22 +106,23 @@ class Split(NamedTuple):
 
 
 def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
-    """Split a dataset's distinct states by prefix into training and held-out states.
+    """Divide the distinct states of a dataset into training states and held-out states.
 
-    From the second position on, a state is assigned by the first two tokens of its prefix. All
-    prefixes with the same first fact are therefore on the same side of the split. At the first
-    position, a state is assigned by its token. The split does not depend on the rows that are
-    trained on or measured, so training and measurement always use the same split.
+    From the second position on, the first two tokens determine whether a state is held out. States
+    with the same first fact are therefore either all held out or all not held out. At the first
+    position, the token determines whether a state is held out. The split depends only on the
+    tokens, so training and measurement use the same split.
 
     Args:
       dataset: the run's dataset.
-      positions: names of the positions to include; all by default.
+      positions: names of the positions to include. The default is all positions.
 
     Returns:
-      The split. One in five prefixes is held out.
+      The split. One fifth of the pairs of first two tokens are held out, and one fifth of the first
+      tokens.
 
     Raises:
-      InputError: a position does not exist.
+      InputError: the dataset has no position with a given name.
     """
     places = distinct_places(dataset, np.arange(len(dataset)), positions)
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2].T
@@ -131,19 +136,20 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
 def states(
     model: Transformer, places: Places, params: Params, sites: Sequence[str]
 ) -> Float[Array, "state width"]:
-    """Compute the activations at each location, concatenated over checkpoints and sites.
+    """Compute the model's activations at each location, for several checkpoints and sites.
 
-    JAX traces this function. The model processes prompts in batches, which bounds the memory that a
-    forward pass needs.
+    JAX traces this function. The model processes prompts in batches of limited size, which limits
+    memory use.
 
     Args:
-      model: the model, which is static under tracing.
-      places: the locations of the states, on the host.
-      params: parameters of one or more checkpoints, stacked.
-      sites: names of the sites, all of one width.
+      model: the model, which is static under `jax.jit`.
+      places: the locations of the states, as numpy arrays.
+      params: parameters of one or more checkpoints, stacked along the first axis.
+      sites: names of the hook sites.
 
     Returns:
-      An array [state, width]. The axis `width` is ordered by checkpoint, then by site.
+      An array [state, width]. The axis `width` concatenates the sites of the first checkpoint, then
+      the sites of the second checkpoint, and so on.
     """
     size = min(_AT_ONCE, len(places.tokens))
     n_parts = -(-len(places.tokens) // size)

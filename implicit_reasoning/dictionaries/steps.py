@@ -1,12 +1,13 @@
 """Train a dictionary on a pool of states, in one compiled loop of training steps.
 
-A step draws a random batch from the pool, computes the loss and its gradient, and applies Adam. A
-feature that has not fired for more than `dead_after` steps is dead. Resampling, and the auxiliary
-losses of some activation functions, act on dead features.
+A step draws a random batch from the pool, computes the gradient of the loss, and applies Adam. A
+feature fires if the feature is active on at least one state of a batch. A feature is dead if it has
+not fired for more than `dead_after` steps. Resampling and the auxiliary loss AuxK act on dead
+features.
 
-Sources: the settings of Adam, gradient clipping and `dead_after` are SAELens's defaults. Two
-methods are from Bricken et al. 2023. The first keeps decoder rows at norm 1 and removes the part of
-the gradient that is parallel to the rows. The second, in the appendix, resamples dead features.
+Sources: SAELens (default settings of Adam, gradient clipping and `dead_after`). Bricken et al. 2023
+(decoder rows of norm 1; in the appendix, resampling of dead features). If decoder rows are kept at
+norm 1, the part of the gradient that is parallel to the rows is removed.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ _RESAMPLED = 0.2  # norm of resampled encoder weights, relative to the mean norm
 
 @dataclass(frozen=True)
 class DictionaryTrainingSettings:
-    """The settings with which a dictionary is trained. They are static under tracing.
+    """Training settings of a dictionary, which are static under `jax.jit`.
 
     Attributes:
-      steps: total number of steps.
-      batch_size: states per step.
+      steps: total number of training steps.
+      batch_size: number of states per step.
       learning_rate: the learning rate after warm-up and before decay.
       warmup_steps: number of steps over which the learning rate rises from 0.
-      decay_steps: number of steps at the end of training, over which the learning rate falls to 0.
+      decay_steps: number of final steps over which the learning rate falls to 0.
       sparsity_warmup_steps: number of steps over which the coefficient of a sparsity penalty rises
         from 0.
-      b1, b2: Adam's decay rates of the first and second moment.
+      b1, b2: decay rates of Adam's first moment and second moment.
       clip_norm: maximum global norm of the gradient.
-      dead_after: a feature that has not fired for more than this many steps is dead.
-      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets.
-        Otherwise the bias is initialised to 0, as in SAELens. The value 0 recovers more of the true
-        features if states are sums of sparse, non-negative features.
-      unit_decoder: whether decoder rows are kept at norm 1.
-      frozen_decoder: whether decoder rows keep their random initialisation. This is for a baseline.
-      resample_every: steps between resamplings of dead features; 0 means never.
+      dead_after: a feature is dead if it was not active for more than this number of steps.
+      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. If
+        false, the bias is initialised to 0, as in SAELens. If states are sums of sparse,
+        non-negative features, training with the initial value 0 recovers more of the true features.
+      unit_decoder: whether training keeps decoder rows at norm 1.
+      frozen_decoder: whether decoder rows keep their random initial values, as in the baseline
+        `frozen decoder`.
+      resample_every: number of steps between resamplings of dead features. 0 means no resampling.
     """
 
     steps: int = 2000
@@ -65,7 +67,7 @@ class DictionaryTrainingSettings:
     resample_every: int = 0
 
     def rate(self, step: Int[Array, ""]) -> Scalar:
-        """Return the learning rate of a step; steps are counted from 0."""
+        """Return the learning rate at `step`. Steps are counted from 0."""
         rising = jnp.minimum(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = self.steps - step
         falling = jnp.minimum(1.0, left / self.decay_steps) if self.decay_steps else 1.0
@@ -73,9 +75,10 @@ class DictionaryTrainingSettings:
 
     @property
     def adam(self) -> optax.GradientTransformation:
-        """The optimiser: gradient clipping, then Adam.
+        """The optax transformation, which clips gradients and then applies Adam.
 
-        The caller must multiply the updates by minus the learning rate.
+        The transformation does not include the learning rate. The caller must multiply updates by
+        `-rate(step)`.
         """
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(self.b1, self.b2)
@@ -87,9 +90,9 @@ class DictionaryState(NamedTuple):
 
     Attributes:
       params: the dictionary's parameters.
-      adam: the optimiser state.
-      steps_since_fired: number of steps since each feature last fired.
-      threshold: the running threshold, see `ActivationFn.observe`.
+      adam: the optax state of `DictionaryTrainingSettings.adam`.
+      steps_since_fired: for each feature, the number of steps since the feature was last active.
+      threshold: the running threshold, which `ActivationFn.observe` updates.
     """
 
     params: Params
@@ -99,15 +102,15 @@ class DictionaryState(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """States for training, in groups of equal weight, such as positions.
+    """Training states, divided into groups such as positions.
 
-    Every group has the same probability in a batch, so the weight of a group does not depend on its
-    number of states.
+    Batches sample all groups with equal probability, independent of the number of states in a
+    group.
 
     Attributes:
       x: [state, d_in] inputs.
-      y: [state, d_out] targets. For an autoencoder, this is the same array as `x`.
-      first: index of each group's first state. The states of a group have consecutive indices.
+      y: [state, d_out] targets. For an autoencoder, `y` is `x`.
+      first: index of the first state of each group. The states of a group have consecutive indices.
       sizes: number of states in each group.
     """
 
@@ -118,9 +121,10 @@ class Pool(NamedTuple):
 
 
 class StepMeans(NamedTuple):
-    """Means over steps: squared error, loss, and numbers of active and of dead features.
+    """Metrics of training, averaged over steps.
 
-    The loss includes the terms of the activation function.
+    `mse` is the squared error, `loss` also includes the terms of the activation function, `l0` is
+    the number of active features per state, and `dead` is the number of dead features.
     """
 
     mse: Scalar
@@ -130,12 +134,13 @@ class StepMeans(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """The pool of states, the sparsity and the random key with which one dictionary is trained.
+    """The training states, the sparsity and the random key of one dictionary.
 
     Attributes:
       pool: the states to train on.
-      sparsity: the sparsity; its meaning depends on the activation function.
-      key: the random key. The key and a step's number determine all random draws of the step.
+      sparsity: coefficient of the penalty or number of active features, depending on the activation
+        function.
+      key: the random key. The key and the number of a step determine all random draws of the step.
     """
 
     pool: Pool
@@ -145,20 +150,20 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class DictionaryRecipe:
-    """A dictionary and its training settings, which are static under tracing.
+    """A dictionary with its training settings, static under `jax.jit`.
 
-    Training data are arguments of the methods.
+    The training data are arguments of the methods.
     """
 
     dictionary: Dictionary
     settings: DictionaryTrainingSettings
 
     def begin(self, data: TrainingData, params: Params | None = None) -> DictionaryState:
-        """Return the state before the first step.
+        """Return the training state before the first step.
 
         Args:
-          data: the data to train on.
-          params: parameters for a warm start; by default they are drawn from `data.key`.
+          data: the training data of the dictionary.
+          params: initial parameters. By default, random parameters are drawn with `data.key`.
         """
         if params is None:
             at = jax.random.fold_in(data.key, 0)
@@ -180,7 +185,7 @@ class DictionaryRecipe:
         """Train for `count` steps, beginning with step `start`.
 
         Returns:
-          The new state, and means over these steps.
+          The new training state, and metrics averaged over the `count` steps.
         """
 
         def one(
@@ -197,10 +202,12 @@ class DictionaryRecipe:
     def step(
         self, state: DictionaryState, data: TrainingData, step: Int[Array, ""]
     ) -> tuple[DictionaryState, StepMeans]:
-        """Train for one step. Random draws depend only on the key and the number of the step.
+        """Train for one step.
+
+        Random draws depend only on `data.key` and `step`.
 
         Returns:
-          The new state, and the metrics of the step.
+          The new training state, and the metrics of the step.
         """
         settings, activation_fn = self.settings, self.dictionary.activation_fn
         key = jax.random.fold_in(data.key, step + 1)
@@ -234,13 +241,13 @@ class DictionaryRecipe:
     def resample(
         self, state: DictionaryState, data: TrainingData, key: Key[Array, ""]
     ) -> DictionaryState:
-        """Reinitialise dead features at states with a large reconstruction error.
+        """Reinitialise dead features from states with a large reconstruction error.
 
-        For each dead feature, a state is drawn with a probability proportional to the squared loss
-        (Bricken et al. 2023). The feature's encoder is set to the direction of the state's input,
-        and its decoder to the direction of the state's target. Both directions are relative to the
-        biases. Adam's moments for the feature, and the number of steps since the feature last
-        fired, are reset to 0.
+        For each dead feature, a state is drawn with a probability proportional to the square of the
+        state's loss (Bricken et al. 2023). The encoder of the feature is set to the direction of
+        the state's input. The decoder row is set to the direction of the state's target. Biases are
+        subtracted from input and target first. Adam's moments and `steps_since_fired` of the
+        feature are reset to 0.
         """
         architecture, activation_fn, params = (
             self.dictionary.architecture,
@@ -283,7 +290,8 @@ class DictionaryRecipe:
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
     """Draw a batch of states with replacement.
 
-    For each state of the batch, a group is drawn at random, and then a state of this group.
+    For each state of the batch, the function draws a random group, and then a random state of the
+    group.
     """
     keys = jax.random.split(key)
     group = jax.random.randint(keys[0], (size,), 0, len(pool.first))

@@ -55,22 +55,23 @@ TRAINED, UNTRAINED = "trained", "untrained model"
 
 
 class Source(NamedTuple):
-    """The checkpoints that states come from, and the sites that a dictionary reads and writes."""
+    """The checkpoints and hook sites from which a dictionary's training states are computed."""
 
     steps: tuple[int, ...]
     sites: Sites
 
 
 class Member(NamedTuple):
-    """The identity of one dictionary in a set.
+    """Checkpoint, hook sites, sparsity and seed, which identify one dictionary in a set.
 
     Attributes:
-      steps: the training step of the checkpoint whose states are used. A crosscoder has several
-        steps.
-      read: names of the sites that the dictionary reads.
-      write: names of the sites that the dictionary writes.
-      sparsity: the sparsity; its meaning depends on the activation function.
-      seed: seed of the initialisation and of the batches.
+      steps: the training step of the checkpoint on which the dictionary is trained. A crosscoder
+        has several steps.
+      read: names of the hook sites that the dictionary reads.
+      write: names of the hook sites that the dictionary writes.
+      sparsity: coefficient of the penalty or number of active features, depending on the activation
+        function.
+      seed: random seed of initialisation and batches.
     """
 
     steps: tuple[int, ...]
@@ -81,96 +82,99 @@ class Member(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint; `ALL_STEPS` if the dictionary has several checkpoints."""
+        """The training step of the checkpoint. For a crosscoder, the value is `ALL_STEPS`."""
         return self.steps[0] if len(self.steps) == 1 else ALL_STEPS
 
     @property
     def sites(self) -> Sites:
-        """The sites that the dictionary reads and writes, as an argument for `splice.edits`."""
+        """The hook sites of the dictionary, as an argument for `splice.edits`."""
         return Sites(self.read, self.write)
 
     @property
     def source(self) -> Source:
-        """The checkpoints and sites that the dictionary's states come from."""
+        """The checkpoints and hook sites of the dictionary's training states."""
         return Source(self.steps, self.sites)
 
     @property
     def site(self) -> str:
-        """A label for tables: the name of the site or sites that the dictionary writes."""
+        """A label for tables, made from the names of the hook sites that the dictionary writes."""
         return self.write[0] if len(self.write) == 1 else f"{len(self.write)} sites"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The paths of the files of one set of dictionaries."""
+    """The paths of the files in which a set of dictionaries is saved."""
 
     folder: Path
 
     @staticmethod
     def of(run: Run, name: str) -> Files:
-        """Return the files of the set `name` in a run."""
+        """Return the paths for the set of dictionaries with the name `name`."""
         return Files(run.files.workdir / "dictionaries" / name)
 
     @property
     def config(self) -> Path:
-        """Path of the configuration with which the set was trained."""
+        """Path of the saved configuration of the set."""
         return self.folder / "config.json"
 
     @property
     def members(self) -> Path:
-        """Path of the file with the checkpoint, sites, sparsity and seed of each dictionary."""
+        """Path of the file with checkpoint, hook sites, sparsity and seed of each dictionary."""
         return self.folder / "members.json"
 
     @property
     def finished(self) -> Path:
-        """Path of the file with all parameters, which exists only if the set is finished."""
+        """Path of the file with all trained parameters.
+
+        The file exists only after the training of the set is finished.
+        """
         return self.folder / "finished.npz"
 
     def result(self, instrument: str) -> Path:
-        """Return the path of the results of an instrument."""
+        """Return the path of the file with an instrument's results."""
         return self.folder / "measured" / f"{instrument}.nc"
 
     @property
     def results(self) -> list[Path]:
-        """The paths of all saved results. There is one file for each instrument."""
+        """Paths of all files with measured results, one file per instrument."""
         return sorted((self.folder / "measured").glob("*.nc"))
 
     @property
     def page(self) -> Path:
-        """Path of the page of feature dashboards, which the report shows."""
+        """Path of the saved page of feature dashboards."""
         return self.folder / "page.json"
 
     @property
     def measured_before(self) -> Path:
-        """Path of the table of results that earlier versions wrote; it is not written now."""
+        """Path of a file with results that only earlier versions of this package wrote."""
         return self.folder / "measured.nc"
 
     @property
     def metrics(self) -> Path:
-        """Path of the training metrics, with one row every `log_every` steps."""
+        """Path of the file with training metrics, one row per `log_every` steps."""
         return self.folder / "metrics.jsonl"
 
     @property
     def provenance(self) -> Path:
-        """Path of the file with the versions, settings and hardware of each start of training."""
+        """Path of the file with versions, settings and hardware of each start of training."""
         return self.folder / "provenance.json"
 
     @property
     def resume(self) -> Path:
-        """Path of the folder with the last two saved states of training."""
+        """Path of the folder with the last two saved training states."""
         return self.folder / "resume"
 
 
 @dataclass(frozen=True)
 class Dictionaries:
-    """A set of trained dictionaries of one shape.
+    """A set of trained dictionaries that have the same shape.
 
     Attributes:
-      dictionary: the encoder and decoder, which all dictionaries share.
+      dictionary: architecture and activation function of all dictionaries.
       params: the parameters of all dictionaries, stacked along the first axis.
-      members: the identity of each dictionary.
-      config: the configuration that the set was trained with.
-      files: the paths where the set is saved; None if the set is not saved. Comparison of two sets
+      members: checkpoint, hook sites, sparsity and seed of each dictionary.
+      config: the configuration with which the set was trained.
+      files: the paths of the saved set, or None if the set is not saved. A comparison of two sets
         ignores this attribute.
     """
 
@@ -211,11 +215,15 @@ class Dictionaries:
         return len(self.members)
 
     def params_of(self, number: int | Int[np.ndarray, " some"]) -> Params:
-        """Return the parameters of one dictionary, or of several dictionaries (stacked)."""
+        """Return the parameters of one dictionary, or the stacked parameters of several."""
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 
     def numbers(self, **wanted: Any) -> list[int]:
-        """Return the indices of the members with given attributes, such as `step=6000, seed=0`."""
+        """Return the indices of the dictionaries with given attributes.
+
+        For example, `numbers(step=6000, seed=0)` selects one step and one seed.
+
+        """
         return [
             number
             for number, member in enumerate(self.members)
@@ -223,7 +231,7 @@ class Dictionaries:
         ]
 
     def fingerprint(self, step: int) -> str:
-        """Return a digest of the identities and parameters of all dictionaries of one step."""
+        """Return a hash of the members and parameters of all dictionaries of one step."""
         numbers = self.numbers(step=step)
         about = json.dumps([self.members[number]._asdict() for number in numbers]).encode()
         own = jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], self.params)
@@ -231,23 +239,26 @@ class Dictionaries:
 
     @cached_property
     def shown(self) -> list[int]:
-        """Indices of the members of the last checkpoint, the middle sparsity and seed 0.
+        """Indices of the dictionaries of the last checkpoint with the middle sparsity and seed 0.
 
-        There is one such member for each site. Figures and dashboards show these members.
+        There is one such dictionary per hook site. Baselines and dashboards use these dictionaries.
         """
         last = max(member.steps for member in self.members)
         ordered = sorted({member.sparsity for member in self.members})
         return self.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)
 
     def directions(self, number: int) -> Float[np.ndarray, "feature width"]:
-        """Return the decoder rows of one dictionary, normalised to length 1."""
+        """Return the decoder rows of one dictionary, normalised to norm 1."""
         rows = np.asarray(self.dictionary.architecture.rows(self.params_of(number)))
         unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
         return unit
 
 
 def save(files: Files, dictionaries: Dictionaries) -> None:
-    """Save trained dictionaries. The file `finished.npz` is written last."""
+    """Save a set of trained dictionaries.
+
+    The file `finished.npz` is written last, because its existence marks the set as finished.
+    """
     about = {
         FORMAT_VERSION: FORMAT,
         # Keys in files keep their old names.
@@ -264,11 +275,11 @@ def save(files: Files, dictionaries: Dictionaries) -> None:
 
 
 def load(run: Run, name: str) -> Dictionaries:
-    """Load a set of dictionaries.
+    """Load a finished set of dictionaries from a run.
 
     Raises:
-      InputError: there is no set with this name, the set is not finished, or a newer version of
-        this package wrote the set.
+      InputError: the run has no set with this name, the set is not finished, or the package does
+        not support the newer format of the file.
     """
     files = Files.of(run, name)
     if not files.finished.exists():
@@ -288,14 +299,14 @@ def load(run: Run, name: str) -> Dictionaries:
 
 
 def read_members(files: Files) -> tuple[Member, ...]:
-    """Read the members of a set, without their parameters."""
+    """Read the members of a saved set, without parameters."""
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     return tuple(_member(member) for member in about["members"])
 
 
 def names(run: Run) -> list[str]:
-    """Return the names of the finished sets of a run."""
+    """Return the names of all finished sets of dictionaries in a run."""
     folder = run.files.workdir / "dictionaries"
     return sorted(path.parent.name for path in folder.glob("*/finished.npz"))
 

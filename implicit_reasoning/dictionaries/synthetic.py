@@ -1,10 +1,11 @@
-"""Draw synthetic sparse data with known directions, to test whether dictionaries find them.
+"""Draw synthetic sparse data, to test whether dictionaries find known directions.
 
-There are more directions than dimensions. A direction is rarely active. The frequency of the i-th
-pair of directions falls as a power of i, and the two directions of a pair are correlated.
+A state is a sparse sum of known directions. There are more directions than dimensions. Directions
+form pairs. The i-th pair is active with a frequency proportional to a negative power of i. The
+activities of the two directions of a pair are correlated.
 
-Source: the toy models of Elhage et al. 2022 and Sharkey et al. 2022. The correlated pairs are from
-the section on correlated features of Elhage et al. 2022.
+Sources: the toy models of Elhage et al. 2022 (correlated pairs from the section on correlated
+features) and Sharkey et al. 2022.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ class Synthetic:
     """A distribution of synthetic states.
 
     Attributes:
-      n_directions: number of true directions, which must be even.
-      width: number of dimensions.
+      n_directions: number of true directions. Must be even.
+      width: number of dimensions of a state.
       mean_active: mean number of active directions per state.
-      exponent: the i-th pair of directions is active with a frequency proportional to
-        `i ** -exponent`.
-      together: probability that one draw decides for both directions of a pair whether they are
-        active.
-      spread: standard deviation of the size of an active direction. The mean size is 1.
+      exponent: the i-th pair of directions is active with a frequency proportional to `i **
+        -exponent`.
+      together: probability that both directions of a pair use the same random number. Otherwise the
+        two directions are independent.
+      spread: standard deviation of the coefficient of an active direction. The mean coefficient is
+        1.
     """
 
     n_directions: int = 512
@@ -54,22 +56,25 @@ class Synthetic:
 
     @property
     def frequencies(self) -> Float[Array, " direction"]:
-        """How often each direction is active. Both directions of a pair have the same frequency."""
+        """The share of states in which each direction is active.
+
+        Both directions of a pair have the same frequency.
+        """
         rank = jnp.repeat(jnp.arange(1, self.n_directions // 2 + 1), 2)
         falling = rank.astype(jnp.float32) ** -self.exponent
         return self.mean_active * falling / falling.sum()
 
     def directions(self, key: Key[Array, ""]) -> Float[Array, "direction width"]:
-        """Draw random unit vectors, one per direction."""
+        """Draw one random unit vector per direction."""
         drawn = jax.random.normal(key, (self.n_directions, self.width))
         return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
-        """Draw the size of each direction in each state. Most sizes are 0.
+        """Draw the coefficient of each direction in each state. Inactive directions have 0.
 
-        Directions 2i and 2i + 1 form a pair. With probability `together`, both directions of a pair
-        use the same random number. Otherwise each direction uses its own. A direction is active if
-        its random number is below its frequency.
+        Directions 2i and 2i + 1 form a pair. A direction is active if a random number is below the
+        frequency of the direction. With probability `together`, both directions of a pair use the
+        same random number. Otherwise the two directions use independent random numbers.
         """
         keys = jax.random.split(key, 4)
         shape = (n_states, self.n_directions)
@@ -84,13 +89,13 @@ class Synthetic:
     def states(
         self, key: Key[Array, ""], directions: Float[Array, "direction width"], n_states: int
     ) -> Float[Array, "state width"]:
-        """Draw states. A state is the sum of its active directions, weighted by their sizes."""
+        """Draw states, which are sums of `directions` weighted by coefficients from `activity`."""
         return self.activity(key, n_states) @ directions
 
 
 def recovered(
     directions: Float[Array, "direction width"], rows: Float[Array, "feature width"]
 ) -> Float[Array, " direction"]:
-    """For each true direction, return the highest cosine with a decoder row of any feature."""
+    """For each true direction, return the highest cosine with a row of `rows`."""
     unit = rows / (jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
     return (directions @ unit.T).max(1)

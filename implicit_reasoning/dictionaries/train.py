@@ -1,4 +1,4 @@
-"""Train a set of dictionaries for a run, and save it in the run. Training can be resumed."""
+"""Train a set of dictionaries for a run, and save the set in the run."""
 
 from __future__ import annotations
 
@@ -41,20 +41,24 @@ _ROUTINE = ("progress", "log_every", "resume_every")  # fields that may change o
 
 
 def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
-    """Train a set of dictionaries. A started training is resumed, and a finished set is loaded.
+    """Train a set of dictionaries and save the set in the run.
+
+    If training was interrupted, the function resumes training. If the set is already finished, the
+    function loads the set.
 
     Args:
-      run: a run with checkpoints.
+      run: a run with model checkpoints.
       config: a configuration with the fields of `defaults.get_config()`.
 
     Returns:
-      The dictionaries. They are saved in `dictionaries/<config.name>/` of the run.
+      The trained dictionaries, which are also saved in `dictionaries/<config.name>/` of the run.
 
     Raises:
-      InputError: the configuration does not fit the run, the folder contains dictionaries with
-        another configuration, another process is training in the folder, or training began with
-        other JAX settings.
-      Interrupted: the process received SIGTERM or SIGINT; the state is saved.
+      InputError: the configuration does not fit the run, the folder contains dictionaries with a
+        different configuration, a second process is training in the folder, or training began with
+        different JAX settings.
+      Interrupted: the process received SIGTERM or SIGINT. The training state is saved before the
+        error is raised.
     """
     config = completed(with_current_names(config))
     files = Files.of(run, config.name)
@@ -102,14 +106,14 @@ def _check_same(files: Files, config: ConfigDict) -> None:
 
 @dataclass(frozen=True)
 class StageData:
-    """The training data of one stage.
+    """The training data of one training stage.
 
     Attributes:
-      pools: one pool of states for each combination of checkpoint and sites. The states are divided
-        by the scales of the pool.
-      pool: for each member, the index of its pool in `pools`.
-      scale_in: the number by which the inputs of each pool are divided.
-      scale_out: the number by which the targets of each pool are divided.
+      pools: stacked pools of states, one pool per combination of checkpoint and hook sites. Inputs
+        and targets are divided by `scale_in` and `scale_out`.
+      pool: for each dictionary, the index of its pool in `pools`.
+      scale_in: for each pool, the number by which the inputs are divided.
+      scale_out: for each pool, the number by which the targets are divided.
     """
 
     pools: Pool
@@ -119,7 +123,7 @@ class StageData:
 
 
 def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> StageData:
-    """Compute the states on which some members are trained, on the device."""
+    """Compute the states on which the dictionaries `members` are trained."""
     places, trained, _ = split_states(run.dataset, resolved.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
@@ -148,7 +152,7 @@ def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
 def make_population(
     run: Run, resolved: ResolvedSet, members: tuple[Member, ...]
 ) -> tuple[Population, StageData]:
-    """Return a population that trains some members at the same time, and its training data."""
+    """Return a population that trains the dictionaries `members`, and the training data."""
     material = make_material(run, resolved, members)
     made = make_members(
         material.pool, [member.sparsity for member in members], [member.seed for member in members]
@@ -158,24 +162,26 @@ def make_population(
 
 
 def train_members(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> Params:
-    """Train some members from start to end without saving, and return stacked parameters."""
+    """Train the dictionaries `members` without saving, and return stacked parameters."""
     population, material = make_population(run, resolved, members)
     state, _ = population.advance(population.begin(), 0, resolved.recipe.settings.steps)
     return _finish(population, state, material)
 
 
 class Stage(NamedTuple):
-    """The state of training of a set of dictionaries.
+    """The training state of a set of dictionaries, with the data of the current stage.
 
-    Stages are trained one after the other. The members of a stage are trained at the same time.
+    Stages are trained in sequence. The dictionaries of a stage are trained at the same time.
 
     Attributes:
-      number: number of the current stage, or the number of stages when all are finished.
-      population: the program that trains the stage.
-      material: the stage's training data.
-      state: the training state of the stage's members.
-      finished: parameters of the members of earlier stages, stacked; None in the first stage.
-      window: mean metrics over the last chunk of steps; None before the first chunk.
+      number: index of the current stage. If all stages are finished, `number` is the number of
+        stages.
+      population: the population that trains the dictionaries of the stage.
+      material: the training data of the stage.
+      state: the training state of the dictionaries of the stage.
+      finished: stacked parameters of the dictionaries of earlier stages, or None in the first
+        stage.
+      window: metrics averaged over the last chunk of steps, or None before the first chunk.
     """
 
     number: int
@@ -187,7 +193,7 @@ class Stage(NamedTuple):
 
 
 class DictionaryTraining:
-    """Training of a set of dictionaries, as `training.loop` runs it."""
+    """Adapts the training of dictionaries to the interface of `training.loop`."""
 
     def __init__(self, run: Run, resolved: ResolvedSet, files: Files):
         """Store the arguments. No file is read or written."""
@@ -197,17 +203,17 @@ class DictionaryTraining:
         self.begins_at = NOT_BEGUN
 
     def loop(self) -> ResumableLoop[Stage]:
-        """Return the loop that trains the set."""
+        """Return the resumable loop that trains the set."""
         title, shown = f"{len(self._resolved.members)} dictionaries", self._resolved.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
     def steps(self) -> int:
-        """The total number of steps of all stages."""
+        """The total number of training steps of all stages."""
         return self._stage_steps * len(self._resolved.stages)
 
     def init(self) -> Stage:
-        """Return the first stage, before its first step."""
+        """Return the first stage before the first training step."""
         return self._begin(0)
 
     def _begin(self, number: int, before: Stage | None = None) -> Stage:
@@ -223,7 +229,7 @@ class DictionaryTraining:
         return make_population(self._run, self._resolved, self._resolved.stages[number])
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
-        """Return the stage at a step, made from the saved state that `read` returns."""
+        """Return the stage at step `step`, restored from the state that `read` returns."""
         number = step // self._stage_steps
         population, material = self._population(number)
         earlier = sum(len(stage) for stage in self._resolved.stages[:number])
@@ -239,11 +245,11 @@ class DictionaryTraining:
         return Stage(number, population, material, state, tree.get("finished"), None)
 
     def saved(self, stage: Stage) -> dict[str, Any]:
-        """Return the pytree to save: the state, and the parameters from earlier stages."""
+        """Return the pytree to save: the training state and the parameters of earlier stages."""
         return _saved(stage.state, stage.finished)
 
     def open(self, step: int) -> None:
-        """Open the metrics file, and remove the rows of steps after `step`."""
+        """Open the metrics file, and remove all rows of steps after `step`."""
         self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
 
     def close(self) -> None:
@@ -252,17 +258,21 @@ class DictionaryTraining:
             self._metrics.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """Return the step of the next metrics row, or the end of the stage if that comes first.
+        """Return the step at which the next chunk of steps ends.
 
-        `count` is ignored. A metrics row has the means over a whole chunk, so a chunk must not be
-        divided.
+        A chunk ends at the next multiple of `log_every` or at the end of the stage, whichever comes
+        first. The argument `count` is ignored, because a metrics row contains means over a whole
+        chunk.
         """
         every = self._resolved.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
 
     def advance(self, stage: Stage, step: int, count: int) -> Stage:
-        """Train the stage for `count` steps. Start the next stage after the last step."""
+        """Train the stage for `count` steps.
+
+        If the stage is then finished, return the next stage.
+        """
         within = step - stage.number * self._stage_steps
         state, window = stage.population.advance(stage.state, within, count)
         stage = stage._replace(state=state, window=window)
@@ -282,11 +292,18 @@ class DictionaryTraining:
             return self._begin(number, before=stage)
 
     def arrive(self, before: int, step: int, stage: Stage) -> StepMeans | None:
-        """Return mean metrics over the chunk that ends at `step`; None if the chunk is empty."""
+        """Return metrics averaged over the chunk that ends at `step`.
+
+        The function returns None if the chunk is empty.
+
+        """
         return stage.window if step > before else None
 
     def write(self, chunk: Chunk) -> Mapping[str, str]:
-        """Write the metrics row of a chunk, with one number per member and quantity."""
+        """Write the metrics row of a chunk, and return texts for the progress bar.
+
+        The row contains one number per dictionary for each metric.
+        """
         if chunk.results is None or self._metrics is None:
             return {}
         means = chunk.results._asdict()
@@ -295,22 +312,22 @@ class DictionaryTraining:
         return {name: f"{np.mean(row[name]):.3g}" for name in ("mse", "l0", "dead")}
 
     def keeps_at(self, step: int) -> bool:
-        """Return False, because dictionaries are saved only when all of them are finished."""
+        """Return False, because dictionaries are saved only after all stages are finished."""
         return False
 
     def resumes_at(self, step: int) -> bool:
-        """Return whether the state is saved at a step.
+        """Return whether the training state is saved at `step`.
 
-        The state is saved at the first metrics row at or after each multiple of `resume_every`. It
-        is not saved at the end of a stage. At the end of training, the finished dictionaries are
-        saved instead.
+        After each multiple of `resume_every`, the training state is saved at the next end of a
+        chunk. The training state is not saved at the end of a stage. At the end of training, the
+        finished dictionaries are saved instead.
         """
         if step % self._stage_steps == 0:
             return False
         return step % self._resolved.resume_every < self.chunk_end(step, 0) - step
 
     def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
-        """Do nothing, because no checkpoints of dictionaries are kept."""
+        """Do nothing, because checkpoints of unfinished dictionaries are not kept."""
 
 
 def _saved(state: DictionaryState, finished: Params | None) -> dict[str, Any]:

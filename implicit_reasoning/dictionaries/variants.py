@@ -1,4 +1,4 @@
-"""The old name of the module `activations`. It is kept for user code that imports the old name."""
+"""The old name of the module `activations`, for user code that imports the old name."""
 
 from implicit_reasoning import renames
 from implicit_reasoning.dictionaries.activations import (

@@ -121,6 +121,9 @@ def match_null(
 ) -> Float[Array, "permutation 2"]:
     """Compute the null control of `match`, with permuted values.
 
+    For each permutation, the function permutes the values among the states of each half and calls
+    `match`.
+
     Args:
       first: the half on which features are chosen.
       second: the half on which features are scored.
