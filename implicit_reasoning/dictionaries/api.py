@@ -107,7 +107,10 @@ def measure_dictionaries(
         _compare_over_training(run, made, files)
     table = open_measured(run, made.config.name)
     if table is None:
-        raise InputError(f"no instrument measured the dictionaries {made.config.name!r} of {run}")
+        raise InputError(
+            f"{run} has no measured results for the dictionaries {made.config.name!r}; choose at "
+            "least one built-in instrument that applies to the dictionaries"
+        )
     return table
 
 
@@ -145,8 +148,8 @@ def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
 def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
     if instrument.needs_model and any(member.step == ALL_STEPS for member in source.members):
         raise NotApplicable(
-            f"instrument {instrument.name!r} runs the model of one checkpoint, but each of these "
-            "dictionaries reads all checkpoints"
+            f"instrument {instrument.name!r} runs the model of one checkpoint and does not apply "
+            "to crosscoders, which read several checkpoints"
         )
     return instrument.examples(source)
 

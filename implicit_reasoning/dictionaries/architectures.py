@@ -173,8 +173,8 @@ class Autoencoder(Architecture):
     def __post_init__(self) -> None:
         if self.d_in != self.d_out:
             raise InputError(
-                f"d_in is {self.d_in} and d_out is {self.d_out}; an autoencoder must have equal "
-                "d_in and d_out"
+                f"d_in is {self.d_in} and d_out is {self.d_out}; d_in and d_out of an autoencoder "
+                "must be equal"
             )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:

@@ -37,29 +37,30 @@ def check_sparsities(
     for sparsity in map(float, sparsities):
         if fault := _fault(sparsity, architecture.d_sae, activation_fn, batch_size):
             raise InputError(
-                f"sparsities has {sparsity:g}; for activation function {name!r} {fault}"
+                f"sparsities contains {sparsity:g}; for activation function {name!r}, {fault}"
             )
     widths = getattr(activation_fn, "widths", ())
     if widths and widths[-1] >= architecture.d_sae:
         raise InputError(
-            f"options.widths is {tuple(widths)}; nested dictionaries must be smaller than the "
-            f"whole dictionary, which has width {architecture.d_sae}"
+            f"options.widths is {tuple(widths)}; all nested widths must be smaller than the width "
+            f"of the dictionary, which is {architecture.d_sae}"
         )
 
 
 def _fault(sparsity: float, width: int, activation_fn: ActivationFn, batch: int) -> str:
-    """Return what a sparsity must be, or "" if it is valid."""
+    """Return what a sparsity must be, or "" if the sparsity is valid."""
     if activation_fn.sparsity_kind != "k":
         good = math.isfinite(sparsity) and sparsity >= 0
-        why = "it is the coefficient of a penalty and must be finite and at least 0"
+        why = "a sparsity is the coefficient of a penalty and must be finite and at least 0"
         return "" if good else why
     if activation_fn.saelens_architecture == "topk":
         good = 1 <= sparsity <= width and float(sparsity).is_integer()
-        return "" if good else f"it is k and must be a whole number from 1 to the width, {width}"
+        why = f"a sparsity is k and must be a whole number from 1 to the width, {width}"
+        return "" if good else why
     # BatchTopK: the mean of k over a batch, which may be a fraction.
     good = 0 < sparsity <= width and math.floor(sparsity * batch) >= 1
     why = (
-        f"it is the mean of k and must be at most the width, {width}, and give at least one "
-        "active feature per batch"
+        f"a sparsity is the mean number of active features per input; it must be at most the "
+        f"width, {width}, and at least 1 / batch_size, {1 / batch:g}"
     )
     return "" if good else why

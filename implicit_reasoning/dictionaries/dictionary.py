@@ -157,8 +157,8 @@ class InferenceDictionary:
             )
         if (self.max_k > 0) != (self.saelens_architecture == "topk"):
             raise InputError(
-                f"max_k is {self.max_k}; it must be positive for topk, and 0 for other "
-                "architectures"
+                f"max_k is {self.max_k} and saelens_architecture is {self.saelens_architecture!r}; "
+                "max_k must be positive for 'topk' and 0 otherwise"
             )
         if self.max_k > self.architecture.d_sae:
             raise InputError(

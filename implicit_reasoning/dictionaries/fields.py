@@ -190,6 +190,6 @@ def check_config(config: ConfigDict) -> None:
                 f"name is {config.name!r}; it must be the name of a folder, without / or \\"
             )
         if not config.sparsities:
-            faults.append("sparsities is empty; it must have at least one number")
+            faults.append("sparsities is empty; it must contain at least one number")
     if faults:
-        raise InputError("the dictionaries cannot be trained: " + "; ".join(faults))
+        raise InputError("the configuration of dictionaries is invalid: " + "; ".join(faults))

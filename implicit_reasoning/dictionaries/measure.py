@@ -108,8 +108,8 @@ def _labelled(
     dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
     if "member" in dims:
         raise InputError(
-            f"instrument {instrument.name!r} declares the dimension 'member', but every result "
-            "has a dimension of this name; rename the dimension of the instrument"
+            f"instrument {instrument.name!r} declares the dimension 'member'; rename this "
+            "dimension, because every result has the dimension 'member' for dictionaries"
         )
     check_labels(instrument.name, coords, dims, examples.groups)
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}

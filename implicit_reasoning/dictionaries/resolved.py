@@ -80,8 +80,8 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     together = config.architecture == "crosscoder"
     if together and config.start != "cold":
         raise InputError(
-            f"config.start is {config.start!r}; it must be 'cold' for a crosscoder, which reads "
-            "all checkpoints at once"
+            f"config.start is {config.start!r}; it must be 'cold' for a crosscoder, because a "
+            "crosscoder reads all checkpoints at once"
         )
     each = [steps] if together else [(step,) for step in steps]
     if config.start == "backwards":
@@ -123,11 +123,11 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
         if missing:
             raise InputError(
                 f"{run} has no checkpoint of step {missing[0]}; its steps are "
-                f"{', '.join(map(str, run.steps))}"
+                f"{', '.join(map(str, run.steps)) or 'none'}"
             )
         return tuple(sorted(chosen))
     if not run.steps:
-        raise InputError(f"{run} has no checkpoints")
+        raise InputError(f"{run} has no checkpoints; train its model first")
     # The spacing begins with the last checkpoint, so a count of 1 selects the last checkpoint.
     places = np.linspace(len(run.steps) - 1, 0, min(count, len(run.steps))).round().astype(int)
     return tuple(sorted(run.steps[place] for place in places))
@@ -148,12 +148,12 @@ def _sites(
         write = read
     if len(read) != len(write):
         raise InputError(
-            f"read has {len(read)} sites and write has {len(write)}; read and write must have "
-            "equal length"
+            f"read has {len(read)} sites and write has {len(write)} sites; read and write must "
+            "have equal length"
         )
     unknown = [site for site in (*read, *write) if site not in model.sites]
     if unknown:
-        raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all sites")
+        raise InputError(f"there is no site {unknown[0]!r}; choose sites from model.sites")
     if architecture == "cross_layer":
         return [Sites(read, write)]
     return [Sites((a,), (b,)) for a, b in zip(read, write, strict=True)]
@@ -177,8 +177,8 @@ def _width(model: Transformer, site: str) -> int:
     dims = model.sites[site]
     if dims[:-1] != ("batch", "pos"):
         raise InputError(
-            f"site {site!r} has the dimensions {', '.join(dims)}; a dictionary reads and writes "
-            "one vector at each position"
+            f"site {site!r} has the dimensions {', '.join(dims)}; choose a site with the "
+            "dimensions batch, pos and one more dimension"
         )
     return model.dims[dims[-1]]
 

@@ -285,7 +285,7 @@ def load(run: Run, name: str) -> Dictionaries:
     if not files.finished.exists():
         there = ", ".join(names(run)) or "none"
         raise InputError(
-            f"{run} has no finished set of dictionaries {name!r}; finished sets: {there}"
+            f"{run} has no finished set of dictionaries {name!r}; the finished sets are: {there}"
         )
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)

@@ -49,9 +49,10 @@ class Synthetic:
             raise InputError(f"together is {self.together}; it must be a number from 0 to 1")
         if float(self.frequencies.max()) > 1:
             raise InputError(
-                f"with mean_active = {self.mean_active}, n_directions = {self.n_directions} and "
-                f"exponent = {self.exponent}, some directions would be active more often than "
-                "always; reduce mean_active or exponent"
+                f"mean_active is {self.mean_active}, n_directions is {self.n_directions} and "
+                f"exponent is {self.exponent}; the frequency of a direction would be "
+                f"{float(self.frequencies.max()):g}, but must be at most 1; reduce mean_active "
+                "or exponent"
             )
 
     @property

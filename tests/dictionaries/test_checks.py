@@ -29,21 +29,27 @@ def run():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sparsities": (25.0,)}, "has 25; .*k and must be a whole number from 1 to the width, 24"),
-        ({"sparsities": (2.0, 0.0)}, "has 0; .*whole number"),
-        ({"sparsities": (2.5,)}, "has 2.5; .*whole number"),
-        ({"sparsities": (-3.0,)}, "has -3; .*whole number"),
+        (
+            {"sparsities": (25.0,)},
+            "contains 25; .*k and must be a whole number from 1 to the width, 24",
+        ),
+        ({"sparsities": (2.0, 0.0)}, "contains 0; .*whole number"),
+        ({"sparsities": (2.5,)}, "contains 2.5; .*whole number"),
+        ({"sparsities": (-3.0,)}, "contains -3; .*whole number"),
         ({"sparsities": ()}, "sparsities is empty"),
         (
             {"activation_fn": "batch_topk", "sparsities": (24.5,)},
-            "mean of k and must be at most the width, 24",
+            "mean number of active features per input; it must be at most the width, 24",
         ),
-        ({"activation_fn": "batch_topk", "sparsities": (0.01,)}, "one active feature per batch"),
+        (
+            {"activation_fn": "batch_topk", "sparsities": (0.01,)},
+            "contains 0.01; .*at least 1 / batch_size",
+        ),
         (
             {"activation_fn": "matryoshka", "options__widths": (4,), "sparsities": (30.0,)},
-            "mean of k and must be at most the width, 24",
+            "mean number of active features per input; it must be at most the width, 24",
         ),
-        ({"activation_fn": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole"),
+        ({"activation_fn": "matryoshka", "options__widths": (4, 24)}, "smaller than the width"),
         ({"activation_fn": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty and must be"),
         ({"activation_fn": "jumprelu", "sparsities": (-1.0,)}, "coefficient of a penalty"),
         ({"activation_fn": "jumprelu", "options__bandwidth": 0.0}, "options.bandwidth is 0.0"),

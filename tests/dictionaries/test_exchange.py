@@ -152,7 +152,7 @@ def test_sets_of_transcoders_there_and_back(tmp_path, make, activation_fn):
         assert theirs == whole
         found, expected = written(theirs, read, x), written(whole, params, x)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    with pytest.raises(InputError, match="holds a transcoder_set, not a cross_layer_transcoder"):
+    with pytest.raises(InputError, match="model_kind is 'transcoder_set'; it must be 'cross"):
         load_cross_layer(tmp_path)
 
 
@@ -173,9 +173,9 @@ def test_what_circuit_tracer_does_not_have(tmp_path):
     )
     with pytest.raises(InputError, match="no topk transcoders"):
         save_transcoder_set(tmp_path / "there", [top[:2]])
-    with pytest.raises(InputError, match="a Autoencoder is not a transcoder of one layer"):
+    with pytest.raises(InputError, match="architecture of layer 0 is Autoencoder; it must"):
         save_transcoder_set(tmp_path / "there", [other[:2]])
-    with pytest.raises(InputError, match="a Autoencoder is not a cross-layer transcoder"):
+    with pytest.raises(InputError, match="is Autoencoder; it must be CrossLayer"):
         save_cross_layer(tmp_path / "there", *other[:2])
     assert not (tmp_path / "there").exists()
     with pytest.raises(InputError, match=r"config\.yaml does not exist"):

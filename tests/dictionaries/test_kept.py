@@ -208,7 +208,7 @@ def test_an_instrument_of_ones_own_is_found_by_its_file(run, made, tmp_path):
     """The user's instrument is measured by the same program, with intervals by its clusters."""
     path = tmp_path / "own.py"
     path.write_text(OWN)
-    with pytest.raises(InputError, match="no instrument measured"):
+    with pytest.raises(InputError, match="has no measured results"):
         measure_dictionaries(
             run, made, [f"{path}:First"]
         )  # the table has only built-in instruments

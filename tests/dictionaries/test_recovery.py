@@ -107,7 +107,7 @@ def test_frequencies_and_pairs_are_as_said():
     [
         ({"n_directions": 7}, "n_directions is 7; it must be an even number"),
         ({"together": 1.5}, "together is 1.5; it must be a number from 0 to 1"),
-        ({"n_directions": 8, "mean_active": 7.0}, "would be active more often than always"),
+        ({"n_directions": 8, "mean_active": 7.0}, "but must be at most 1; reduce mean_active"),
     ],
 )
 def test_data_that_cannot_be_is_said(changes, said):

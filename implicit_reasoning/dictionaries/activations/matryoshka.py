@@ -36,7 +36,7 @@ class Matryoshka(BatchTopK):
     def __post_init__(self) -> None:
         if not self.widths or self.widths[0] < 1 or any(a >= b for a, b in pairwise(self.widths)):
             raise InputError(
-                f"widths is {self.widths}; it must have at least one number, and the numbers "
+                f"widths is {self.widths}; it must contain at least one number, and the numbers "
                 "must be positive and ascending"
             )
 

@@ -85,8 +85,8 @@ def save_transcoder_set(
     for finished, params in transcoders:
         if type(finished.architecture) not in (Transcoder, SkipTranscoder):
             raise InputError(
-                f"a {type(finished.architecture).__name__} is not a transcoder of one layer; a set "
-                "has a Transcoder or SkipTranscoder for each layer"
+                f"the architecture of layer {len(layers)} is "
+                f"{type(finished.architecture).__name__}; it must be Transcoder or SkipTranscoder"
             )
         _check_architecture(finished)
         plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -128,7 +128,7 @@ def load_transcoder_set(
         if width != widths[0]:
             raise InputError(
                 f"{folder}: (d_in, d_out, d_sae) is {width} in layer_{layer} and {widths[0]} in "
-                "layer_0; all layers must have equal widths"
+                "layer_0; all layers must have the same widths"
             )
     return found
 
@@ -158,7 +158,9 @@ def save_cross_layer(
     """
     folder, architecture = local_path(folder), finished.architecture
     if not isinstance(architecture, CrossLayer):
-        raise InputError(f"a {type(architecture).__name__} is not a cross-layer transcoder")
+        raise InputError(
+            f"the architecture is {type(architecture).__name__}; it must be CrossLayer"
+        )
     _check_architecture(finished)
     n = architecture.n_layers
     plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -256,11 +258,11 @@ def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
     missing = [name for name in wanted if name not in there]
     strange = sorted(there - set(wanted))
     if missing or strange:
-        said = [f"it has no {', '.join(missing)}"] if missing else []
-        said += [f"{', '.join(strange)} is out of order"] if strange else []
+        said = [f"missing files: {', '.join(missing)}"] if missing else []
+        said += [f"unexpected files: {', '.join(strange)}"] if strange else []
         raise InputError(
-            f"{folder} must have a file {stem}_<number>.safetensors for each layer, numbered "
-            f"from 0: {'; '.join(said)}"
+            f"{folder} must contain one file {stem}_<number>.safetensors per layer, with numbers "
+            f"from 0 to {count - 1}; {'; '.join(said)}"
         )
     return wanted
 
@@ -270,7 +272,7 @@ def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, 
     if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
         shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
         raise InputError(
-            f"{path} is not a transcoder: {name} {shape}; a transcoder has a matrix {name}"
+            f"{path} does not contain a transcoder: {name} {shape}; {name} must be a matrix"
         )
     rows, columns = arrays[name].shape
     return rows, columns
@@ -286,8 +288,8 @@ def _check(
 def _check_threshold(threshold: np.ndarray, path: Path) -> None:
     if np.any(threshold < 0):
         raise InputError(
-            f"{path} has negative thresholds, with which circuit-tracer's JumpReLU gives "
-            "negative activations; thresholds must be at least 0"
+            f"{path}: there are negative thresholds; all thresholds must be at least 0, because "
+            "circuit-tracer's JumpReLU returns negative activations for a negative threshold"
         )
 
 
@@ -295,17 +297,17 @@ def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> No
     """Check that the activation function in the config, if any, agrees with the arrays."""
     if activation is not None and jumprelu != (activation in _JUMPRELU):
         raise InputError(
-            f"{where} has {'thresholds' if jumprelu else 'no thresholds'}, but its config says "
-            f"activation: {activation}"
+            f"{where} contains {'thresholds' if jumprelu else 'no thresholds'}, but activation is "
+            f"{activation!r} in config.yaml; "
+            f"{'remove the thresholds' if jumprelu else 'add thresholds'} or change activation"
         )
 
 
 def _check_architecture(finished: InferenceDictionary) -> None:
     if finished.saelens_architecture not in ("standard", "jumprelu"):
         raise InputError(
-            f"circuit-tracer 0.5 has no {finished.saelens_architecture} transcoders; it reads "
-            "standard (ReLU) and jumprelu, which includes trained batch_topk and matryoshka "
-            "dictionaries"
+            f"circuit-tracer 0.5 does not support {finished.saelens_architecture} transcoders; "
+            "export standard (ReLU) or jumprelu transcoders (also from batch_topk or matryoshka)"
         )
 
 
@@ -320,7 +322,7 @@ def _read_config(folder: Path, kind: str) -> str | None:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     found = config.get("model_kind") if isinstance(config, dict) else None
     if found != kind:
-        raise InputError(f"{folder} holds a {found}, not a {kind}, according to its config.yaml")
+        raise InputError(f"{path}: model_kind is {found!r}; it must be {kind!r}")
     check_config(
         config,
         path,

@@ -44,14 +44,14 @@ def load_gemma_scope(
     arrays = read_npz(path, "Gemma Scope file")
     if arrays.keys() != _NAMES:
         raise InputError(
-            f"{path} is not a Gemma Scope file: it has {', '.join(sorted(arrays))}, expected "
-            f"{', '.join(sorted(_NAMES))}"
+            f"{path} is not a Gemma Scope file: it contains {', '.join(sorted(arrays))}; it must "
+            f"contain {', '.join(sorted(_NAMES))}"
         )
     plain = {name: as_float32(array, name, path) for name, array in arrays.items()}
     if plain["W_enc"].ndim != 2 or plain["W_dec"].ndim != 2:
         raise InputError(
             f"{path} is not a Gemma Scope file: W_enc has shape {plain['W_enc'].shape} and W_dec "
-            f"{plain['W_dec'].shape}; both must be matrices"
+            f"has shape {plain['W_dec'].shape}; W_enc and W_dec must be matrices"
         )
     (d_in, d_sae), d_out = plain["W_enc"].shape, plain["W_dec"].shape[1]
     architecture = (Transcoder if transcoder else Autoencoder)(d_in, d_out, d_sae)

@@ -149,8 +149,8 @@ def _architecture(finished: InferenceDictionary) -> str:
     found = TRANSCODERS.get((own, isinstance(architecture, SkipTranscoder)))
     if type(architecture) not in (Transcoder, SkipTranscoder) or found is None:
         raise InputError(
-            f"SAELens has no {own} {type(architecture).__name__.lower()}; it has autoencoders "
-            f"({', '.join(AUTOENCODERS)}) and transcoders (standard, jumprelu)"
+            f"SAELens has no {own} {type(architecture).__name__.lower()}; supported dictionaries "
+            f"are autoencoders ({', '.join(AUTOENCODERS)}) and transcoders (standard, jumprelu)"
         )
     return found
 
@@ -176,19 +176,20 @@ def _pop_factors(
     names = [n for n in ("finetuning_scaling_factor", "scaling_factor") if n in arrays]
     if len(names) > 1 or (used and not names):
         raise InputError(
-            f"{where} must have exactly one array of scaling factors, finetuning_scaling_factor; "
-            f"it has {' and '.join(names) or 'none'}"
+            f"{where} must contain exactly one array of scaling factors, named "
+            f"finetuning_scaling_factor; it contains {' and '.join(names) or 'none'}"
         )
     if not names:
         return None
     factors = arrays.pop(names[0])
     if factors.shape != (d_sae,):
-        raise InputError(f"{where}: {names[0]} has shape {factors.shape}, not {(d_sae,)}")
+        raise InputError(f"{where}: {names[0]} has shape {factors.shape}; it must have {(d_sae,)}")
     if np.all(factors == 1):
         return None
     if not used:
         raise InputError(
-            f"{where} has {names[0]}, but its config says finetuning_scaling_factor = false"
+            f"{where} contains the array {names[0]}, but finetuning_scaling_factor is false in "
+            "cfg.json; remove the array or set finetuning_scaling_factor to true"
         )
     return factors
 

@@ -109,8 +109,8 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
             raise InputError(f"{where}: {name} is {renamed[name]}; it must be at least 1")
     if "reshape_activations" not in renamed and renamed.get("hook_name", "").endswith("_z"):
         raise InputError(
-            f"{where} describes a dictionary that is not supported: hook_name = "
-            f"{renamed['hook_name']!r}, a site with heads, which older versions concatenate"
+            f"{where}: hook_name = {renamed['hook_name']!r} is not supported; it must be a site "
+            "without a head axis"
         )
     read = {
         "apply_b_dec_to_input": True,
@@ -123,8 +123,8 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
     read["d_out"] = _d_out(read, where)
     if read["rescale_acts_by_decoder_norm"] and read["architecture"] != "topk":
         raise InputError(
-            f"{where}: rescale_acts_by_decoder_norm is true, which only topk supports; the "
-            f"architecture is {read['architecture']}"
+            f"{where}: rescale_acts_by_decoder_norm is true and architecture is "
+            f"{read['architecture']!r}; only the architecture 'topk' supports true"
         )
     about = {name: value for name, value in renamed.items() if name in ("hook_name", *_ABOUT)}
     return read, renamed.get("metadata", about)
@@ -136,8 +136,8 @@ def _renamed(config: Mapping[str, Any], where: str | os.PathLike[str]) -> dict[s
         new = _OLD_NAMES.get(name, name)
         if new in found and found[new] != value:
             raise InputError(
-                f"{where} gives {new} twice, under an old and a new name, with different values: "
-                f"{found[new]!r} and {value!r}"
+                f"{where} gives {new} twice, by an old and a new name, with the different values "
+                f"{found[new]!r} and {value!r}; remove one of them"
             )
         found[new] = value
     return found
@@ -148,31 +148,33 @@ def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> s
     name, function = config.get("architecture", "standard"), config.get("activation_fn")
     if "architecture" not in config and function is None:
         raise InputError(
-            f"{where} is not a SAELens config: it has neither architecture nor activation_fn_str"
+            f"{where} is not a SAELens config: it must have architecture or activation_fn_str"
         )
     if function is None:
         function = "topk" if name == "topk" else "relu"
     if name == "standard" and function == "topk":
         name = "topk"
     if function != ("topk" if name == "topk" else "relu"):
+        good = {"topk": "'topk'", "standard": "'relu' or 'topk'"}.get(name, "'relu'")
         raise InputError(
-            f"{where} describes a dictionary that is not supported: activation_fn_str = "
-            f"{function!r} with architecture {name!r} (supported: 'topk' with 'standard' or "
-            "'topk', 'relu' with all but 'topk')"
+            f"{where}: activation_fn_str = {function!r} is not supported with architecture = "
+            f"{name!r}; it must be {good}"
         )
     if name not in (*AUTOENCODERS, *TRANSCODERS.values()):
         raise InputError(
-            f"{where} has the architecture {name!r}; supported architectures are "
+            f"{where}: architecture = {name!r} is not supported; it must be one of "
             f"{', '.join((*AUTOENCODERS, *TRANSCODERS.values()))}"
         )
     allowed = {"k"} if name == "topk" else set()
     if strange := sorted(set(config.get("activation_fn_kwargs") or {}) - allowed):
         raise InputError(
-            f"{where}: activation_fn_kwargs has {', '.join(strange)}, which is not supported"
+            f"{where}: activation_fn_kwargs contains {', '.join(strange)}; supported keys are "
+            f"{', '.join(allowed) or 'none'}"
         )
     if name != "topk" and config.get("k"):
         raise InputError(
-            f"{where}: k = {config['k']!r} is given, but architecture {name!r} has no k"
+            f"{where}: k is {config['k']!r} and architecture is {name!r}; remove k, which only "
+            "the architecture 'topk' uses"
         )
     return str(name)
 
@@ -184,8 +186,8 @@ def _k(config: Mapping[str, Any], where: str | os.PathLike[str]) -> int:
     whole = [k for k in stated if isinstance(k, int) and not isinstance(k, bool)]
     if len(set(whole)) != 1 or len(whole) != len(stated) or not 1 <= whole[0] <= config["d_sae"]:
         raise InputError(
-            f"{where}: k must be one number from 1 to d_sae = {config['d_sae']}, given as k or in "
-            f"activation_fn_kwargs; it is {' and '.join(map(repr, stated)) or 'missing'}"
+            f"{where}: k is {' and '.join(map(repr, stated)) or 'missing'}; k or "
+            f"activation_fn_kwargs must give one whole number from 1 to d_sae = {config['d_sae']}"
         )
     return int(whole[0])
 
@@ -194,12 +196,13 @@ def _d_out(config: Mapping[str, Any], where: str | os.PathLike[str]) -> int:
     if config["architecture"] in AUTOENCODERS:
         if config.get("d_out", config["d_in"]) != config["d_in"]:
             raise InputError(
-                f"{where}: d_out is {config['d_out']}; for an autoencoder it must equal d_in = "
+                f"{where}: d_out is {config['d_out']}; d_out of an autoencoder must equal d_in = "
                 f"{config['d_in']}"
             )
         return int(config["d_in"])
     if config.get("d_out", 0) < 1:
         raise InputError(
-            f"{where}: d_out is missing or less than 1; a transcoder needs d_out of at least 1"
+            f"{where}: d_out is {config.get('d_out', 'missing')}; d_out of a transcoder must be at "
+            "least 1"
         )
     return int(config["d_out"])

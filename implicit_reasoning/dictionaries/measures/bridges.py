@@ -57,8 +57,9 @@ def choose_bridges(source: ExampleSource) -> Bridges:
     found = concepts.get(f"e2@{dataset.positions[pos]}")
     if found is None or not source.where[pos]:
         raise NotApplicable(
-            f"the dictionaries read no states at position {dataset.positions[pos]!r}, or bridges "
-            "have fewer than two first facts on average"
+            f"this instrument needs states at position {dataset.positions[pos]!r} and at least two "
+            "first facts per bridge on average; the dictionaries do not read this position, or "
+            "bridges have fewer first facts"
         )
     role = dataset.truth["role1"][places.rows[places.row[found.chosen]]]
     in_distribution = np.asarray(role == ROLES.index("I"))

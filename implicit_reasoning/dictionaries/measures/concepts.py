@@ -153,7 +153,10 @@ class ConceptStates:
         """
         concepts = choose_concepts(source.run.dataset, source.split.places)
         if not concepts:
-            raise NotApplicable("no variable has values that each occur in several distinct states")
+            raise NotApplicable(
+                "this instrument needs a variable whose values occur in at least two distinct "
+                "states on average; there is no such variable"
+            )
         return cls(concepts)
 
     @cached_property

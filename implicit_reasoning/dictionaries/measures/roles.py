@@ -81,7 +81,7 @@ class Roles(DictionaryInstrument):
         if len(set(bridges.in_distribution.tolist())) < 2:
             raise NotApplicable(
                 "this instrument compares first facts in distribution with first facts out of "
-                "distribution, but this world has first facts of one of these kinds only"
+                "distribution; all first facts of this world are of one kind"
             )
         fit = np.flatnonzero(bridges.in_distribution & ~bridges.second)
         fitted = np.unique(bridges.values[fit])

@@ -208,8 +208,8 @@ class Use(DictionaryInstrument):
         choose_bridges(source)
         if dataset.hops != 2 or not written <= set(model.resid_sites[1:]):
             raise NotApplicable(
-                "this instrument needs a task with chains of two hops, and dictionaries whose "
-                "output is one site of the residual stream or is added to it"
+                "this instrument needs chains of two hops, and dictionaries that write to exactly "
+                "one site, which must be in the residual stream or be added to the residual stream"
             )
         return self.of(SwapPrompts.choose(dataset))
 
