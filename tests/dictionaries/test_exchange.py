@@ -120,7 +120,10 @@ def test_what_saelens_does_not_have(tmp_path, architecture, activation_fn, said)
     ("change", "said"),
     [
         ({"normalize_activations": "layer_norm"}, "normalize_activations = 'layer_norm'"),
-        ({"architecture": "temporal"}, "the architecture 'temporal'; supported architectures"),
+        (
+            {"architecture": "temporal"},
+            "architecture = 'temporal' is not supported; it must be one of",
+        ),
     ],
 )
 def test_what_cannot_be_read_of_saelens(tmp_path, change, said):
@@ -171,7 +174,7 @@ def test_what_circuit_tracer_does_not_have(tmp_path):
         finished(Transcoder(D, D, F), TopK(max_k=3)),
         finished(Autoencoder(D, D, F), ReLU()),
     )
-    with pytest.raises(InputError, match="no topk transcoders"):
+    with pytest.raises(InputError, match="does not support topk transcoders"):
         save_transcoder_set(tmp_path / "there", [top[:2]])
     with pytest.raises(InputError, match="architecture of layer 0 is Autoencoder; it must"):
         save_transcoder_set(tmp_path / "there", [other[:2]])
@@ -201,5 +204,7 @@ def test_gemma_scope(tmp_path):
         np.testing.assert_allclose(encoded(whole, params, x), acts, atol=1e-5)
         np.testing.assert_allclose(written(whole, params, x), out, atol=1e-5)
     np.savez(tmp_path / "other.npz", W=arrays["W_enc"])
-    with pytest.raises(InputError, match="not a Gemma Scope file: it has W, expected W_dec"):
+    with pytest.raises(
+        InputError, match="not a Gemma Scope file: it contains W; it must contain W_dec"
+    ):
         load_gemma_scope(tmp_path / "other.npz")

@@ -311,7 +311,7 @@ def test_a_named_instrument_that_does_not_apply_is_refused(run, made):
     of_all = [member._replace(steps=run.steps) for member in made.members]
     source = example_source(run, made)._replace(members=tuple(of_all))
     assert "answers" not in [one.name for one in api.choose_instruments(source)]
-    with pytest.raises(NotApplicable, match="each of these dictionaries reads all checkpoints"):
+    with pytest.raises(NotApplicable, match="does not apply to crosscoders"):
         api.choose_instruments(source, ["answers"])
     with pytest.raises(InputError, match="unknown instrument 'answer'; did you mean 'answers'"):
         api.choose_instruments(source, ["answer"])
