@@ -8,15 +8,15 @@ dictionary.py   combines architecture and activation function, for training and 
 states.py       finds the distinct states of a run, and splits off held-out states
 steps.py        runs training steps in one compiled loop
 population.py   trains many dictionaries in one program
-resolved.py     finds the members, shapes and settings that a configuration specifies
+resolved.py     finds the dictionaries and settings that a configuration specifies
 defaults.py     defines the default configuration
-train.py        trains a set of dictionaries of a run; training can be resumed
+train.py        trains a set of dictionaries, with resuming
 store.py        saves and loads sets of dictionaries
 
 instrument.py   defines the base class of the instruments that measure dictionaries
 measures/       contains these instruments
 measure.py      runs several instruments in one program
-api.py          measures missing results with `measure_dictionaries`, and lists the instruments
+api.py          defines `measure_dictionaries`, which computes missing results
 results.py      reads measured results
 baselines.py    makes baselines with which dictionaries are compared
 evolution.py    compares features across checkpoints and seeds

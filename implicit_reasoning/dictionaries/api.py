@@ -59,13 +59,13 @@ def measure_dictionaries(
     *,
     again: bool = False,
 ) -> xr.Dataset:
-    """Measure a set of dictionaries where results are missing, and return all results.
+    """Compute missing results of a set of dictionaries, and return all results.
 
     A saved result is valid for a checkpoint if the parameters of the model and of the dictionaries
     are unchanged since the measurement. The function measures all checkpoints without a valid
-    result and merges the new results into the saved file. If the parameters or the identity of the
-    run changed, the function reports the change on standard error. The returned table ignores a
-    file `measured.nc` that an earlier version wrote.
+    result and merges the new results into the saved file. If the run or the parameters changed, the
+    function reports the change on standard error. The returned table ignores a file `measured.nc`
+    that an earlier version wrote.
 
     Args:
       run: the run whose model the dictionaries were trained on.
@@ -76,7 +76,7 @@ def measure_dictionaries(
       again: whether to measure all checkpoints again and replace the saved results.
 
     Returns:
-      A dataset with the dimension `member`; `results.open_measured` describes its layout. The
+      A dataset with the dimension `member`. `results.open_measured` describes the layout. The
       dataset does not include results of user-defined instruments, which are only saved.
 
     Raises:
@@ -139,7 +139,8 @@ def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
     """Return the instrument with the given name or import path.
 
     A name is a key of `INSTRUMENTS`. An import path is `package.module:Class` or
-    `/path/to/file.py:Class`. If `name` is already an instrument, the function returns it unchanged.
+    `/path/to/file.py:Class`. If `name` is already an instrument, the function returns `name`
+    unchanged.
     """
     found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
     return found

@@ -51,7 +51,7 @@ class Architecture:
         return {"W_enc": encoder, "W_dec": decoder, "b_dec": y.mean(0)}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """Return the input of the encoder matrix. The base class returns `x`."""
+        """Return the vector that `W_enc` multiplies. The base class returns `x`."""
         return x
 
     def project(self, params: Params, x: Inputs) -> Features:
@@ -108,7 +108,10 @@ class Architecture:
         return acts @ self.rows(params)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the index of a parameter's feature axis, or None if no axis exists."""
+        """Return the index of the feature axis of the parameter `name`.
+
+        The result is None if the parameter has no feature axis.
+        """
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
@@ -130,13 +133,13 @@ class Architecture:
     def broadcast_over_features(
         self, values: Shaped[Array, " d_sae"], name: str
     ) -> Shaped[Array, "..."]:
-        """Reshape one value per feature so that it broadcasts against the parameter `name`."""
+        """Reshape an array of one value per feature to broadcast against the parameter `name`."""
         return {"W_enc": values[None], "W_dec": values[:, None]}.get(name, values)
 
 
 @dataclass(frozen=True)
 class Transcoder(Architecture):
-    """A dictionary that predicts the activations of one hook site from a second site.
+    """A dictionary whose input and target are activations of two different hook sites.
 
     For example, a transcoder reads `ln2.hook_normalized` and predicts `hook_mlp_out`.
 
@@ -189,10 +192,10 @@ class Autoencoder(Architecture):
 
 @dataclass(frozen=True)
 class Crosscoder(Autoencoder):
-    """An autoencoder of one hook site's activations at several checkpoints, concatenated.
+    """An autoencoder of the concatenated activations of one hook site at several checkpoints.
 
     A feature has one activation for all checkpoints, and one decoder row per checkpoint. The norm
-    of a feature is the sum of the norms of the decoder rows. The sparsity penalty uses this norm.
+    of a feature is the sum of the feature's decoder norms. The sparsity penalty uses this norm.
 
     Attributes:
       n_parts: number of checkpoints. `d_in` and `d_out` are `n_parts` times the site's width.
@@ -226,8 +229,8 @@ class CrossLayer(Architecture):
     A feature reads from one layer. The feature writes to the same layer and to all later layers.
 
     Attributes:
-      n_layers: number of layers. Inputs, outputs and features have `n_layers` equal parts, in layer
-        order.
+      n_layers: number of layers. Inputs, outputs and features are divided into `n_layers` equal
+        parts, in layer order.
 
     Source: Ameisen et al. 2025, "Circuit tracing", methods.
     """
@@ -287,9 +290,11 @@ class CrossLayer(Architecture):
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return the index of a parameter's feature axis, or None if no axis exists.
+        """Return the index of the feature axis of the parameter `name`.
 
-        The feature axis of `W_enc` and of `W_dec` contains the features of one layer.
+        The result is None if the parameter has no feature axis.
+
+        In `W_enc` and `W_dec`, this axis contains the features of one layer.
         """
         return 1 if name == "W_dec" else super().feature_axis(name)
 
@@ -312,7 +317,7 @@ class CrossLayer(Architecture):
     def broadcast_over_features(
         self, values: Shaped[Array, " d_sae"], name: str
     ) -> Shaped[Array, "..."]:
-        """Reshape one value per feature so that it broadcasts against the parameter `name`.
+        """Reshape an array of one value per feature to broadcast against the parameter `name`.
 
         In `W_enc` and `W_dec`, the first axis is the layer.
         """

@@ -1,9 +1,8 @@
 """Make baselines with which trained dictionaries are compared.
 
-Each baseline corresponds to a dictionary of the last checkpoint with the middle configured
-sparsity. Baselines with fitted parameters use the training states of this dictionary, with the same
-weight for all positions. Baselines are measured with the same code as dictionaries. The baselines
-are:
+Each baseline corresponds to a dictionary of the last checkpoint with the median sparsity. Baselines
+with fitted parameters use the training states of this dictionary, with the same weight for all
+positions. Baselines are measured with the same code as dictionaries. The baselines are:
 
 - `k-means`: each state is replaced by the nearest of d_sae centroids;
 - `linear`: a linear map, fitted by least squares, predicts the target from the input. Each
@@ -12,9 +11,9 @@ are:
 - `neurons`: for a transcoder, the features are the neurons of the MLP. For an autoencoder, the
   features are the coordinates of the activation vector. The k features with the largest activation
   times decoder norm are active in a state;
-- `class means`: each state is replaced by the nearest mean over all states with the same bridge
-  (intermediate entity) and position. The scores are upper bounds for features that represent
-  bridges;
+- `class means`: each state is replaced by the nearest class mean. A class contains all states with
+  the same bridge (intermediate entity) and the same position. The scores are upper bounds for
+  features that represent bridges;
 - `frozen decoder`: a dictionary that is trained with a fixed random decoder;
 - `untrained model`: a dictionary that is trained on states of the model at step 0. This baseline is
   omitted if the set already contains dictionaries of step 0.
@@ -69,7 +68,7 @@ class Candidate(NamedTuple):
       name: name of the baseline in tables, or `TRAINED` for a trained dictionary.
       member: the checkpoint and the hook sites that the candidate reads and writes.
       dictionary: the encoder and decoder of the candidate.
-      params: the parameters of the candidate, not stacked with other parameters.
+      params: the parameters of this candidate only.
     """
 
     name: str
@@ -80,15 +79,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class NearestCentroid(InferenceDictionary):
-    """A dictionary with one feature per centroid. Only the nearest centroid is active.
+    """A dictionary in which only the feature of the nearest centroid is active.
 
-    The active feature has activation 1. The columns of `W_enc` are the centroids `c`, and the
-    entries of `b_enc` are `-|c|^2 / 2`.
+    There is one feature per centroid. The active feature has activation 1. The columns of `W_enc`
+    are the centroids `c`, and the entries of `b_enc` are `-|c|^2 / 2`.
     """
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return 1 for the centroid nearest to each input, and 0 for all others."""
+        """Return one-hot activations, which are 1 for the nearest centroid."""
         closeness = self.architecture.project(params, x) + params["b_enc"][None]
         return jax.nn.one_hot(closeness.argmax(-1), self.architecture.d_sae, dtype=x.dtype)
 
@@ -108,7 +107,7 @@ class Neurons(InferenceDictionary):
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Return the activations of the k most active neurons, and 0 for all other neurons."""
+        """Return the activations of at most k neurons per input, and 0 for all other neurons."""
         acts = ACTIVATIONS[self.act_fn](
             self.architecture.project(params, x) + params["b_enc"][None]
         )

@@ -67,8 +67,8 @@ class Dictionary:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
           y: [batch, d_out] targets.
-          sparsity: coefficient of the penalty or number of active features, as
-            `ActivationFn.sparsity_kind` says.
+          sparsity: coefficient of the penalty or number of active features, depending on
+            `ActivationFn.sparsity_kind`.
           dead: [d_sae], whether each feature is dead.
 
         Returns:
@@ -99,7 +99,7 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Convert trained parameters to parameters for `for_inference()`.
+        """Convert trained parameters to parameters of the inference dictionary.
 
         The scales of inputs and targets are folded into the weights. The converted dictionary
         therefore reads unscaled inputs and predicts unscaled targets.
@@ -125,7 +125,10 @@ class Dictionary:
         return found
 
     def for_inference(self) -> InferenceDictionary:
-        """Return the dictionary for inference. `finish` returns the parameters."""
+        """Return the dictionary for inference.
+
+        The method `finish` computes the parameters of this dictionary.
+        """
         name = self.activation_fn.saelens_architecture
         max_k = getattr(self.activation_fn, "max_k", 0) if name == "topk" else 0
         return InferenceDictionary(self.architecture, name, max_k)

@@ -1,4 +1,4 @@
-"""Compare features across checkpoints and seeds, and find births of features.
+"""Compare features across checkpoints and seeds, and find when features appear.
 
 A feature is compared with the nearest feature of a second dictionary, by the cosine of decoder
 rows. For the null control, all decoder rows of the second dictionary are rotated by the same random
@@ -31,9 +31,9 @@ _SEED = 0
 
 
 class Evolution(BaseInstrument):
-    """Describes the results of `over_training`: names, definition and null controls.
+    """The name, definition and null controls of the results of `over_training`.
 
-    The class itself computes nothing.
+    The class only describes results. The function `over_training` computes the results.
     """
 
     name = "evolution"
@@ -57,7 +57,7 @@ class Evolution(BaseInstrument):
 
 
 def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
-    """Compare the features of each dictionary with those of an earlier checkpoint and other seeds.
+    """Compare the features of each dictionary across checkpoints and seeds.
 
     Args:
       made: the set of dictionaries.
@@ -65,12 +65,13 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         concepts, `best_feature` and `f1` [member, concept, value] are also needed.
 
     Returns:
-      A dataset with the dimension `member`. `kept` compares with the dictionary of the previous
-      checkpoint: the highest cosine with a feature of this dictionary, averaged over active
-      features. `agreement` compares with dictionaries of different seeds in the same way and is
-      averaged over these dictionaries. `kept_null` and `agreement_null` are the null controls.
-      `drift` [member, concept, value] is the cosine between a value's best feature and the best
-      feature at the previous checkpoint. Entries without a dictionary to compare with are nan.
+      A dataset with the dimension `member`. `kept` compares each dictionary with the dictionary of
+      the previous checkpoint. For each active feature, the function computes the highest cosine
+      with a feature of the second dictionary. `kept` is the mean of these cosines. `agreement` is
+      the same mean for dictionaries with different seeds. `kept_null` and `agreement_null` are the
+      null controls. `drift` [member, concept, value] is the cosine between a value's best feature
+      and the best feature at the previous checkpoint. If there is no second dictionary, the entry
+      is nan.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]
@@ -116,8 +117,8 @@ def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
       A dataset with the dimensions site, sparsity, concept and value. `birth` is the first step at
       which a feature stands for the value, or nan if there is no such step. `kept` is 1 if a
       feature stands for the value at the last step, nan if `birth` is nan, and 0 otherwise.
-      `standing` has the additional dimension step. Its entries are 1 if a feature stands for the
-      value at the step, nan if F1 is unknown, and 0 otherwise.
+      `standing` has the additional dimension step. The entries of `standing` are 1 if a feature
+      stands for the value at the step, nan if F1 is unknown, and 0 otherwise.
     """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)

@@ -1,4 +1,4 @@
-"""Define the base class of instruments that measure one dictionary in its model.
+"""Define the base class of instruments that measure dictionaries.
 
 An instrument has four methods. `examples` chooses the examples on the host, once for a set of
 dictionaries. `shared` computes values that all dictionaries of a checkpoint share. `measure`
@@ -135,7 +135,7 @@ class DictionaryInstrument(BaseInstrument):
         JAX traces this method, so the method must be pure.
 
         Args:
-          subject: the model and the states that the dictionary shares with further dictionaries.
+          subject: the model and its states.
           shared: the values that the method `shared` returned for the subject.
           encoded: the dictionary to measure, with its activations on the subject's states.
           inputs: the attribute `inputs` of the result of `examples`.

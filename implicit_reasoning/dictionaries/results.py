@@ -158,13 +158,17 @@ def trained_members(result: xr.Dataset) -> xr.Dataset:
 
 
 def middle_sparsity(result: xr.Dataset) -> float:
-    """Return the middle one of the trained dictionaries' sparsities."""
+    """Return the median sparsity of the trained dictionaries.
+
+    If the number of sparsities is even, the function returns the larger one of the two middle
+    sparsities.
+    """
     ordered = sorted(distinct(trained_members(result)["sparsity"]))
     return float(ordered[len(ordered) // 2])
 
 
 def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
-    """Select the trained dictionaries of one site with the middle sparsity.
+    """Select the trained dictionaries of one site with the median sparsity.
 
     The result contains all checkpoints and seeds.
     """
@@ -209,8 +213,8 @@ class Row(NamedTuple):
       null: the null control of `f1`. The bridges are permuted among the states several times, and
         `null` is the highest mean F1 of these permutations.
       average_precision: average precision of a bridge's best feature, averaged over bridges.
-      swap: share of prompts on which a swap of two bridges' features changes the answer to the
-        answer for the new bridge.
+      swap: share of prompts with the new bridge's answer after the features of two bridges are
+        swapped.
       low, high: ends of the 95% confidence interval of `swap`, clustered by bridge.
     """
 
@@ -233,10 +237,10 @@ class Row(NamedTuple):
 
 
 def make_rows(result: xr.Dataset) -> list[Row]:
-    """Make one row of scores per dictionary of the last step and per baseline.
+    """Make rows of scores for the dictionaries of the last step and for the baselines.
 
     The rows are ordered by site. For each site, dictionaries come before baselines. Dictionaries of
-    step 0 with the middle sparsity are included as the baseline "untrained model".
+    step 0 with the median sparsity are included as the baseline "untrained model".
 
     Args:
       result: the measured results of a set, from `open_measured`.

@@ -1,6 +1,6 @@
 """Compute matrix products that use only the k active features of each input.
 
-A dense decoder multiplies the rows of all d_sae features, although only k activations are not zero.
+A dense decoder multiplies the rows of all d_sae features, although only k activations are nonzero.
 The functions in this module gather the decoder rows of the active features, and scatter gradients
 to these rows only. A product therefore takes `2 * k * d_out` FLOPs per input instead of `2 * d_sae
 * d_out`. The backward pass of `gather_sum` uses `gather_dot`, and the backward pass of `gather_dot`

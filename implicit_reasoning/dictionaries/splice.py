@@ -1,8 +1,8 @@
-"""Splice a dictionary into a model: replace activations by the dictionary's output.
+"""Splice a dictionary into a model by replacing activations with its outputs.
 
-Splicing adds an edit to each hook site that the dictionary writes. This applies to autoencoders,
-transcoders and cross-layer transcoders. The edit of a site `s` adds two hook sites, which can be
-listed, edited and returned like hook sites of the model:
+Splicing adds an edit to each hook site that the dictionary writes. Splicing works in the same way
+for autoencoders, transcoders and cross-layer transcoders. The edit of a site `s` adds two hook
+sites, which can be listed, edited and returned like hook sites of the model:
 
 - `s.hook_acts`, [batch, pos, d_sae], contains the feature activations that the dictionary decodes;
 - `s.hook_error`, with the shape of `s`, contains the reconstruction error: the model's value of `s`

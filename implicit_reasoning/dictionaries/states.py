@@ -43,7 +43,7 @@ class Places(NamedTuple):
     pos: Int[np.ndarray, " state"]
 
     def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
-        """Return the locations where `keep` is true, with only the prompts that are needed."""
+        """Return the locations where `keep` is true, without unused prompts."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
@@ -84,7 +84,7 @@ def first_fact_keys(dataset: Dataset, places: Places) -> Int[np.ndarray, " state
     """Return, for each state, a number that identifies the first fact (e1, r1).
 
     Two states have equal numbers if their first two tokens are equal. A state at the first position
-    has only one token, and its number depends only on this token.
+    has only one token, which determines the number.
     """
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
     return begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)]
@@ -108,8 +108,8 @@ class Split(NamedTuple):
 def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
     """Divide the distinct states of a dataset into training states and held-out states.
 
-    From the second position on, the first two tokens determine whether a state is held out. States
-    with the same first fact are therefore either all held out or all not held out. At the first
+    From the second position on, the first two tokens determine whether a state is held out.
+    Therefore, either all or none of the states with a given first fact are held out. At the first
     position, the token determines whether a state is held out. The split depends only on the
     tokens, so training and measurement use the same split.
 

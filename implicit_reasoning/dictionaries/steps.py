@@ -123,8 +123,8 @@ class Pool(NamedTuple):
 class StepMeans(NamedTuple):
     """Metrics of training, averaged over steps.
 
-    `mse` is the squared error, `loss` also includes the terms of the activation function, `l0` is
-    the number of active features per state, and `dead` is the number of dead features.
+    `mse` is the squared error, and `loss` also includes the loss terms of the activation function.
+    `l0` is the number of active features per state, and `dead` is the number of dead features.
     """
 
     mse: Scalar

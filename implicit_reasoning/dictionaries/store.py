@@ -146,7 +146,10 @@ class Files:
 
     @property
     def measured_before(self) -> Path:
-        """Path of a file with results that only earlier versions of this package wrote."""
+        """Path of the results file of earlier package versions.
+
+        The current version does not write this file.
+        """
         return self.folder / "measured.nc"
 
     @property
@@ -231,7 +234,10 @@ class Dictionaries:
         ]
 
     def fingerprint(self, step: int) -> str:
-        """Return a hash of the members and parameters of all dictionaries of one step."""
+        """Return a hash of all dictionaries of one step.
+
+        The hash covers the members and the parameters.
+        """
         numbers = self.numbers(step=step)
         about = json.dumps([self.members[number]._asdict() for number in numbers]).encode()
         own = jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], self.params)
@@ -239,7 +245,7 @@ class Dictionaries:
 
     @cached_property
     def shown(self) -> list[int]:
-        """Indices of the dictionaries of the last checkpoint with the middle sparsity and seed 0.
+        """Indices of the dictionaries of the last checkpoint with the median sparsity and seed 0.
 
         There is one such dictionary per hook site. Baselines and dashboards use these dictionaries.
         """

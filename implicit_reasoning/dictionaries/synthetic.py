@@ -71,7 +71,9 @@ class Synthetic:
         return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
-        """Draw the coefficient of each direction in each state. Inactive directions have 0.
+        """Draw the coefficient of each direction in each state.
+
+        The coefficient of an inactive direction is 0.
 
         Directions 2i and 2i + 1 form a pair. A direction is active if a random number is below the
         frequency of the direction. With probability `together`, both directions of a pair use the

@@ -50,8 +50,8 @@ class ForwardPass(NamedTuple):
       y: [batch, d_out] targets.
       out: [batch, d_out] the dictionary's outputs.
       encoded: feature activations and pre-activations.
-      sparsity: coefficient of the penalty, or number of active features per input.
-        `ActivationFn.sparsity_kind` says which.
+      sparsity: coefficient of the penalty, or number of active features per input. The meaning
+        depends on `ActivationFn.sparsity_kind`.
       dead: bool [d_sae], whether each feature is dead.
     """
 
@@ -107,7 +107,8 @@ class ActivationFn(abc.ABC):
     ) -> Scalar:
         """Return the updated running threshold after a step.
 
-        Only BatchTopK and Matryoshka update the threshold.
+        The running threshold becomes the threshold of features for inference. Only BatchTopK and
+        Matryoshka update the running threshold.
         """
         return threshold
 
@@ -132,5 +133,5 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Return the function's parameters for activations that are multiplied by `norms`."""
+        """Rescale the function's parameters to multiply the activations by `norms`."""
         return {"b_enc": params["b_enc"] * norms}

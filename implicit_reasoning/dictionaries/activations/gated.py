@@ -2,9 +2,9 @@
 
 A gate selects the active features, and a second path computes their magnitudes. The L1 penalty
 applies to the gate only, so the penalty does not shrink magnitudes. The gate is trained with an
-auxiliary loss: the error of a reconstruction from gate activations. The penalty and the auxiliary
-loss have no gradient to the decoder. With a gradient of the penalty, decoder rows would shrink
-without limit.
+auxiliary loss: the error of a reconstruction from gate activations. No gradient of the penalty or
+of the auxiliary loss flows to the decoder. Otherwise, training would shrink decoder rows without
+limit to reduce the penalty.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
 section 3.2. In the paper and here, the auxiliary loss does not train the decoder. In SAELens, the

@@ -39,10 +39,11 @@ class JumpReLU(ActivationFn):
     """JumpReLU activation. The sparsity is the coefficient of the penalty.
 
     Attributes:
-      mode: form of the sparsity penalty: "step" for L0, or "tanh" for a sum of `tanh(4 * activation
-        * decoder_norm)`.
+      mode: "step" for the penalty L0, or "tanh" for the penalty `sum(tanh(4 * activation *
+        decoder_norm))`.
       threshold: initial threshold of all features.
-      bandwidth: width of the estimator's kernel, in units of pre-activations.
+      bandwidth: width of the kernel that estimates the threshold's gradient, in units of
+        pre-activations.
       revive: coefficient of a penalty for dead features. The penalty of a feature is
         `relu(threshold - pre) * decoder_norm`.
     """

@@ -41,7 +41,7 @@ class Matryoshka(BatchTopK):
             )
 
     def init(self, architecture: Architecture) -> Params:
-        """Return the initial parameters of BatchTopK.
+        """Check the nested widths, and return initial parameters.
 
         Raises:
           InputError: a nested width is at least d_sae.

@@ -3,8 +3,8 @@
 The output of a feature is the pre-activation times the decoder norm. TopK keeps the k features with
 the largest outputs for each input. BatchTopK keeps the `k * batch_size` largest outputs of a batch,
 so the number of active features varies between inputs. Training keeps a running mean of the
-smallest output that BatchTopK selects. For inference, a feature is active if its output exceeds
-this running mean.
+smallest output that BatchTopK selects. For inference, a feature is active if the output of the
+feature exceeds this running mean.
 
 TopK and BatchTopK have an auxiliary loss, AuxK. AuxK trains dead features to predict the
 reconstruction error.
@@ -204,7 +204,7 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 
 
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
-    """Find the `count`-th largest number of each row by bisection of the bits.
+    """Find the `count`-th largest number of each row, by bisection over bit patterns.
 
     The function first flips all bits of negative numbers except the sign bit. The bit patterns,
     read as integers, then have the same order as the floats. A sort would take ten times as long on

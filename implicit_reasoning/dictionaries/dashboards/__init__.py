@@ -5,9 +5,9 @@ saved pages, with `pages`.
 
 truths.py              finds the true values of states, and the names of these values
 feature_statistics.py  computes statistics of every feature
-labels.py              labels features, and judges the labels
-histories.py           follows features over checkpoints
-cards.py               selects the features to show, and collects their data
+labels.py              labels features, and tests labels against chance
+histories.py           describes how features change over checkpoints
+cards.py               selects the features to show, and collects data for cards
 features.html          is the template of the page
 """
 

@@ -110,7 +110,10 @@ class CardGroup(NamedTuple):
 
 
 class LabelCount(NamedTuple):
-    """For one concept, the numbers of features that stand for a value, strongly or weakly."""
+    """The numbers of features that represent values of one concept, strongly or weakly.
+
+    A concept is a variable at a position, such as "e2 @ r1".
+    """
 
     concept: str
     stands: int
@@ -126,7 +129,7 @@ class DictionaryCards(NamedTuple):
       n_features: number of features of the dictionary.
       active: number of features that are active on at least one state.
       counts: numbers of labelled features for each concept. Empty if there are no concepts.
-      nothing: number of active features that stand for no value.
+      nothing: number of active features that represent no value.
       groups: the feature cards, grouped by selection criterion.
     """
 
@@ -193,9 +196,10 @@ def _show(
 def choose_features(
     density: Float[np.ndarray, " feature"], found: Labelled | None
 ) -> dict[str, Int[np.ndarray, " some"]]:
-    """Select features for cards: features with the best labels, dense features, random features.
+    """Select the features that are shown on cards.
 
-    No feature is selected twice. Labels are ranked by their score on the facts on which the labels
+    The function selects features with the best labels, dense features and random features. No
+    feature is selected twice. Labels are ranked by their score on the facts on which the labels
     were chosen. Cards show scores on held-out facts, so the ranking does not bias these scores. The
     function selects the best feature of every concept, then the second-best feature of every
     concept, and so on. An easy concept therefore does not fill the page.
@@ -244,7 +248,7 @@ def _first(
 
 @dataclass(frozen=True)
 class FeatureLabels:
-    """The labels of a dictionary's features, with the scores and names for making labels."""
+    """Makes the labels of a dictionary's features from scores and names."""
 
     matches: Matches
     found: Labelled
@@ -256,7 +260,7 @@ class FeatureLabels:
         return make_label(self.found, self.matches, self.nulls, self.truth, feature)
 
     def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[LabelCount, ...]:
-        """For each concept, count the active features that stand for a value of the concept."""
+        """For each concept, count the active features that represent a value of the concept."""
         concept = self.found.concept[:, 0]
         return tuple(
             LabelCount(

@@ -7,9 +7,10 @@ active" as a predictor of "the state has the value", over states at the position
 on one half of the first facts (e1, r1) and scored on the second half.
 
 A label should explain the feature's activity at all positions. Values are therefore chosen by a
-modified F1. Its precision is multiplied by the share of the feature's activity at the concept's
-position. All positions have the same weight. For example, a feature may be active on bridges at r1
-and on a few states at r2. The ordinary F1 could select a value that only these few states share.
+modified F1. In the modified F1, the precision is multiplied by the share of the feature's activity
+at the concept's position. All positions have the same weight. For example, a feature may be active
+on bridges at r1 and on a few states at r2. The ordinary F1 could select a value that only these few
+states share.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Matches(NamedTuple):
 
     Attributes:
       value: numbers of the best-matching values, beginning with the best.
-      chosen: modified F1 on the first half of the facts, by which values are chosen. -1 for a value
-        with too few states in a half.
+      chosen: the score by which values are chosen, which is F1 with a penalty for activity at other
+        positions than the concept's. -1 for a value with too few states in a half.
       f1: F1 on the second half of the facts. nan where `chosen` is -1. All fields below also use
         the second half.
       both: number of states that have the value and activate the feature.
@@ -81,7 +82,7 @@ class Matches(NamedTuple):
 
 
 class FeatureTokens(NamedTuple):
-    """For each feature, the tokens with the largest direct changes of their logits.
+    """For each feature, the tokens whose logits the feature changes most.
 
     Attributes:
       promoted: tokens whose logits the feature increases most, in descending order of the change.
@@ -196,7 +197,12 @@ def feature_stats(
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
-    """Return whether a dictionary writes directly to the residual stream of one checkpoint."""
+    """Return whether a dictionary has a direct path to the logits.
+
+    The dictionary must belong to one checkpoint, and all written sites must be in the residual
+    stream or be added to the residual stream. A dictionary that writes to a site in the residual
+    stream must write to this site only.
+    """
     added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
     # A residual site includes the outputs to earlier residual sites, so these outputs do not add
     # up.
@@ -249,7 +255,8 @@ def match_features(
     Args:
       first: the half of the states on which values are chosen.
       second: the half of the states on which values are scored. The halves must not overlap.
-      n_values: number of values, which is static under `jax.jit`. Larger values are ignored.
+      n_values: number of values, which are numbered from 0. Larger numbers are ignored. Static
+        under `jax.jit`.
       share: for each feature, the share of the activity at the concept's position.
     """
     counts = (count_states(half, n_values) for half in (first, second))

@@ -1,4 +1,4 @@
-"""Compare a feature with features of dictionaries of other checkpoints."""
+"""Describe how features change over the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class History(NamedTuple):
 class Histories:
     """Histories of the features of one dictionary over checkpoints.
 
-    A history compares a feature with dictionaries of all checkpoints that have the same sites,
-    sparsity and seed.
+    A history compares a feature with one dictionary per checkpoint. All these dictionaries have the
+    same sites, sparsity and seed as the feature's dictionary.
     """
 
     def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
@@ -61,14 +61,14 @@ class Histories:
     def of(self, feature: int, label: Label | None, concept: str) -> History | None:
         """Return the history of a feature, or None if there is only one checkpoint.
 
-        - If the feature stands for a value, at least weakly, the history has two lines. The first
+        - If the feature represents a value, at least weakly, the history has two lines. The first
           line is the F1 of the value's best feature at each checkpoint. The second line is the
           cosine of this best feature with `feature`.
-        - If the feature stands for no value, the history has one line: the highest cosine with a
-          feature of each checkpoint.
+        - If the feature represents no value, the history has one line. The line is the highest
+          cosine with any feature at each checkpoint.
         - For a crosscoder, which is trained on several checkpoints at once, the history has one
-          line: the feature's decoder norm at each checkpoint, divided by the largest of these
-          norms.
+          line. The line is the feature's decoder norm at each checkpoint, divided by the largest of
+          these norms.
 
         Args:
           feature: index of the feature.

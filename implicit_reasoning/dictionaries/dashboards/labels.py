@@ -1,8 +1,8 @@
 """Label features by values of ground-truth variables, and compare scores with chance.
 
-A label is a statement such as "e2 @ r1 = <e_12>": at position r1, the variable e2 has the value
-<e_12>. `feature_statistics.py` chooses the label on one half of the first facts (e1, r1). All
-scores of the label are computed on the second half.
+The label "e2 @ r1 = <e_12>" says that the variable e2 has the value <e_12> in states at position
+r1. `feature_statistics.py` chooses the label on one half of the first facts (e1, r1). All scores of
+the label are computed on the second half.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
 
 
 class Label(NamedTuple):
-    """The label of a feature, which is its best-matching value, with scores.
+    """The label of a feature: the value that the feature matches best.
 
     All scores are computed on facts that were not used to choose the label.
 
@@ -36,19 +36,20 @@ class Label(NamedTuple):
       value: number of the concept's value.
       name: text of the label, such as `e2 @ r1 = <e_12>`.
       own_token: whether the label only names the token at its position, as in `r1 @ r1`.
-      f1: F1 of "is active" as a predictor of "has the value".
+      f1: F1 of "the feature is active" as a predictor of "the state has the value".
       null: the null control of `f1`. The values of the concept are permuted among the states
         several times. For each permutation, the F1 of the best feature is averaged over values.
         `null` is the highest of these means.
       chance: an upper limit of F1 by chance. If values are permuted, the F1 of this feature and
         value exceeds `chance` with a probability of at most `MAX_CHANCE`.
-      average_precision: average precision of the feature's activation as a predictor of "has the
-        value".
+      average_precision: average precision of the feature's activation as a predictor of "the state
+        has the value".
       average_precision_null: the null control of `average_precision`, computed like `null`.
       both: number of states that have the value and activate the feature.
       n_active: number of states at the position that activate the feature.
       n_value: number of states that have the value.
-      verdict: whether the feature stands for the value: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`.
+      verdict: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`. The verdict says whether the feature
+        represents the value.
     """
 
     concept: int
@@ -67,22 +68,28 @@ class Label(NamedTuple):
 
     @property
     def stands(self) -> bool:
-        """Whether the feature stands for the value, at least weakly."""
+        """Whether the feature represents the label's value, at least weakly."""
         return self.verdict != NOTHING
 
     @property
     def precision(self) -> float:
-        """Share of active states that have the label's value. nan if no state is active."""
+        """Share of the feature's active states that have the label's value.
+
+        The precision is nan if no state is active.
+        """
         return self.both / self.n_active if self.n_active else np.nan
 
     @property
     def recall(self) -> float:
-        """Share of the states with the label's value that are active. nan if there are none."""
+        """Share of the states with the label's value on which the feature is active.
+
+        The recall is nan if no state has the value.
+        """
         return self.both / self.n_value if self.n_value else np.nan
 
 
 class OtherMatch(NamedTuple):
-    """A value that a feature matches in addition to the label's value, with the F1."""
+    """The name and F1 of an additional value that a feature matches."""
 
     name: str
     f1: float
@@ -122,8 +129,8 @@ class Labelled(NamedTuple):
         no more pairs.
       f1: F1 of each pair on facts that were not used to choose the pair.
       chance: upper limit of the first pair's F1 by chance, described at `Label.chance`.
-      stands: whether the feature stands for the value of the first pair.
-      weakly: whether the feature stands weakly for the value of the first pair.
+      stands: whether the feature represents the value of the first pair.
+      weakly: whether the feature represents the value of the first pair weakly.
     """
 
     concept: Int[np.ndarray, "feature pair"]
@@ -136,18 +143,21 @@ class Labelled(NamedTuple):
 
     @property
     def nothing(self) -> Bool[np.ndarray, " feature"]:
-        """For each feature, whether the feature does not stand for any value, not even weakly."""
+        """For each feature, whether the feature represents no value."""
         return ~(self.stands | self.weakly)
 
     def verdict(self, feature: int) -> str:
-        """Return the verdict of a feature: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`."""
+        """Return whether a feature represents the value in its label.
+
+        The result is `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`.
+        """
         if self.stands[feature]:
             return STANDS_FOR
         return STANDS_WEAKLY if self.weakly[feature] else NOTHING
 
 
 def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Labelled:
-    """Choose the label of every feature, and test whether the feature stands for the label.
+    """Choose the label of every feature, and test the label against chance.
 
     Args:
       matches: for each concept and feature, the best-matching values.
@@ -175,7 +185,7 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """Return an upper limit, by chance, of the number of active states with the value.
+    """Return how many active states with the value are plausible by chance.
 
     If values are permuted among the states at random, the number of active states with the value
     has a hypergeometric distribution. This number exceeds the returned limit with a probability of
@@ -230,8 +240,8 @@ def make_label(
 def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
     """Return the values that a feature matches in addition to the label's value.
 
-    The function returns a value if both of its scores are at least `MIN_WEAK_F1`. The scores are
-    the score by which the value was chosen, and the F1 on held-out facts.
+    The function returns values for which two scores are at least `MIN_WEAK_F1`. The first score is
+    the score by which the value was chosen. The second score is F1 on held-out facts.
     """
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [

@@ -4,12 +4,12 @@
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
 A folder contains either a cross-layer transcoder or a set with one transcoder per layer. Two
-packages read these folders. The original is circuit-tracer of decoderesearch (formerly of
-safety-research), which is installed from its repository. The PyPI package `circuit-tracer` (0.5.0)
-is a fork by different authors. Both packages use the same arrays. The fork uses JumpReLU if the
-arrays include thresholds, and ReLU otherwise. The original also reads the fields `activation` and
-`k` of `config.yaml`. This module exports only ReLU and JumpReLU, and writes neither field. Both
-packages therefore read exported folders in the same way.
+packages read these folders. The original circuit-tracer, by decoderesearch (formerly
+safety-research), is installed from GitHub. The PyPI package `circuit-tracer` (0.5.0) is a fork.
+Both packages use the same arrays. The fork uses JumpReLU if the arrays include thresholds, and ReLU
+otherwise. The original also reads the fields `activation` and `k` of `config.yaml`. This module
+exports only ReLU and JumpReLU, and writes neither field. Both packages therefore read exported
+folders in the same way.
 
 The import rejects `activation: topk` and negative thresholds, because both can cause negative
 activations. With `activation: topk`, the original keeps the k largest pre-activations even if these
@@ -111,9 +111,9 @@ def load_transcoder_set(
       n_layers: required number of layers. By default, any number is accepted.
 
     Raises:
-      InputError: the folder does not contain a set of transcoders, a layer is missing, layers have
-        different widths, an array is missing, unknown or has a wrong shape, a threshold is
-        negative, or a field of the config is not supported.
+      InputError: the folder does not contain a set of transcoders; a layer or an array is missing;
+        an array is unknown or has a wrong shape; layers have different widths; a threshold is
+        negative; or a field of the config is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _SET)
@@ -195,9 +195,9 @@ def load_cross_layer(
       The cross-layer transcoder and its parameters.
 
     Raises:
-      InputError: the folder does not contain a cross-layer transcoder, a layer is missing, an array
-        is missing, unknown or has a wrong shape, a threshold is negative, or a field of the config
-        is not supported.
+      InputError: the folder does not contain a cross-layer transcoder; a layer or an array is
+        missing; an array is unknown or has a wrong shape; a threshold is negative; or a field of
+        the config is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _CROSS_LAYER)

@@ -120,8 +120,8 @@ def load_saelens(
       the fields about the origin of the dictionary.
 
     Raises:
-      InputError: a file is missing or damaged, an array is missing, unknown or has a wrong shape,
-        or a field of the config is unknown or has an unsupported value.
+      InputError: a file is missing or damaged; an array is missing or unknown, or has a wrong
+        shape; or a field of the config is unknown or has an unsupported value.
     """
     folder = local_path(folder)
     path = folder / "sae_weights.safetensors"
@@ -183,7 +183,9 @@ def _pop_factors(
         return None
     factors = arrays.pop(names[0])
     if factors.shape != (d_sae,):
-        raise InputError(f"{where}: {names[0]} has shape {factors.shape}; it must have {(d_sae,)}")
+        raise InputError(
+            f"{where}: {names[0]} has shape {factors.shape}; it must have shape {(d_sae,)}"
+        )
     if np.all(factors == 1):
         return None
     if not used:

@@ -2,7 +2,7 @@
 
 pareto.py     draws reconstruction quality against the number of active features
 baselines.py  compares dictionaries with baselines
-matches.py    draws what features stand for, how they split, and by which roles they are active
+matches.py    draws which values features represent, and how features of bridges change
 use.py        draws whether answers change as predicted when features are changed
 training.py   draws births, persistence and superposition of features over training
 """

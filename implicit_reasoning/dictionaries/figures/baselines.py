@@ -22,7 +22,7 @@ _QUANTITIES = {
 
 
 def baselines(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw a table of the scores of dictionaries and baselines at the middle sparsity.
+    """Draw a table of the scores of dictionaries and baselines at the median sparsity.
 
     The table contains the dictionaries of the last checkpoint. The function returns None if there
     are no baselines.
@@ -55,7 +55,7 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Compute scores at the middle sparsity, averaged over seeds.
+    """Compute scores at the median sparsity, averaged over seeds.
 
     The result has the dimensions [site, what, quantity]. The labels of `what` are "trained" and the
     names of the baselines. The labels of `quantity` are the names of the scores.

@@ -66,7 +66,7 @@ def over_steps(
       ax: the axes to draw in.
       values: [member], the values to plot, with the coordinate `step`.
       label: label of the line in the legend.
-      ends: the keys `low` and `high` with the ends of the shaded intervals. By default, the range
+      ends: the ends of the shaded intervals, with the keys `low` and `high`. By default, the range
         over seeds is shaded.
       style: keyword arguments for `Axes.plot`. The key `color` is required.
     """

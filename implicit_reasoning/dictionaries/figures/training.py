@@ -92,7 +92,11 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Plot number and overlap of feature directions, and the dimension of states, over training."""
+    """Plot the superposition of features over training.
+
+    The figure shows the number and the overlap of directions, and the effective dimension of the
+    states.
+    """
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}

@@ -25,10 +25,11 @@ _ROWS = {
 
 
 def uses(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot the model's answers after changes of features, over training.
+    """Plot how the model's answers change after changes of features.
 
-    The figure compares the kinds of changes and the rules for choosing features. The function
-    returns None if `use` was not measured, or if all measured sites are after the last block.
+    The x axis is the training step. The figure compares kinds of changes and rules for choosing
+    features. The function returns None if `use` was not measured, or if all measured sites are
+    after the last block.
     """
     if "rule" not in result.dims:
         return None

@@ -2,11 +2,11 @@
 
 reconstruction.py   measures reconstruction quality and sparsity (computed by metrics.py)
 answers.py          measures the model's answers with the dictionary spliced in
-concepts.py         finds features for values of truth variables (matched by matching.py)
+concepts.py         finds features for values of ground-truth variables (with matching.py)
 roles.py            measures a bridge's feature on facts in and out of distribution
 absorption.py       measures whether features of single facts absorb the feature of a bridge
 superposition.py    compares the number of directions with the number of dimensions
-use.py              measures whether the model's answers follow edits of features
+use.py              measures whether answers change as predicted when features are changed
 
-bridges.py          chooses the states at the first position that determines a chain's bridge
+bridges.py          chooses states in which the bridge of a chain is determined
 """

@@ -1,13 +1,13 @@
 """Measure how often features of single facts absorb the feature of a bridge.
 
 A bridge e is the intermediate entity of a two-hop chain, and the states of e are states whose
-prefix determines e. The feature of e is chosen on half of the facts and measured on the second
-half. A state of e is silent if the feature of e is inactive. A silent state is absorbed if a second
-feature meets two conditions. First, the second feature is active in less than half of the states of
-e. Second, this feature contributes at least the share `MIN_PROJECTION` of the dictionary's output
-along the direction of e. The direction of e points from the mean of all states to the mean of the
-states of e. Both means use only the facts on which the feature of e was chosen. The null control
-uses the direction of a different bridge.
+prefix determines e. The feature of e is chosen on half of the facts and measured on the remaining
+facts. A state of e is silent if the feature of e is inactive. A silent state is absorbed if a
+different feature f meets two conditions. The feature f is active in less than half of the states of
+e. The feature f contributes at least the share `MIN_PROJECTION` of the dictionary's output along
+the direction of e. The direction of e points from the mean of all states to the mean of the states
+of e. Both means use only the facts on which the feature of e was chosen. The null control uses the
+direction of a different bridge.
 
 Absorption is meaningful only if the feature mostly represents its bridge. Tables therefore include
 only bridges whose feature has an F1 of at least `MIN_F1`.
@@ -60,7 +60,10 @@ class Absorption(DictionaryInstrument):
     nulls = {"another bridge": "absorbed_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states at the first position at which the prefix determines the bridge."""
+        """Choose the states at the first position at which the prefix determines the bridge.
+
+        A bridge is the intermediate entity e2 of a chain, which follows from (e1, r1).
+        """
         bridges = choose_bridges(source)
         return without_examples(bridges, {"bridge": range(bridges.n_values)})
 
@@ -104,7 +107,7 @@ def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
 def directions(
     states: Float[Array, "state width"], of_value: Float[Array, "value state"]
 ) -> Float[Array, "value width"]:
-    """Return the direction of each value: its mean state minus the mean of all states.
+    """Return unit vectors from the mean of all states to the mean state of each value.
 
     Args:
       states: [state, width], activations of the model.

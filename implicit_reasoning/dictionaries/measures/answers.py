@@ -70,7 +70,7 @@ class Spliced(DictionaryInstrument):
     needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose evaluation prompts from every split of chains.
+        """Choose evaluation prompts from every split of the dataset that contains chains.
 
         The prompts are clustered by bridge (intermediate entity).
         """

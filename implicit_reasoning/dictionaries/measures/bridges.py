@@ -39,7 +39,10 @@ class Bridges(NamedTuple):
 
 
 def bridge_position(dataset: Dataset) -> int:
-    """Return the index of the first position at which the prefix determines the bridge."""
+    """Return the index of the first position at which the prefix determines the bridge.
+
+    A bridge is the intermediate entity e2 of a chain, which follows from (e1, r1).
+    """
     return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 

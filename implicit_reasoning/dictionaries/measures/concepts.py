@@ -68,16 +68,15 @@ class Concept(NamedTuple):
 
 
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
-    """Choose the pairs of a variable and a position that are measured.
+    """Choose the concepts, which are pairs of a variable and a position.
 
-    Such a pair is a concept. A variable is known at a position if the tokens up to the position
-    determine the variable. Each variable has one concept per position at which the variable is
-    known. `FACT`, the first fact of a chain, has one concept per position after the position at
-    which the bridge becomes known.
+    A variable is known at a position if the tokens up to the position determine the variable. Each
+    variable has one concept per position at which the variable is known. `FACT`, the first fact of
+    a chain, has one concept per position after the position at which the bridge becomes known.
 
     The states of a concept are divided into two halves that share no first facts. Features can
-    therefore be scored on facts that were not used to choose features. For the concepts of `FACT`,
-    both halves contain the same facts but different states.
+    therefore be chosen and scored on different facts. For the concepts of `FACT`, both halves
+    contain the same facts but different states.
 
     Args:
       dataset: the run's dataset.
@@ -166,10 +165,10 @@ class ConceptStates:
 
     @cached_property
     def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """For each half, the indices and the values of the states.
+        """For each half of the states, an array of state indices and an array of values.
 
-        All arrays have the dimensions [concept, state]. Short concepts are padded with -1, so one
-        program measures all concepts.
+        All arrays have the dimensions [concept, state]. Concepts with few states are padded with
+        -1, so one program measures all concepts.
         """
         return tuple(self._half(second) for second in (False, True))
 

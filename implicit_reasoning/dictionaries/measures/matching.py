@@ -1,9 +1,9 @@
-"""Find the best feature for each value of a variable, and score the feature on new states.
+"""Find the best feature for each value of a variable, and score the feature.
 
-The best of many features has a high score by chance. Consider a value of ten states among a
-thousand, and 2,048 features that are unrelated to the value. The best of these features reaches an
-AUROC of .80. The feature of a value is therefore chosen on one half of the states and scored on the
-second half. The null control permutes the values among the states.
+The best of many features has a high score by chance. For example, suppose that 10 of 1,000 states
+have a value, and that 2,048 features are unrelated to the value. The best of these features reaches
+an AUROC of .80. The feature of a value is therefore chosen on one half of the states and scored on
+the second half. The null control permutes the values among the states.
 
 The chosen feature has the highest F1 of "the feature is active" as a predictor of "the state has
 the value". The scores are this F1 and the average precision of the activation. A dense feature can
@@ -49,7 +49,7 @@ class Ranked(NamedTuple):
 
     Attributes:
       order: index of the state at each rank.
-      last: for each rank, the number of states with at least the activation of the state at this
+      last: for each rank, the number of states whose activation is at least the activation at this
         rank.
     """
 

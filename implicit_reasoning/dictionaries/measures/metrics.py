@@ -1,9 +1,10 @@
 """Compute reconstruction quality and sparsity of a dictionary.
 
 The metrics have SAELens's names. Explained variance is `1 - sum ||y - y^||^2 / sum ||y -
-mean(y)||^2`. From March 2025 to March 2026, SAELens omitted `mean(y)`, which counts a constant
-offset as explained variance. `explained_variance_legacy` is computed for each state separately. The
-SAEBench paper reports the mean of these values over states.
+mean(y)||^2`. Here y^ is the dictionary's output for the target y. From March 2025 to March 2026,
+SAELens omitted `mean(y)`, which counts a constant offset as explained variance.
+`explained_variance_legacy` is computed for each state separately. The SAEBench paper reports the
+mean of these values over states.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs
 
 
 class Answers(NamedTuple):
-    """Scores of the answers of a model, which may be edited, to several questions.
+    """Scores of a model's answers to several questions.
+
+    The model may contain edits, such as a spliced dictionary.
 
     Attributes:
       ce: cross-entropy of the right answer, in nats.

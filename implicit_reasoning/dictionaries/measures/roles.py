@@ -43,8 +43,8 @@ class RoleStates(NamedTuple):
       fit: int [fit], indices into `bridges` of the in-distribution states on which features are
         chosen.
       group: int [state], indices into `bridges` of the states to measure.
-      other: int [state], for the null control: a bridge that has a chosen feature and differs from
-        the state's bridge.
+      other: int [state], a different bridge than the state's bridge, for the null control. A
+        feature is also chosen for this bridge.
     """
 
     bridges: Bridges
@@ -108,7 +108,11 @@ class Roles(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: RoleStates,
     ) -> dict[str, Array]:
-        """Measure whether the feature of the state's bridge and the control feature are active."""
+        """For each state, measure whether two features are active.
+
+        The first feature is chosen for the state's bridge. The second feature is the null control,
+        which is chosen for a different bridge.
+        """
         bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
         values = jnp.asarray(bridges.values)[inputs.fit]
         feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)

@@ -1,4 +1,4 @@
-"""Measure superposition: whether there are more directions than dimensions.
+"""Measure superposition, in which there are more directions than dimensions.
 
 The directions are either decoder rows or class means of bridges. Only features that are active on
 at least one state are used. The mean of all states is subtracted from the class means. Three
@@ -65,7 +65,7 @@ class Superposition(DictionaryInstrument):
         return without_examples(None)
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute the effective number of dimensions of the states, a participation ratio."""
+        """Compute the effective number of dimensions of the states (participation ratio)."""
         centred = subject.y - subject.y.mean(0)[None]
         covariance = centred.T @ centred / len(centred)
         effective = jnp.trace(covariance) ** 2 / (covariance**2).sum()
@@ -99,7 +99,10 @@ class BridgeSuperposition(DictionaryInstrument):
     nulls = {"random directions": "bridge_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose the states at the first position at which the prefix determines the bridge."""
+        """Choose the states at the first position at which the prefix determines the bridge.
+
+        A bridge is the intermediate entity e2 of a chain, which follows from (e1, r1).
+        """
         return without_examples(choose_bridges(source))
 
     def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:

@@ -7,8 +7,8 @@ are:
 
 - `swap`: the feature of e is set to 0, and the feature of e' is set to its mean positive activation
   on prompts with the bridge e';
-- `clamp`: the feature of e' is set to the same mean activation, and the feature of e does not
-  change;
+- `clamp`: the feature of e' is set to the same activation as in `swap`, and the feature of e does
+  not change;
 - `ablate`: the feature of e is set to 0;
 - `ablate another`: the feature of e' is set to 0. The feature of e' should be inactive, so any
   effect is a side effect.
@@ -67,11 +67,11 @@ _SEED = 0
 
 
 class Swaps(NamedTuple):
-    """Prompts in which the features of one bridge are swapped for those of a new bridge.
+    """Prompts in which the feature of a bridge is replaced by the feature of a new bridge.
 
-    A pair consists of a prefix (e1, r1) and a new bridge. A pair has one case per relation r2, if
-    the new bridge has a fact with r2 and the answer differs from the answer for the old bridge. A
-    case is one prompt (e1, r1, r2).
+    A case is a prompt (e1, r1, r2) with a new bridge. A pair contains the cases with the same (e1,
+    r1) and the same new bridge. There is a case for a relation r2 if the new bridge has an answer
+    that differs from the old bridge's answer.
 
     Attributes:
       tokens: int32 [case, pos], the prompt of each case.
@@ -95,9 +95,9 @@ def choose_swaps(dataset: Dataset) -> Swaps:
     """Choose prefixes (e1, r1) of two-hop chains, and a new bridge for each prefix.
 
     Features are chosen on the rows that `rows_to_fit` returns. The prefixes are first facts of
-    training chains that do not occur in these rows. The new bridges are bridges that occur in these
-    rows. Expected answers use only facts that training uses at the second hop, because a model may
-    not know any other fact at this hop. The function chooses at most `_PAIRS` prefixes.
+    training chains. First facts in these rows are excluded. The new bridges are bridges that occur
+    in these rows. Expected answers use only facts that training uses at the second hop, because a
+    model may not know any other fact at this hop. The function chooses at most `_PAIRS` prefixes.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
@@ -170,8 +170,9 @@ class SwapPrompts(NamedTuple):
 class Use(DictionaryInstrument):
     """Changes the features of bridges and measures the model's answers.
 
-    There are three outcomes. `moved` is the right answer for the new bridge. `unchanged` is the
-    answer without the change. `other` is any remaining answer.
+    The outcome of a change is `moved`, `unchanged` or `other`. `moved` means the right answer for
+    the new bridge. `unchanged` means the same answer as without the change. `other` means any
+    remaining answer.
     """
 
     name = "use"
@@ -201,7 +202,7 @@ class Use(DictionaryInstrument):
 
         Raises:
           NotApplicable: the chains do not have two hops, or a dictionary does not write to exactly
-            one site of the residual stream or one output that is added to the residual stream.
+            one site that is in the residual stream or is added to the residual stream.
         """
         model, dataset = source.run.model, source.run.dataset
         written = {_residual(member.write) for member in source.members}
@@ -215,7 +216,10 @@ class Use(DictionaryInstrument):
 
     @staticmethod
     def of(inputs: SwapPrompts) -> Examples:
-        """Return all cases as examples, clustered by the replaced bridge."""
+        """Return one example per case, clustered by the replaced bridge.
+
+        A case is a prompt with a new bridge.
+        """
         swaps = inputs.swaps
         coords = {"rule": RULES, "change": CHANGES, "outcome": OUTCOMES}
         return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
@@ -263,7 +267,7 @@ class Use(DictionaryInstrument):
         return {"use": outcome, "use_all": all_of, "first_of_pair": jnp.asarray(first)}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the variables `use_cases` and `use_pairs`, the numbers of cases and of pairs."""
+        """Add the number of cases as `use_cases` and the number of pairs as `use_pairs`."""
         pair = examples.inputs.swaps.pair
         return result.assign(use_cases=len(pair), use_pairs=len(np.unique(pair)))
 
