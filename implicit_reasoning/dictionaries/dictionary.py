@@ -204,7 +204,7 @@ class InferenceDictionary:
 
 
 def describe(dictionary: InferenceDictionary) -> dict[str, str]:
-    """Describe the architecture, the widths and the activation function as strings."""
+    """Describe a dictionary's architecture, widths and activation function as strings."""
     architecture, name = dictionary.architecture, dictionary.saelens_architecture
     widths = (architecture.d_in, architecture.d_sae, architecture.d_out)
     return {

@@ -66,12 +66,12 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
 
     Returns:
       A dataset with the dimension `member`. `kept` compares each dictionary with the dictionary of
-      the previous checkpoint. For each active feature, the function computes the highest cosine
-      with a feature of the second dictionary. `kept` is the mean of these cosines. `agreement` is
-      the same mean for dictionaries with different seeds. `kept_null` and `agreement_null` are the
-      null controls. `drift` [member, concept, value] is the cosine between a value's best feature
-      and the best feature at the previous checkpoint. If there is no second dictionary, the entry
-      is nan.
+      the previous checkpoint. `kept` is the highest cosine of an active feature with a feature of
+      the previous checkpoint, averaged over active features. `agreement` is the same mean for
+      dictionaries with different seeds. `kept_null` and `agreement_null` are the null controls.
+      `drift` [member, concept, value] is the cosine between a value's best feature and the best
+      feature at the previous checkpoint. If there is no dictionary to compare with, the entry is
+      nan.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]

@@ -25,7 +25,7 @@ FIELDS: dict[str, Field] = {
     "name": Field(str, "name of the set; results are saved in dictionaries/<name>", "autoencoder"),
     "architecture": Field(
         str,
-        "architecture, such as autoencoder or transcoder; see architectures.py",
+        "autoencoder, transcoder, skip_transcoder, crosscoder or cross_layer",
         "autoencoder",
     ),
     "activation_fn": Field(
@@ -48,7 +48,7 @@ FIELDS: dict[str, Field] = {
     ),
     "options.revive": Field(
         float,
-        "jumprelu: coefficient of the penalty on dead features' distance to the threshold",
+        "jumprelu: coefficient of a penalty that moves dead features towards their thresholds",
         None,
         0,
         INFINITE,
@@ -56,17 +56,21 @@ FIELDS: dict[str, Field] = {
     ),
     "read": Field(
         tuple,
-        "sites that are read; empty: hook_resid_post of every block, or ln2.hook_normalized for "
-        "transcoders",
+        "hook sites that dictionaries read; empty: hook_resid_post of every block, or "
+        "ln2.hook_normalized of every block for transcoders",
         (),
     ),
-    "write": Field(tuple, "sites that are written; must have as many sites as read", ()),
-    "positions": Field(tuple, "names of positions, with equal weights; empty: all", ()),
+    "write": Field(tuple, "hook sites that transcoders write, one for each site in read", ()),
+    "positions": Field(
+        tuple, "names of the positions to train on, with equal weights; empty: all", ()
+    ),
     "sparsities": Field(
-        tuple, "sparsities; each is trained for every site, checkpoint and seed", (4.0, 8.0, 16.0)
+        tuple,
+        "sparsities; one dictionary for each sparsity, site, checkpoint and seed",
+        (4.0, 8.0, 16.0),
     ),
     "width": Field(
-        int, "number of features; for cross_layer, in all layers together", 512, 1, MAX_INT
+        int, "number of features; for cross_layer, the total of all layers", 512, 1, MAX_INT
     ),
     "seeds": Field(
         int, "number of dictionaries per sparsity, with different initialisations", 1, 1, MAX_INT
@@ -80,19 +84,20 @@ FIELDS: dict[str, Field] = {
         MAX_INT,
     ),
     "steps": Field(
-        tuple, "steps of the checkpoints, which replace `checkpoints`; empty: not used", ()
+        tuple, "training steps of the checkpoints; empty: `checkpoints` selects them", ()
     ),
     "start": Field(
         str,
-        "initialisation of each checkpoint's dictionaries: 'cold' (new), or those of the "
-        "checkpoint before ('forwards') or after ('backwards'), which makes features look older "
-        "than they are",
+        "initial parameters of the dictionaries of a checkpoint: 'cold' (random), 'forwards' "
+        "(from the previous checkpoint) or 'backwards' (from the next checkpoint); 'forwards' "
+        "and 'backwards' make features look older than they are",
         "cold",
         choices=("cold", "forwards", "backwards"),
     ),
     "normalize": Field(
         bool,
-        "scale states to a mean norm of sqrt(width); folded into the weights after training",
+        "scale states to a mean norm of sqrt(width); the scale is folded into the weights after "
+        "training",
         True,
     ),
     "baselines": Field(bool, "also measure baselines", True),
@@ -123,7 +128,7 @@ FIELDS: dict[str, Field] = {
     ),
     "training.dead_after": Field(
         int,
-        "steps without activity after which a feature counts as dead",
+        "a feature is dead after more than this number of steps without activity",
         100,
         0,
         MAX_INT,
@@ -137,7 +142,7 @@ FIELDS: dict[str, Field] = {
         bool, "keep the decoder at its random initialisation; a baseline", False, before=False
     ),
     "training.resample_every": Field(
-        int, "steps between replacements of dead features; 0: never", 0, 0, MAX_INT, before=0
+        int, "steps between resamplings of dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
 """Fields by dotted name. The `options` of a user's activation function are not listed."""

@@ -63,7 +63,7 @@ class ResolvedSet:
 def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     """Find the dictionaries and training settings that a configuration specifies for a run.
 
-    Training reads its settings only from the result.
+    Training uses only the returned settings and does not read `config`.
 
     Raises:
       InputError: a checkpoint or site does not exist in the run, a value is invalid, or two values

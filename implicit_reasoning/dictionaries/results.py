@@ -62,7 +62,7 @@ def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member
     Args:
       results: the result of each instrument, keyed by the instrument's name. The members of a
         result may have any order.
-      members: the dictionaries, in the order for the joined dataset.
+      members: the dictionaries, in the order that the joined dataset should have.
     """
     steps = {member.step for member in members}
     trained_keys = _numbered(

@@ -1,4 +1,4 @@
-"""Splice a dictionary into a model by replacing activations with its outputs.
+"""Splice a dictionary into a model by replacing activations with the dictionary's outputs.
 
 Splicing adds an edit to each hook site that the dictionary writes. Splicing works in the same way
 for autoencoders, transcoders and cross-layer transcoders. The edit of a site `s` adds two hook

@@ -247,7 +247,8 @@ class Dictionaries:
     def shown(self) -> list[int]:
         """Indices of the dictionaries of the last checkpoint with the median sparsity and seed 0.
 
-        There is one such dictionary per hook site. Baselines and dashboards use these dictionaries.
+        There is one index per written hook site. Baselines and dashboards use the dictionaries with
+        these indices.
         """
         last = max(member.steps for member in self.members)
         ordered = sorted({member.sparsity for member in self.members})
@@ -305,7 +306,7 @@ def load(run: Run, name: str) -> Dictionaries:
 
 
 def read_members(files: Files) -> tuple[Member, ...]:
-    """Read the members of a saved set, without parameters."""
+    """Read which dictionaries a saved set contains, without their parameters."""
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     return tuple(_member(member) for member in about["members"])

@@ -99,8 +99,8 @@ def _check_same(files: Files, config: ConfigDict) -> None:
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
         raise InputError(
-            f"{files.folder} contains dictionaries with a different configuration "
-            f"({listed(changes)}); choose a different config.name, or remove the folder"
+            f"{files.folder} contains dictionaries that were trained with a different "
+            f"configuration ({listed(changes)}); choose a different config.name, or remove the folder"
         )
 
 

@@ -133,5 +133,8 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Rescale the function's parameters to multiply the activations by `norms`."""
+        """Return the function's parameters after activations are multiplied by `norms`.
+
+        For example, the encoder bias becomes `b_enc * norms`.
+        """
         return {"b_enc": params["b_enc"] * norms}

@@ -125,10 +125,9 @@ class BatchTopK(AuxK):
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """Update the running mean of the batch's smallest positive output.
+        """Update the running mean of the smallest positive output in a batch.
 
         The output of a feature is the activation times the decoder norm.
-
         """
         written = encoded.dense * architecture.norms(params)[None]
         least = jnp.where(written > 0, written, jnp.inf).min()

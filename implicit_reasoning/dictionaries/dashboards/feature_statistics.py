@@ -59,10 +59,10 @@ class Matches(NamedTuple):
 
     Attributes:
       value: numbers of the best-matching values, beginning with the best.
-      chosen: the score by which values are chosen, which is F1 with a penalty for activity at other
-        positions than the concept's. -1 for a value with too few states in a half.
-      f1: F1 on the second half of the facts. nan where `chosen` is -1. All fields below also use
-        the second half.
+      chosen: the score by which values are chosen. The score is F1 with a penalty for activity
+        outside the concept's position. The score is -1 for a value with too few states in a half.
+      f1: F1 on the second half of the facts. nan where `chosen` is -1. The following fields also
+        use the second half.
       both: number of states that have the value and activate the feature.
       n_value: number of states that have the value.
       n_active: number of states that activate the feature.
@@ -255,8 +255,7 @@ def match_features(
     Args:
       first: the half of the states on which values are chosen.
       second: the half of the states on which values are scored. The halves must not overlap.
-      n_values: number of values, which are numbered from 0. Larger numbers are ignored. Static
-        under `jax.jit`.
+      n_values: number of values, which are numbered from 0. Static under `jax.jit`.
       share: for each feature, the share of the activity at the concept's position.
     """
     counts = (count_states(half, n_values) for half in (first, second))

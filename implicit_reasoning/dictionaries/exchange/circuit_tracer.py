@@ -149,7 +149,7 @@ def save_cross_layer(
       finished: the cross-layer transcoder.
       params: the parameters of the cross-layer transcoder.
       read: name within a block of the hook site that the features of the block read.
-      write: name within a block of the hook site that features write.
+      write: name within a block of the hook site that the features write.
       model_name: name of the model in the saved config.
 
     Raises:

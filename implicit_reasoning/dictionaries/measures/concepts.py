@@ -138,7 +138,10 @@ def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"
 
 @dataclass(frozen=True, eq=False)
 class ConceptStates:
-    """All concepts of a run, with the states of the concepts in padded arrays."""
+    """All concepts of a run, with the states of the concepts in padded arrays.
+
+    A concept is a variable at a position, such as the bridge e2 at r1.
+    """
 
     concepts: Sequence[Concept]
 

@@ -88,7 +88,7 @@ def ranked(acts: Float[Array, "state feature"]) -> Ranked:
 
 
 def match(first: Half, second: Half, n_values: int, order: Ranked | None = None) -> Match:
-    """For each value, choose the best feature on one half and score it on the other half.
+    """For each value, choose the best feature on one half, and score the feature on the second.
 
     Args:
       first: the half on which features are chosen.
@@ -178,7 +178,7 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 
 
 def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
-    """Return the index of the feature with the highest F1 for each value."""
+    """For each value, return the index of the feature with the highest F1."""
     both, n_value, n_active = count_states(half, n_values)
     return f1_score(both, n_value[:, None], n_active[None]).argmax(1)
 

@@ -97,7 +97,8 @@ def choose_swaps(dataset: Dataset) -> Swaps:
     Features are chosen on the rows that `rows_to_fit` returns. The prefixes are first facts of
     training chains. First facts in these rows are excluded. The new bridges are bridges that occur
     in these rows. Expected answers use only facts that training uses at the second hop, because a
-    model may not know any other fact at this hop. The function chooses at most `_PAIRS` prefixes.
+    model may not know facts that training does not use at this hop. The function chooses at most
+    `_PAIRS` prefixes.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
