@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import changed_keys, listed, to_json
+from implicit_reasoning.config import changed_keys, to_json
 from implicit_reasoning.dictionaries.fields import (
     FORMAT,
     completed,
@@ -98,9 +98,12 @@ def _check_same(files: Files, config: ConfigDict) -> None:
     changes = changed_keys(read_config(files.config), config)
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
+        differences = "; ".join(
+            f"{key} is {old!r} in the folder and {new!r} in config" for key, old, new in changes
+        )
         raise InputError(
-            f"{files.folder} contains dictionaries that were trained with a different "
-            f"configuration ({listed(changes)}); choose a different config.name, or remove the folder"
+            f"{files.folder} contains dictionaries with a different configuration ({differences}); "
+            "choose a different config.name, or remove the folder"
         )
 
 

@@ -141,7 +141,7 @@ class BatchTopK(AuxK):
 
 
 def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
-    """Compute AuxK, the squared error of dead features as predictors of the reconstruction error.
+    """Compute AuxK, the squared error when dead features predict the reconstruction error.
 
     AuxK uses the `d_in // 2` dead features with the largest pre-activation times decoder norm. If
     there are only n < `d_in // 2` dead features, AuxK uses all n features, and the loss is

@@ -43,8 +43,8 @@ class RoleStates(NamedTuple):
       fit: int [fit], indices into `bridges` of the in-distribution states on which features are
         chosen.
       group: int [state], indices into `bridges` of the states to measure.
-      other: int [state], a bridge that differs from the state's bridge, for the null control. A
-        feature is chosen for this bridge, too.
+      other: int [state], the control bridge of each state. The control bridge differs from the
+        state's bridge. A feature is chosen for every control bridge.
     """
 
     bridges: Bridges
