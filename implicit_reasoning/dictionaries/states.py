@@ -118,8 +118,8 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
       positions: names of the positions to include. The default is all positions.
 
     Returns:
-      The split. One fifth of the pairs of first two tokens are held out, and one fifth of the first
-      tokens.
+      The split. At each position, the states of about one fifth of the groups are held out. A group
+      contains the states whose first two tokens are equal.
 
     Raises:
       InputError: the dataset has no position with a given name.

@@ -1,10 +1,10 @@
 """Compute statistics of all features of a dictionary for the dashboards.
 
 A concept is a variable at a position, such as the bridge e2 at r1. For each feature, this module
-finds the values of concepts that the feature matches best. The instrument `concepts` finds the best
-feature for each value instead. The score of a feature and a value is the F1 of "the feature is
-active" as a predictor of "the state has the value", over states at the position. Values are chosen
-on one half of the first facts (e1, r1) and scored on the second half.
+finds the best-matching values of concepts. The instrument `concepts` finds the best feature for
+each value instead. The score of a feature and a value is the F1 of "the feature is active" as a
+predictor of "the state has the value", over states at the position. Values are chosen on one half
+of the first facts (e1, r1) and scored on the second half.
 
 A label should explain the feature's activity at all positions. Values are therefore chosen by a
 modified F1. In the modified F1, the precision is multiplied by the share of the feature's activity

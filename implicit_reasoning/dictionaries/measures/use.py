@@ -5,8 +5,8 @@ features of e and of a different bridge e'. The changes apply to the dictionary'
 residual stream, at the position of r1. The dictionary's reconstruction error is kept. The changes
 are:
 
-- `swap`: the feature of e is set to 0, and the feature of e' is set to its mean positive activation
-  on prompts with the bridge e';
+- `swap`: the feature of e is set to 0. The feature of e' is set to the mean positive activation of
+  this feature on prompts with the bridge e';
 - `clamp`: the feature of e' is set to the same activation as in `swap`, and the feature of e does
   not change;
 - `ablate`: the feature of e is set to 0;
