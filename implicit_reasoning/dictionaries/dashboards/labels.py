@@ -73,7 +73,7 @@ class Label(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """Share of the feature's active states that have the label's value.
+        """Among the states that activate the feature, the share with the label's value.
 
         The precision is nan if no state is active.
         """
@@ -81,7 +81,7 @@ class Label(NamedTuple):
 
     @property
     def recall(self) -> float:
-        """Share of the states with the label's value on which the feature is active.
+        """Among the states with the label's value, the share that activates the feature.
 
         The recall is nan if no state has the value.
         """

@@ -2,7 +2,7 @@
 
 The metrics have SAELens's names. Explained variance is `1 - sum ||y - y^||^2 / sum ||y -
 mean(y)||^2`. Here y^ is the dictionary's output for the target y. From March 2025 to March 2026,
-SAELens omitted `mean(y)`, which counts a constant offset as explained variance.
+SAELens omitted `mean(y)`. Without `mean(y)`, a constant offset counts as explained variance.
 `explained_variance_legacy` is computed for each state separately. The SAEBench paper reports the
 mean of these values over states.
 """

@@ -97,7 +97,7 @@ def choose_swaps(dataset: Dataset) -> Swaps:
     Features are chosen on the rows that `rows_to_fit` returns. The prefixes are first facts of
     training chains. First facts in these rows are excluded. The new bridges are bridges that occur
     in these rows. Expected answers use only facts that training uses at the second hop, because a
-    model may not know facts that training does not use at this hop. The function chooses at most
+    model can fail on facts that were never trained at this hop. The function chooses at most
     `_PAIRS` prefixes.
     """
     world, truth = world_of(dataset), dataset.truth
@@ -151,7 +151,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose prompts for choosing features, and prompts for changes of features.
+        """Return the prompts on which features are chosen, and the prompts whose states are changed.
 
         The two kinds of prompts share no first facts.
         """
