@@ -151,7 +151,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Return the prompts on which features are chosen, and the prompts whose states are changed.
+        """Return the prompts on which features are chosen, and prompts whose states are changed.
 
         The two kinds of prompts share no first facts.
         """
