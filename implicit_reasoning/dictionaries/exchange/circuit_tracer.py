@@ -81,7 +81,7 @@ def save_transcoder_set(
         JumpReLU, or has a negative threshold.
     """
     folder = local_path(folder)
-    layers = []
+    layers: list[dict[str, np.ndarray]] = []
     for finished, params in transcoders:
         if type(finished.architecture) not in (Transcoder, SkipTranscoder):
             raise InputError(
