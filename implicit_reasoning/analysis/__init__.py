@@ -1,6 +1,8 @@
-"""Instruments measure the checkpoints of a run. They are scored on models whose mechanism is known.
+"""Instruments, which measure the checkpoints of a run.
 
-The instruments are grouped by what they do:
+The subpackage `truth` scores the instruments on models whose mechanism is known.
+
+The instruments have these groups:
 
 reading/        reads states without changing the model: lenses, probes, geometry
 patching/       replaces whole states and measures the effect on the answer

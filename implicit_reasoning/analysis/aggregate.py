@@ -1,6 +1,6 @@
-"""Compute the mean outcome of each group, with its confidence interval.
+"""Compute the mean outcome of each group of examples, with a confidence interval.
 
-The mean is computed from one outcome per example, or from sums by cluster.
+The input is either one outcome per example, or sums of outcomes by cluster.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def aggregate(
     coords: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
 ) -> xr.Dataset:
-    """Average each output that has one outcome per example over the examples of each group.
+    """Compute group means and confidence intervals of an instrument's outputs.
 
-    Outputs that are not outcomes of examples are kept unchanged.
+    An output is averaged if it has one outcome per example. All other outputs are kept unchanged.
 
-    The 95% confidence intervals use the spread between clusters. The result also has the number of
-    examples, `n_examples`, and the number of distinct clusters, `n_states`, of each group. If
-    `examples.cluster_dim` is given, both numbers have this dimension too.
+    The 95% confidence intervals use the spread between clusters of dependent examples. For each
+    group, the result also contains the number of examples (`n_examples`) and the number of distinct
+    clusters (`n_states`). Both numbers have the dimension `examples.cluster_dim`, if it is given.
 
     Args:
       instrument: the instrument that was run.
-      outputs: the outputs, each with a leading axis of steps. An output with one outcome per
-        example is either an array of outcomes or a `DeviceSums`.
+      outputs: the output arrays by name; the first axis is the step. An output with one outcome per
+        example can also be a `DeviceSums`, which contains sums of its outcomes.
       examples: the examples that were measured.
       coords: the labels of each dimension.
       steps: the training steps of the checkpoints that were measured.
 
     Raises:
-      InputError: an outcome that contributes to a mean is not finite.
+      InputError: an averaged outcome is not finite.
     """
     by_example = {k: v for k, v in instrument.outputs.items() if v[-1:] == (EXAMPLE,)}
     parts = _Parts(examples)

@@ -1,4 +1,7 @@
-"""Measure runs with instruments by name, as in `analyze(run, "lens")`, and save the results."""
+"""Measure runs with instruments, and save the results.
+
+Example: `analyze(run, "lens")`.
+"""
 
 from __future__ import annotations
 
@@ -54,29 +57,33 @@ def analyze(
     again: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Measure a run's checkpoints with one instrument, and save the result in `analysis/<name>.nc`.
+    """Measure a run's checkpoints with one instrument, and save the result.
+
+    The file is `analysis/<name>.nc` in the folder of the run.
 
     Steps that are already in the saved result are not measured again. New steps are merged into the
-    saved result. All saved steps are measured again in two cases. In the first case, the instrument
-    compares checkpoints with the last checkpoint, and training has continued. In the second case,
-    the saved confidence intervals are of an earlier version.
+    saved result. All saved steps are measured again in two cases:
+
+    - The instrument compares checkpoints with the last checkpoint, and training has continued since
+      the result was saved.
+    - An earlier version of the package computed the saved confidence intervals with another method.
 
     Args:
       run: the run to measure.
-      instrument: an instrument, or its name: a key of `INSTRUMENTS`, `package.module:Class`, or
-        `/path/to/file.py:Class`.
+      instrument: an `Instrument`, a key of `INSTRUMENTS`, or an import path. An import path is
+        `package.module:Class` or `/path/to/file.py:Class`.
       steps: steps of the checkpoints; default: all.
-      again: discard the saved result and measure again.
-      progress: show a progress bar on standard error.
+      again: whether to discard the saved result and measure again.
+      progress: whether to show a progress bar on standard error.
 
     Returns:
-      The result of all steps, both those that were saved before and those that are new.
+      The result, with the saved steps and the new steps.
 
     Raises:
       NotApplicable: the instrument cannot be used for this run's task.
-      InputError: the instrument or a step does not exist; the saved result has a different identity
-        (see `storage.identity_of`), such as different options; or the parameters of the last saved
-        step have changed.
+      InputError: the instrument or a step does not exist; the saved result was measured with a
+        different version or with different options; or the parameters of the last saved step have
+        changed since the measurement.
     """
     return analyze_runs([run], instrument, steps=steps, again=again, progress=progress)[0]
 
@@ -91,12 +98,12 @@ def analyze_runs(
 ) -> list[xr.Dataset]:
     """Run `analyze` for several runs.
 
-    Runs with the same model and dataset are measured together in one program. Each run has its own
-    result. `xr.concat(results, "run")` combines the results into one dataset, and
-    `statistics.mean_over_seeds` computes their mean.
+    Runs with equal models and equal datasets are measured together in one compiled program. Each
+    run has its own result. `xr.concat(results, "run")` combines the results into one dataset.
+    `statistics.mean_over_seeds` computes the mean of the results.
 
     Returns:
-      The result of each run.
+      The result of each run, in the order of `runs`.
     """
     instrument = find_instrument(instrument)
     # Parameters are read twice, for the measurement and for the fingerprints, so cache them.
@@ -197,24 +204,25 @@ def analyze_all(
     again: bool = False,
     progress: bool = True,
 ) -> list[str]:
-    """Run `analyze_runs` with several instruments, and save a table for each run.
+    """Measure runs with several instruments, and save a summary table for each run.
 
-    The table `analysis/used.nc` compares the variables that can be decoded with those that the
-    model uses (see `used.table`). It is saved if the run has the results that it needs.
+    The summary table shows which variables can be decoded and which variables the model uses;
+    `used.table` describes the columns. The table is saved in `analysis/used.nc` if the run has
+    results of `mean_swap` and `erasure`.
 
     Args:
       runs: one or several runs.
-      instruments: instruments or names, as for `analyze`. The default is all built-in instruments
-        with `default = True`; instruments that cannot be used for the runs' task are skipped.
+      instruments: instruments, names or import paths; see `analyze`. The default is all built-in
+        instruments with `default = True`, except instruments that cannot be used for the task.
       steps: steps of the checkpoints; default: all.
-      again: discard saved results and measure again.
-      progress: show progress bars on standard error.
+      again: whether to discard saved results and measure again.
+      progress: whether to show progress bars on standard error.
 
     Returns:
       The names of the instruments that were run.
 
     Raises:
-      NotApplicable: a named instrument cannot be used for the runs' task.
+      NotApplicable: an instrument in `instruments` cannot be used for the task of the runs.
     """
     given = [runs] if isinstance(runs, Run) else runs
     memory = memory_per_program() // max(1, len(given))
@@ -244,18 +252,18 @@ def default_instruments() -> list[Instrument]:
 def with_pairs(
     names: Sequence[str], pairs: str | None = None, metrics: Sequence[str] = ()
 ) -> list[Instrument]:
-    """Find instruments by name, and set the prompt pairs and metrics that they use.
+    """Find patching instruments by name, and set their prompt pairs and metrics.
 
     Args:
       names: names or import paths of instruments. An empty sequence means `pair_patching`.
-      pairs: name or import path of a function that makes prompt pairs. None keeps the default pairs
+      pairs: name or import path of a function that makes prompt pairs. None means the default pairs
         of each instrument.
-      metrics: names or import paths of metrics. An empty sequence keeps the default metrics of each
+      metrics: names or import paths of metrics. An empty sequence means the default metrics of each
         instrument.
 
     Raises:
-      InputError: an instrument has no options `pairs` and `metrics`, or there is no instrument with
-        one of the names.
+      InputError: an instrument does not exist, or does not accept the options `pairs` and
+        `metrics`.
     """
     chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
     chosen |= {"metrics": tuple(metrics)} if metrics else {}
@@ -274,23 +282,24 @@ def with_pairs(
 
 
 def find_instrument(name: str | Instrument) -> Instrument:
-    """Return the instrument with a given name or import path.
+    """Find an instrument by name or import path.
 
-    A name is a key of `INSTRUMENTS`; an import path is `package.module:Class` or
-    `/path/to/file.py:Class`. An argument that is already an instrument is returned unchanged.
+    A name is a key of `INSTRUMENTS`. An import path is `package.module:Class` or
+    `/path/to/file.py:Class`. An `Instrument` is returned unchanged.
     """
     found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
     return found
 
 
 def load_instrument(name: Any, known: Mapping[str, str], form: type) -> Any:
-    """Load an instrument by name or import path.
+    """Load an instrument class by name or import path, and make an instance.
 
     Args:
-      name: a key of `known`, a former name of a key, `package.module:Class`,
-        `/path/to/file.py:Class`, or an instrument, which is returned unchanged.
-      known: import paths by name.
-      form: a base class. The loaded class must be a subclass of `form`.
+      name: a key of `known`, or an import path such as `package.module:Class` or
+        `/path/to/file.py:Class`. Former names of built-in instruments are also accepted. An
+        instance of `form` is returned unchanged.
+      known: the import path of each known name.
+      form: the base class of which the loaded class must be a subclass.
 
     Raises:
       InputError: there is no instrument with this name or path.

@@ -1,13 +1,13 @@
-"""Classify right and wrong answers, and measure how often answers agree with shortcuts.
+"""Classify the answers of a model, and compare the answers with those of shortcuts.
+
+A shortcut is a rule that predicts an answer without composing facts (see `worlds.shortcuts`).
 
 The kind of a wrong answer gives evidence about the mechanism:
 
-- If the answer is the bridge, the model may have skipped the second hop.
-- If the answer is an entity that r2 leads to from an entity other than the bridge, the first hop
-  may be wrong.
-- If the answer is the most frequent answer after r2, the model may have used r2 only.
-- If the answer is the one that the shortcut "row completion" predicts (see `worlds.shortcuts`), the
-  model may have used no facts.
+- Bridge (e2): the model may have skipped the second hop.
+- Tail of a fact with relation r2 whose head is not the bridge: the first hop may be wrong.
+- Most frequent answer after r2: the model may have used r2 only.
+- Answer of the shortcut "row completion": the model may have used no facts.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ _COMPARED = (*_CHEAP, "row_completion")  # rules that results of this instrument
 
 
 class Behaviour(Instrument):
-    """Instrument that classifies each answer, for example as right, as the bridge or as no entity.
+    """Instrument that classifies each answer, for example as right or as the bridge (e2).
 
-    Wrong answers of different kinds point to different mechanisms. The instrument also measures how
-    often answers agree with shortcuts.
+    The instrument also measures how often the answers agree with shortcuts. A shortcut is a rule
+    that predicts an answer without composing facts.
     """
 
     name = "behaviour"
@@ -84,7 +84,10 @@ class Behaviour(Instrument):
     nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
+        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
+
+        In confidence intervals, rows with the same bridge (e2) form a cluster.
+        """
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         rules = {name: RULES[name].predict(dataset, rows) for name in _COMPARED}
@@ -120,17 +123,19 @@ class Behaviour(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the kinds of answers and the agreement with shortcuts over training, by split."""
+        """Draw the kinds of answers, and the agreement with shortcuts, over training."""
         return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "memorised" if the model learnt training chains but composes no held-out chains.
+        """Claim "memorised" if the model answers only the chains that it was trained on.
 
-        Training chains are learnt if the lower end of the accuracy's interval is at least
-        `MIN_LOWER_BOUND`. Held-out chains are not composed if the upper end of the accuracy's
-        interval is at most 0.05 above the upper end for the best modal shortcut (`modal_r2` or
-        `modal_e1_r2`). Both conditions must hold for every training split and the test split with
-        the same fact roles. Each of these test splits must have at least `MIN_CLUSTERS` clusters.
+        Every training split, such as "train_ii", is compared with its test split, such as
+        "test_ii". The claim needs three conditions for every such pair of splits:
+
+        - The lower end of the interval of the training accuracy is at least `MIN_LOWER_BOUND`.
+        - The upper end of the interval of the test accuracy is at most u + 0.05. Here, u is the
+          larger upper end among the accuracies of the shortcuts `modal_r2` and `modal_e1_r2`.
+        - The test split has at least `MIN_CLUSTERS` clusters.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
         pairs = [(g, g.replace("train", "test")) for g in trained]
@@ -151,15 +156,15 @@ class Behaviour(Instrument):
 def kinds_of_tokens(
     dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
-    """For each row and token, find the kind of answer if the model answers with this token.
+    """Return the kind of every possible answer token, for each row.
 
     Args:
       dataset: a dataset of a chain task.
       rows: rows of the dataset.
-      rules: for the name of each shortcut, the answer of the shortcut in each row.
+      rules: for each shortcut, by name, the answer that the shortcut predicts in each row.
 
     Returns:
-      int8 [row, token], an index into `ANSWER_KINDS`.
+      int8 [row, token], the index of the kind in `ANSWER_KINDS`.
     """
     world, truth = world_of(dataset), dataset.truth
     last = columns(truth, "r")[-1][rows]

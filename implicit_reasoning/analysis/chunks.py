@@ -1,10 +1,9 @@
 """Evaluate examples in chunks, and skip the chunks in which no example counts.
 
-Patching takes most of an instrument's time. The outcomes of most patches count only for queries
-that the model answers correctly without a patch. The model at an early checkpoint answers few
-queries correctly. Examples that count are therefore moved to the front, and the loop over chunks
-stops after the last example that counts. The number of iterations is traced, so a new number does
-not cause a recompilation.
+In patching, most outcomes count only if the model answers the query correctly without a patch.
+Early checkpoints answer few queries correctly. Examples that count are therefore moved to the
+front. The loop over chunks stops after the last example that counts. The number of iterations is a
+traced value, so a change of this number causes no recompilation.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ def map_in_chunks(
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
 ) -> dict[str, Array]:
-    """Compute `outcomes(examples)` in chunks of examples. Chunks bound the memory that is needed.
+    """Compute `outcomes(examples)` in chunks of examples, to limit the memory.
 
     Args:
-      outcomes: function of a pytree of arrays [example, ...]; returns outcomes [..., example].
+      outcomes: function that takes a pytree of arrays [example, ...], and returns arrays [...,
+        example] by name.
       examples: a pytree of arrays [example, ...], with any number of examples.
-      counted: whether each example counts; default: all count. The returned outcomes of an example
-        that does not count may be 0 instead of the value of `outcomes`.
+      counted: whether each example counts; default: all count. For an example that does not count,
+        the returned outcomes can be 0.
 
     Returns:
-      The outcomes [..., example] of all examples, in the original order.
+      The arrays [..., example] by name. Examples have their original order.
     """
     examples = jax.tree.map(jnp.asarray, examples)
     count = jax.tree.leaves(examples)[0].shape[0]

@@ -1,9 +1,9 @@
-"""Define the claims that instruments make about a mechanism, and compare claims with the truth.
+"""Define claims about the mechanism of a model, and compare claims with the truth.
 
 A claim is a statement about a variable and a unit of the model (see `model.units`). Two examples
-are "e2 is decodable at layer 1, position r1" and "e2 is moved by head a2.h0". A `Mechanism` states
-which claims are true of a model with a known mechanism, and which are open. Open claims count
-neither as right nor as wrong.
+are "e2 is decodable at layer 1, position r1" and "e2 is moved by head a2.h0". A `Mechanism`
+describes a model whose mechanism is known. It lists the claims that are true and the claims that
+are open. An open claim is neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -136,28 +136,29 @@ class Claim:
         return f"{self.variable} {self.kind}{where}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the claim as JSON values. `claim_from_json` converts them back."""
+        """Return the claim as a dict of JSON values, which `claim_from_json` reads."""
         return {"kind": self.kind, "variable": self.variable, "unit": self.unit.to_json()}
 
 
 def claim_from_json(kept: Mapping[str, Any]) -> Claim:
-    """Return the claim whose `to_json` returned `kept`.
+    """Return the claim that is described by the output of `Claim.to_json`.
 
     Raises:
-      InputError: `kept["unit"]` is not a unit.
+      InputError: `kept["unit"]` does not describe a unit.
     """
     return Claim(kept["kind"], kept["variable"], unit_from_json(kept["unit"]))
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """The claims about a model that are known to be true, and those that are open.
+    """The claims about a model that are true, and the claims that are open.
 
     Attributes:
-      true: claims that are true.
+      true: the true claims.
       open: claims whose truth is unknown or disputed. Open claims are neither right nor wrong.
-      closed: kinds of claims. A claim of such a kind is false unless it is in `true` or `open`.
-        A claim of any other kind is open unless it is in `true`.
+      closed: kinds of claims for which `true` and `open` are complete. A claim of such a kind is
+        false if it is neither in `true` nor in `open`. Claims of all other kinds are open if they
+        are not in `true`.
     """
 
     true: frozenset[Claim]
@@ -168,8 +169,7 @@ class Mechanism:
         """Return whether a claim is true; None if the claim is open.
 
         Raises:
-          InputError: the claim's kind is not in `CLAIM_KINDS`. Without this error, a claim with a
-            misspelt kind would be open.
+          InputError: the kind of the claim is not in `CLAIM_KINDS`.
         """
         _check_kind(claim)
         if claim in self.true:
@@ -190,17 +190,22 @@ def _check_kind(claim: Claim) -> None:
 def above_chance(
     result: xr.Dataset, name: str, null: Mapping[str, Any], *, least: float = -np.inf
 ) -> xr.DataArray:
-    """Return whether the measured values of an output are above their null control.
+    """Return whether measured values are above the values of a null control.
 
-    A measured value is above the control if the lower end of its interval meets three conditions.
-    The lower end is at least `least`. It is at least `MIN_TIMES_CHANCE` times the mean of the
-    control. It is above the upper end of the control's interval.
+    A measured value is above the control if the lower end of its confidence interval meets three
+    conditions:
+
+    - It is at least `least`.
+    - It is at least `MIN_TIMES_CHANCE` times the mean of the control.
+    - It is greater than the upper end of the control's confidence interval.
 
     Args:
-      result: dataset with the variables `<name>`, `<name>_low` and `<name>_high`. Each holds both
-        the measured values and the null control, under different labels.
+      result: dataset with the variables `<name>` (means), `<name>_low` and `<name>_high` (ends of
+        the intervals). All three contain the measured values and the control, under different
+        labels.
       name: name of the output.
-      null: `{dimension: (label of the measured values, label of the null control)}`.
+      null: for each dimension that distinguishes the two, the pair (label of the measured values,
+        label of the control).
       least: minimum for the lower end of the measured value's interval; default: no minimum.
 
     Returns:
@@ -213,12 +218,12 @@ def above_chance(
 
 
 def known_means(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the means of an output. A mean over fewer than `MIN_CLUSTERS` clusters becomes nan."""
+    """Return the means of an output; nan for means over fewer than `MIN_CLUSTERS` clusters."""
     return result[name].where(has_min_clusters(result, name))
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return whether each mean of an output is computed from at least `MIN_CLUSTERS` clusters."""
+    """Return whether each mean of an output is over at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
@@ -231,24 +236,24 @@ def claimed_units(
     *,
     error_rate: float = 0.05,
 ) -> set[Claim]:
-    """Return a claim about each unit whose statistic is significantly above the null distribution.
+    """Claim the units whose statistic is significantly above a null distribution.
 
-    The test corrects for the number of units. If no unit differs from the null distribution, the
-    probability of one or more claims is at most `error_rate`; see
-    `statistics.max_statistic_p_values`.
+    The test corrects for the number of units. If the statistics of all units follow the null
+    distribution, the probability of any claim is at most `error_rate`.
+    `statistics.max_statistic_p_values` describes the test.
 
     Args:
       kind: kind of the claims.
       variable: variable of the claims.
-      observed: a statistic for each unit. The labels of its dimensions, in order, are the arguments
-        of `unit`.
-      null: the statistic in every draw from the null distribution. It has the dimensions of
-        `observed`, and the dimension "draw".
-      unit: function that makes a unit from its labels, such as `lambda layer, neuron: Neuron(...)`.
-      error_rate: maximum probability of one or more false claims.
+      observed: the statistic of each unit.
+      null: the statistics in draws from the null distribution. The dimensions are those of
+        `observed` and "draw".
+      unit: function that makes a unit from the labels of `observed`, in the order of the
+        dimensions. An example is `lambda layer, neuron: Neuron(layer, neuron)`.
+      error_rate: maximum probability that any claim is false.
 
     Raises:
-      InputError: there are too few draws for a p-value of `error_rate`.
+      InputError: `null` has too few draws for a p-value of `error_rate`.
     """
     draws = null.sizes["draw"]
     if draws < round(1 / error_rate) - 1:
@@ -266,12 +271,12 @@ def claimed_units(
 
 
 def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
-    """Return a claim of one kind for each true value of `there`.
+    """Make a claim for each true value of a bool array.
 
     Args:
-      kind: kind of the claims.
-      there: bool array with the dimensions variable, layer, pos. The labels of a true value give
-        the variable and the state (layer, pos) of one claim.
+      kind: kind of all claims.
+      there: bool array with the dimensions variable, layer and pos. The labels of a true value are
+        the variable and the state of the claim.
     """
     cells = there.transpose("variable", "layer", "pos").to_series()
     return {Claim(kind, *map(_plain, cell)) for cell, value in cells.items() if value}
@@ -282,10 +287,11 @@ def _plain(label: Any) -> Any:
 
 
 def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
-    """Compare claims with a mechanism.
+    """Judge claims by a known mechanism.
 
     Returns:
-      "wrong" if any claim is false, else "right" if any claim is true, else "silent".
+      "wrong" if any claim is false; "right" if no claim is false and at least one is true; "silent"
+      if all claims are open, or if there are no claims.
 
     Raises:
       InputError: the kind of a claim is not in `CLAIM_KINDS`.
@@ -297,7 +303,7 @@ def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
 
 
 def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list[str]]:
-    """Return the claims as text, grouped under the keys "true", "false" and "open".
+    """Sort claims into true, false and open claims, and return them as text.
 
     Raises:
       InputError: the kind of a claim is not in `CLAIM_KINDS`.

@@ -1,4 +1,4 @@
-"""Draw curves over training, heat maps and scatter plots, which several instruments use."""
+"""Draw the plots that several instruments use: curves over training, heat maps, scatter plots."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ _AXIS_LABELS = {
 
 
 def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
-    """Return at most `most` evenly spaced steps, including the first and the last."""
+    """Return at most `most` evenly spaced steps, including the first and the last step."""
     chosen = np.linspace(0, result.sizes["step"] - 1, most).round().astype(int)
     return [int(result["step"][index]) for index in dict.fromkeys(chosen.tolist())]
 
 
 def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
-    """Return the first training group and the first test group, if they exist.
+    """Choose the groups to draw: the first training group and the first test group.
 
-    If neither exists, return the first group.
+    A group is a training group if its name begins with "train", and a test group if its name begins
+    with "test". If the result has neither, return the first group.
     """
     groups = [str(group) for group in result["group"].values]
     firsts = [next((g for g in groups if g.startswith(kind)), None) for kind in ("train", "test")]
@@ -44,7 +45,7 @@ def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
 
 
 def layer_colors(n_layers: int) -> list[str]:
-    """Return a colour for each layer, from dark to light. The colours also differ in greyscale."""
+    """Return a colour for each layer, from dark to light, as hexadecimal strings."""
     # The lightest fifth of the scale is invisible on white.
     return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0, 0.82, n_layers)]
 
@@ -61,17 +62,17 @@ def curves(
     highest: float = 1.0,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Draw an output over training in several panels, with one line for each layer.
+    """Draw an output over training, with one line for each layer.
 
     Args:
-      result: dataset in which the output has the dimensions `step` and `layer`. Its other
-        dimensions must be selected by `panels` and `select`.
-      name: name of the output; `<name>_low` and `<name>_high`, if present, are drawn as a band.
-      panels: title of each panel, with the labels to select for it.
-      select: labels to select for the curves of all panels, but not for the null controls.
+      result: dataset with the output, which has the dimensions `step` and `layer`. `panels` and
+        `select` must select one label of every further dimension of the output.
+      name: name of the output. If the dataset has `<name>_low` and `<name>_high`, they are drawn as
+        a band.
+      panels: for each panel, by title, the labels `{dimension: label}` to select.
+      select: labels `{dimension: label}` to select for the curves in all panels.
       nulls: for each null control, by name, the labels to select instead of `select`, and a colour.
-        The control is drawn as one line, its maximum over layers. A curve above the line is
-        therefore above the null control of every layer.
+        One line shows the maximum of the control over the layers.
       label: label of the y axis.
       ncols: number of panels per row; default: one row for all panels.
       highest: upper end of the y axis.
@@ -137,17 +138,17 @@ def heat_maps(
     width: float = 0.52,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Draw several heat maps with one colour scale. The first row of a map is at the bottom.
+    """Draw heat maps with a common colour scale. The first row of a map is at the bottom.
 
     Args:
-      maps: title of each map, with its values. The values have the dimensions `rows` and `columns`
-        and are at most 1; nan is white.
+      maps: for each map, by title, the values. The dimensions are those that `rows` and `columns`
+        name. Values must be at most 1; nan is drawn white.
       label: label of the colour scale.
-      nulls: title of each map, with the values of its null control. The values of the null control
-        are written in brackets below those of the map.
+      nulls: for each map, by title, the values of a null control. They are written in brackets
+        below the values of the map.
       ncols: number of maps per row.
-      rows: the dimension on the y axis.
-      columns: the dimension on the x axis.
+      rows: name of the dimension on the y axis.
+      columns: name of the dimension on the x axis.
       width: width of a column, in inches.
       lowest: lower end of the colour scale. If `lowest` is negative, the scale is diverging.
     """
@@ -186,13 +187,14 @@ def _axis_label(dim: str) -> str:
 def maps_over_steps(
     series: Mapping[str, xr.DataArray], label: str, *, rows: str = "layer", columns: str = "pos"
 ) -> Drawing:
-    """Draw `heat_maps` at a few checkpoints, with a row of maps for each series.
+    """Draw heat maps at a few checkpoints, with one row of maps for each series of values.
 
     Args:
-      series: name of each series, with its values over the dimensions step, `rows` and `columns`.
+      series: for each series, by name, the values. The dimensions are step and those that `rows`
+        and `columns` name.
       label: label of the colour scale.
-      rows: the dimension on the y axis of each map.
-      columns: the dimension on the x axis of each map.
+      rows: name of the dimension on the y axis of each map.
+      columns: name of the dimension on the x axis of each map.
     """
     steps = some_steps(next(iter(series.values())))
     maps = {
@@ -204,15 +206,16 @@ def maps_over_steps(
 
 
 def maps_by_variable(values: xr.DataArray) -> Drawing:
-    """Draw a heat map for each variable, at a few checkpoints and for one or two groups.
+    """Draw heat maps by variable, checkpoint and group.
 
-    The values are shares of cases. Each column of maps shows one variable, and each row shows one
-    checkpoint and group. A row is left out if all its values are nan, unless this holds for all
-    rows.
+    A column of maps shows one variable. A row of maps shows one checkpoint and one group. At most
+    three checkpoints and two groups are drawn. Rows with only nan values are omitted, unless all
+    rows have only nan values.
 
     Args:
-      values: array with the dimensions step, group, variable, layer, pos and edit. The first label
-        of `edit` is drawn, and the last is the null control.
+      values: shares of edited examples, with the dimensions step, group, variable, layer, pos and
+        edit. Colours show the first label of `edit`. Numbers in brackets show the last label, which
+        is the null control.
     """
     rows = [
         {"step": step, "group": group}
@@ -233,7 +236,10 @@ def maps_by_variable(values: xr.DataArray) -> Drawing:
 
 
 def label_places(ax: Axes, values: xr.DataArray) -> None:
-    """Label the ticks of a map. The first dimension is on the y axis, the second on the x axis."""
+    """Label the ticks of a heat map with the labels of the two dimensions.
+
+    The first dimension is on the y axis, and the second dimension is on the x axis.
+    """
     ax.grid(False)
     for axis, dim in zip((ax.yaxis, ax.xaxis), values.dims, strict=True):
         axis.set_ticks(range(values.sizes[dim]), [str(x) for x in values[dim].values])
@@ -267,16 +273,16 @@ def scatters(
     *,
     ncols: int,
 ) -> Drawing:
-    """Draw scatter plots. Every panel has its own scales.
+    """Draw scatter plots. Each panel has its own axis limits.
 
     Args:
-      panels: title of each panel, with the coordinates of its points. The coordinates have the
-        dimensions `point` and `axis` (of size 2).
-      colors: for each point, the name of its group. Each group has one colour; there are at most
-        seven groups.
-      markers: for each point, the name of its kind. Points of kind "id" are circles. If there is no
-        kind "id", points of the first kind in alphabetical order are circles. All other points are
-        crosses.
+      panels: for each panel, by title, the coordinates of the points. The dimensions are `point`
+        and `axis` (of size 2).
+      colors: for each point, the name of its colour group. There are at most seven groups, and
+        points of one group have the same colour.
+      markers: for each point, the name of its marker group. Points of the group "id" are circles.
+        If no group is called "id", points of the first group in alphabetical order are circles. All
+        remaining points are crosses.
       ncols: number of panels per row.
     """
     nrows = -(-len(panels) // ncols)

@@ -1,9 +1,9 @@
-"""Choose one chain for each first fact, and assign cross-validation folds that hold out states.
+"""Choose chains with distinct first facts, and assign states to cross-validation folds.
 
-A state depends on its prefix only. A world of 100 entities with 10 facts each has 100 distinct
-states at position e1 and 1,000 at position r1, regardless of the number of queries. Instruments
-therefore use one chain for each first fact, count equal prefixes once, and hold out all rows with
-the same prefix together.
+A state depends on its prefix only, which is the tokens up to its position. A world of 100 entities
+with 10 facts each therefore has 100 distinct states at position e1 and 1,000 at position r1. More
+queries do not add distinct states. Instruments use one chain for each first fact, count equal
+prefixes once, and assign rows with equal prefixes to the same fold.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class FactRows(NamedTuple):
     """Rows of a dataset with distinct first facts.
 
     Attributes:
-      rows: int [row], rows of the dataset. The prompt of each row has all hops of a chain.
-      groups: names of the groups that have a row, in the order of `GROUPS`. Claims are about the
-        first group.
-      group: int [row], the index in `groups` of each row's group.
+      rows: int [row], indices of dataset rows. The prompts are full chains, such as (e1, r1, r2).
+      groups: names of the groups of rows, in the order of `GROUPS`. The role of the first fact
+        determines the group of a row. Claims are about the first group.
+      group: int [row], the group of each row, as an index into `groups`.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -45,14 +45,15 @@ class FactRows(NamedTuple):
 
 
 def fact_rows(dataset: Dataset, most: int) -> FactRows:
-    """Choose a random chain for each fact that is the first hop of some chain.
+    """Choose one random chain for each first fact of a chain.
 
-    If there are more than `most` facts, bridges (e2) are drawn at random, and all facts that lead
-    to a drawn bridge are kept. Each drawn bridge then has as many facts as before to train a probe.
+    If there are more than `most` first facts, bridges (e2) are drawn at random. The first facts
+    that lead to a drawn bridge are kept, and all remaining first facts are dropped. A drawn bridge
+    therefore keeps all its examples for the training of a probe.
 
     Args:
       dataset: a dataset of a chain task.
-      most: maximum number of facts. The maximum is exceeded only if more than `most` facts lead to
+      most: maximum number of facts. More facts are returned only if more than `most` facts lead to
         the first drawn bridge.
 
     Raises:
@@ -77,12 +78,12 @@ def fact_rows(dataset: Dataset, most: int) -> FactRows:
 def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
-    """Return for each row whether training teaches `values` as the answer to the prompt (e1, r1).
+    """Return whether each row's value is the training target of the atomic prompt (e1, r1).
 
     Args:
       dataset: a dataset of a chain task.
-      rows: rows of the dataset. The prompt (e1, r1) of a row is its first fact's head and relation.
-      values: one entity for each row.
+      rows: indices of dataset rows. The head and relation of the first fact of a row are e1 and r1.
+      values: the entity to compare with the training target, for each row.
     """
     truth = dataset.truth
     fact1, fact2 = (truth[name][: dataset.n_train] for name in ("fact1", "fact2"))
@@ -96,16 +97,19 @@ def is_taught_atomic(
 def is_training_prefix(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "pos row"]:
-    """Return, for each position, whether each row's prefix is also the prefix of a training row."""
+    """Return whether each row begins like some training row, up to each position.
+
+    An entry is true if a training row has the same tokens up to and including the position.
+    """
     # Compute the keys of all rows at once: keys from different calls are not comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
     return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
 
 
 def first_known_position(variable: str, positions: Sequence[str]) -> str:
-    """Return the first position whose prefix determines a variable.
+    """Return the first position at which the tokens up to this position determine a variable.
 
-    For e2, this position is r1 if e1 precedes r1. For `answer`, it is the last position.
+    For e2, this position is r1 if e1 precedes r1. For `answer`, this position is the last position.
     """
     if variable in positions:
         return variable
@@ -117,7 +121,7 @@ def first_known_position(variable: str, positions: Sequence[str]) -> str:
 
 
 def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
-    """Return a mask of the first occurrence of each number along the last axis."""
+    """Return a mask that is true where a number occurs for the first time along the last axis."""
     first = np.zeros(keys.shape, bool)
     lines, there = keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])
     for line, found in zip(lines, there, strict=True):
@@ -126,9 +130,9 @@ def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*d
 
 
 def assign_folds(keys: Int[np.ndarray, " row"], n_folds: int) -> Int[np.ndarray, " row"]:
-    """Assign a fold to each row. Rows with equal keys are in the same fold.
+    """Assign rows to folds at random. Rows with equal keys are in the same fold.
 
-    The distinct keys are distributed evenly over the folds, at random.
+    Each fold has about the same number of distinct keys.
     """
     distinct, index = np.unique(keys, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(distinct))
@@ -143,19 +147,19 @@ def state_folds(
     n_folds: int,
     together: Int[np.ndarray, " row"] | None = None,
 ) -> Int[np.ndarray, "layer pos row"]:
-    """Assign a fold to each row at each layer and position. Equal states are in the same fold.
+    """Assign states to folds, separately for each layer and position. Equal states share a fold.
 
-    From layer 1 on, states are treated as equal if their prefixes are equal. At layer 0, a state is
-    the embedding of one token, so states are equal if their tokens are equal.
+    At layer 0, a state is the embedding of one token, so rows with equal tokens have equal states.
+    From layer 1 on, rows with equal prefixes have equal states.
 
     Args:
-      tokens: prompt tokens.
-      prefixes: the number of each row's prefix at each position; see `state_keys`.
+      tokens: the tokens of the prompts.
+      prefixes: a number that identifies the prefix of each row at each position, from `state_keys`.
       n_layers: number of layers, including layer 0.
       n_folds: number of folds.
-      together: a number for each row. From layer 1 on, rows with equal numbers share a fold. The
-        numbers are ignored at a position where rows with different numbers have the same prefix.
-        Prompts that begin with relations have such positions.
+      together: a number for each row, such as e1. From layer 1 on, rows with equal numbers share a
+        fold. A position ignores these numbers if rows with different numbers have equal prefixes
+        there, as in prompts that begin with relations.
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):

@@ -1,4 +1,4 @@
-"""Draw the figures of all results of a run, for the report."""
+"""Draw the figures of all saved results of a run, for the report."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from implicit_reasoning.statistics import INTERVALS
 
 
 def figures(run: Run) -> list[Figure]:
-    """Return the figures of all results of a run.
+    """Draw all saved results of a run.
 
-    The table of decodability and use comes first. The figures of built-in instruments follow in the
-    order of `INSTRUMENTS`. The figures of the user's instruments are last. An instrument of the
-    user whose file no longer exists has no figures.
+    The first figures compare decodable variables with used variables (see `used.figures`). The
+    figures of built-in instruments follow in the order of `INSTRUMENTS`. The figures of instruments
+    from the user's files are last. A result is omitted if its instrument cannot be found.
 
-    A result is not drawn if its version differs from the version of its instrument, because the
-    layout of the result may differ too. In this case, a message is printed on standard error.
+    A result is also omitted if an earlier version of the instrument measured it, because its layout
+    may be different. In this case, a message is printed on standard error.
     """
     names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)

@@ -1,10 +1,12 @@
 """Base classes of instruments.
 
-An instrument has three parts. `examples` runs on the host, once for each dataset, and chooses the
-examples to measure. `measure` runs on the device. It is a pure function of one model's parameters
-and the examples, and the runner maps it over checkpoints. `claims` interprets the numbers. Its
-thresholds are fixed in the instrument's file before any measurement, so the instrument can be
-scored on models with known mechanisms.
+An instrument has three methods:
+
+- `examples` chooses the examples to measure. It runs on the host, once for each dataset.
+- `measure` computes the outcomes of one model. It is a pure function of the parameters and the
+  examples. The runner maps it over checkpoints on the device.
+- `claims` interprets the results. Its thresholds are constants in the file of the instrument, so
+  `truth` can score the instrument on models whose mechanism is known.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ SEED = 0
 
 
 class NotApplicable(InputError):
-    """Raised if an instrument cannot be used for a task. The message gives the reason."""
+    """The instrument cannot be used for this task. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,17 @@ class Examples:
     """The examples that an instrument measures.
 
     Attributes:
-      inputs: arrays (any pytree) for `measure`.
-      groups: names of the groups, such as splits. Outcomes are averaged over each group.
-      group: int [example], the index in `groups` of each example's group.
-      clusters: int [example], the cluster of each example. Confidence intervals use the spread
-        between clusters. A cluster is a bridge (for chains; see `worlds.clusters`), a fact, or a
-        prefix. If `cluster_dim` is given, the shape is [size of cluster_dim, example], because
-        states at different positions have different clusters. An example whose cluster is -1 at a
-        position does not count at that position.
-      cluster_dim: a dimension of the outcomes, such as "pos". An example has one cluster for each
-        index along this dimension. None means that each example has only one cluster.
-      coords: labels of the dimensions whose labels are known only after the examples are chosen,
-        such as the names of variables.
+      inputs: a pytree of arrays, which is the argument `inputs` of `measure`.
+      groups: names of the groups, such as "train_ii". Means are computed for each group.
+      group: int [example], the group of each example, as an index into `groups`.
+      clusters: int [example], the cluster of each example. Examples in the same cluster are
+        dependent, for example because their chains have the same bridge. Confidence intervals use
+        the spread between clusters. If `cluster_dim` is given, the shape is [size of cluster_dim,
+        example]. An example with cluster -1 is excluded.
+      cluster_dim: a dimension of the outcomes, such as "pos", along which the cluster of an example
+        varies. None means that each example has only one cluster.
+      coords: labels of dimensions, in addition to the labels that `Instrument.coords` returns. They
+        can depend on the chosen examples, such as the names of variables.
     """
 
     inputs: Any
@@ -67,28 +68,28 @@ class Examples:
 
 
 class BaseInstrument(abc.ABC):
-    """Base class of all instruments. It declares names, outputs and null controls.
+    """Base class of all instruments.
 
     Attributes:
-      name: name of the instrument, used in figures and in the file name `<name>.nc`.
-      definition: text that defines the numbers and names their source.
-      version: version number. It is increased when a change makes new numbers incomparable with old
-        numbers. Results of different versions are never merged.
-      outputs: name of each output of `measure`, with the names of its dimensions. If the last
-        dimension is "example", the result has the mean over each group, and the ends of the mean's
-        confidence interval as `<name>_low` and `<name>_high`. All other outputs are stored
+      name: name of the instrument. Results are saved in `<name>.nc`.
+      definition: text that defines the outputs and cites their source.
+      version: version of the instrument. Increase the version if new results cannot be compared
+        with old results. Results of different versions are never merged.
+      outputs: for each output of `measure`, by name, the names of its dimensions. If the last
+        dimension is "example", the result contains the mean over each group, and the ends of its
+        confidence interval as `<name>_low` and `<name>_high`. All other outputs are saved
         unchanged.
-      given: conditions on outputs. A key is the name of an output with one outcome per example. Its
-        value is the name of a bool output that says which examples count, such as the examples that
-        the model answers correctly without a patch. The bool output has some or all dimensions of
-        the first output. The result then also has `<name>_n`, the number of clusters with an
-        example that counts.
-      nulls: null controls, by name. The value is either the labels that select the control from the
-        outputs, such as `{"shuffled truth": {"truth": "shuffled"}}`, or the name of an output. If
-        step 0 is measured, the untrained model is an additional control.
-      default: whether the instrument runs when the user names no instrument.
-      found_at: import path from which the class was loaded; empty if an instance was given. The
-        report uses the path to load the class again.
+      given: for some outputs, by name, the name of a bool output that selects examples. Only the
+        selected examples contribute to the mean of the output. For example, a bool output can
+        select the examples that the model answers correctly without a patch. Its dimensions are
+        some or all of the dimensions of the averaged output. The result also contains `<name>_n`,
+        the number of clusters with a selected example.
+      nulls: for each null control, by name, either the labels that select the control, or the name
+        of an output. `{"shuffled truth": {"truth": "shuffled"}}` is an example of labels. If step 0
+        is measured, the untrained model is an additional control.
+      default: whether `analyze_all` runs the instrument if the user names no instruments.
+      found_at: import path of the class, which the report uses to load the class again. It is empty
+        if the user passed an instance.
     """
 
     name: ClassVar[str]
@@ -101,19 +102,19 @@ class BaseInstrument(abc.ABC):
     found_at: str = ""
 
     def options(self) -> dict[str, Any]:
-        """Return the settings that change the numbers, such as a rank; default: none.
+        """Return the settings that change the results, such as a rank; default: none.
 
-        Values must be JSON values, numpy numbers or numpy arrays. Results with different options
-        are never merged.
+        The values of the dict must be JSON values, numpy numbers or numpy arrays. Results with
+        different options are never merged.
         """
         return {}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Return the figures of a result; default: no figures."""
+        """Draw the result of all measured checkpoints; default: no figures."""
         return []
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Return the claims that the numbers of one checkpoint support; default: no claims.
+        """Return the claims that the result of one checkpoint supports; default: no claims.
 
         Args:
           result: the result of one checkpoint, without the dimension `step`.
@@ -121,14 +122,13 @@ class BaseInstrument(abc.ABC):
         return set()
 
     def check_nulls(self, coords: Mapping[str, Sequence[Any]]) -> None:
-        """Check that every declared null control exists.
+        """Check that every null control in `nulls` exists.
 
         Args:
           coords: the labels of each dimension.
 
         Raises:
-          InputError: a null control names an output that does not exist, or selects a label that no
-            output has.
+          InputError: a null control refers to an output or a label that does not exist.
         """
         for name, null in self.nulls.items():
             if isinstance(null, str):
@@ -146,17 +146,17 @@ class BaseInstrument(abc.ABC):
                 )
 
     def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:
-        """Return a mask of the examples that count for an output.
+        """Return a mask of the examples that contribute to the means of an output.
 
-        The mask broadcasts to the shape of the output.
+        `given` declares which examples contribute. The mask broadcasts to the shape of the output.
 
         Args:
           outputs: the outputs of `measure`, by name.
           name: name of the output.
-          lead: leading axes of all arrays, in addition to the declared dimensions.
+          lead: names of the axes that all arrays have in front of the declared dimensions.
 
         Returns:
-          A bool array; None if all examples count.
+          A bool array; None if all examples contribute.
         """
         if name not in self.given:
             return None
@@ -166,15 +166,15 @@ class BaseInstrument(abc.ABC):
         return outputs[condition].astype(bool)[*expanded]
 
     def check(self, outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        """Check that outputs have the declared names and shapes.
+        """Check that the outputs of `measure` have the declared names and shapes.
 
         Args:
-          outputs: arrays of one checkpoint, by name.
+          outputs: the output arrays of one checkpoint, by name.
           sizes: size of each dimension that has labels.
 
         Raises:
-          InputError: the names differ from the declared names, a declared dimension has no labels,
-            or the shape of an array differs from the sizes of its dimensions.
+          InputError: an output is missing or not declared, a declared dimension has no labels, or
+            the shape of an output differs from the sizes of its dimensions.
         """
         if outputs.keys() != self.outputs.keys():
             raise InputError(
@@ -198,20 +198,23 @@ class BaseInstrument(abc.ABC):
 
 
 class Instrument(BaseInstrument):
-    """A measurement of a model. To add an instrument, subclass this class in a file of your own.
+    """Base class of instruments that measure a transformer.
 
-    The result for a run is stored in `analysis/<name>.nc`. It has the dimension `step`.
+    To add an instrument, write a subclass in your own file.
+
+    The result for a run is saved in `analysis/<name>.nc`, and has the dimension `step`.
 
     Attributes:
-      reference: whether `measure` receives the parameters of the subject's last checkpoint as
-        `inputs["reference"]`, to compare other checkpoints with them. `inputs` must then be a dict.
+      reference: whether `measure` compares each checkpoint with the last checkpoint. If true,
+        `inputs` must be a dict, and `inputs["reference"]` contains the parameters of the last
+        checkpoint.
     """
 
     reference: ClassVar[bool] = False
 
     @abc.abstractmethod
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the examples. The choice must not depend on the checkpoint.
+        """Choose the examples to measure. All checkpoints are measured on these examples.
 
         Raises:
           NotApplicable: the instrument cannot be used for this task.
@@ -221,13 +224,13 @@ class Instrument(BaseInstrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes for one model. JAX traces this method, so it must be pure.
+        """Compute the outputs for one checkpoint. JAX traces this method, so it must be pure.
 
         Args:
-          model: the model, which is static under tracing.
+          model: the model without parameters; static under tracing.
           params: parameters of one checkpoint.
-          inputs: `Examples.inputs`.
-          key: random key; it is the same for every checkpoint.
+          inputs: the attribute `Examples.inputs` of the chosen examples.
+          key: random key. All checkpoints get the same key.
 
         Returns:
           One array for each name in `outputs`, with the declared dimensions.
@@ -236,15 +239,15 @@ class Instrument(BaseInstrument):
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of each dimension.
 
-        By default, the dimension `layer` has the layers of the residual stream as labels, and the
-        dimension `pos` has the names of the prompt's positions. The labels of one dimension must be
-        all strings, all numbers or all bools.
+        By default, the labels of `layer` are 0 to `depth`, and the labels of `pos` are the names of
+        the positions of the prompt. The labels of one dimension must be all strings, all numbers or
+        all bools.
         """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites that the instrument reads or edits; default: the residual sites.
+        """Return the names of the sites that the instrument uses; default: the residual stream.
 
-        The names are stored in the result as information only. `measure` does not use them.
+        The names are saved in the result, as information only.
         """
         return model.resid_sites

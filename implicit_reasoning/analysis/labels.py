@@ -1,8 +1,8 @@
 """Check that the labels and options of an instrument can be saved.
 
-Results are netCDF files with JSON attributes. The checks run before anything is measured. Without
-the checks, a label or option that a file cannot hold would cause an error after the measurement. It
-could also have a different value when the file is loaded.
+Results are netCDF files with JSON attributes. The checks run before the measurement. Without the
+checks, an unsuitable label would cause an error only after the measurement, or would have a
+different value when the file is loaded.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from implicit_reasoning.errors import InputError
 def check_labels(
     instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
 ) -> None:
-    """Check that the labels of the dimensions can be saved in a result.
+    """Check that the labels of all dimensions can be saved in a result.
 
-    The labels of one dimension must be all strings, all numbers or all bools, because a file stores
-    them as one array with one type. Duplicate labels are allowed.
+    A file stores the labels of a dimension as one array. The labels of one dimension must therefore
+    be all strings, all numbers or all bools. Duplicate labels are allowed.
 
     Args:
       instrument: name of the instrument.
       coords: for each dimension, a sequence or a one-dimensional array of labels.
-      dims: dimensions of the outputs. Only the labels of these dimensions are saved and checked.
+      dims: names of the dimensions of the outputs. Labels of all other dimensions are ignored.
       groups: names of the groups.
 
     Raises:
@@ -49,16 +49,16 @@ def check_labels(
 
 
 def plain(value: Any, what: str) -> Any:
-    """Convert a value to the form that it has after it is written to JSON and read again.
+    """Convert a value to plain JSON types, such as float and list.
 
-    Numpy numbers become Python numbers, and numpy arrays become lists.
+    Numpy numbers become Python numbers. Tuples and numpy arrays become lists.
 
     Args:
       value: the value, such as an instrument's options.
-      what: a plural noun phrase that names the value in the error message, such as "the options".
+      what: name of the value in the error message, in the plural, such as "the options".
 
     Raises:
-      InputError: JSON cannot represent the value.
+      InputError: JSON cannot represent a part of the value.
     """
     try:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)

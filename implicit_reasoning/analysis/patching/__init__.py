@@ -1,4 +1,4 @@
-"""Patching: replace states of one forward pass by states of a second one, and measure the answer.
+"""Patching: copy states from one forward pass into a second one, and measure the answer.
 
     activation_patching.py   patches between a query and the same query with one token exchanged
     cross_query_patching.py  patches the bridge state of a query into a query with another bridge
@@ -15,7 +15,7 @@
     functions.py             finds the pairs and metrics that users define in their own files
     pair_instrument.py       defines the base class of instruments that take pairs and metrics
 
-Most patches replace a whole state. If the answer changes, the state holds information on which the
-answer depends. The patch does not show which information this is. For example, a state that holds
-the bridge may also hold e1 and r1, and the model may use only e1 and r1.
+Most patches replace a whole state. If the answer changes, the answer depends on information in the
+state. The patch does not show on which information. For example, a state may represent the bridge
+and also e1 and r1, and the model may use only e1 and r1.
 """

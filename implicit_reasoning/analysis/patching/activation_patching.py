@@ -1,20 +1,20 @@
-"""Activation patching between a query and the same query with one token corrupted.
+"""Activation patching between a query and a corrupted copy of the query.
 
-A run is a forward pass here. Noising patches states of the corrupted run into the clean run.
-Denoising patches states of the clean run into the corrupted run. Every (layer, position) is
-patched. For the counterfactual corruption, the outputs of attention, of the MLP and of each head
-are also patched. A corruption changes one token of the query. There are three corruptions:
+The clean run is the forward pass on the query. The corrupted run is the forward pass on a copy in
+which one token is corrupted. Noising patches states of the corrupted run into the clean run.
+Denoising patches states of the clean run into the corrupted run. The state at every (layer,
+position) is patched. There are three corruptions:
 
-- `counterfactual` replaces the token by an entity or relation. The answer to the new query is known
-  and differs from the clean answer. If possible, the new query is a training query, which a model
-  can answer even if it has only memorised its training chains.
-- `symmetric` replaces the token by a random token of the same kind. The new query may have no
-  answer, or the clean answer.
+- `counterfactual` replaces the token so that the new query has a known, different answer. If
+  possible, the new query is a training query, which a model that only memorises can also answer.
+  For this corruption, the outputs of attention, of the MLP and of each head are also patched.
+- `symmetric` replaces the token by a random token of the same type (entity or relation). The new
+  query may have no answer, or the same answer as the clean query.
 - `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is
-  three times that of the embeddings. There is no counterfactual answer.
+  three times the standard deviation of the embedding matrix.
 
-Sources: Wang et al. 2024, section 3.3 (one token, chosen so that the answer changes); Zhang and
-Nanda 2024 (symmetric replacement, metrics); Meng et al. 2022 (noise).
+Sources: Wang et al. 2024, section 3.3 (counterfactual corruption); Zhang and Nanda 2024 (symmetric
+corruption, metrics); Meng et al. 2022 (noise).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _PARTS_GRADED = tuple(f"part_{name}" for name in GRADED_METRICS)
 
 
 class ActivationPatching(Instrument):
-    """Instrument that patches states between the clean and the corrupted run of each query."""
+    """Instrument that patches states between a query and a copy with one corrupted token."""
 
     name = "activation_patching"
     version = 3
@@ -121,7 +121,10 @@ class ActivationPatching(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
+        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
+
+        In confidence intervals, rows with the same bridge (e2) form a cluster.
+        """
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
@@ -146,18 +149,21 @@ class ActivationPatching(Instrument):
         return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the default labels, with the labels of the blocks and of the block parts."""
+        """Return the labels of the layers, positions, blocks and block parts."""
         of_parts = {"block": range(model.spec.depth), "part": part_names(model)}
         return super().coords(model, dataset) | of_parts
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream, of block parts, and of keys and values."""
+        """Return the names of the sites that the forward passes cache."""
         return cache_sites(model, inside=True)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the effects of all patches on examples that count for at least one token."""
+        """Compute the outcomes of all patches.
+
+        Only queries that the model answers correctly without a patch are patched.
+        """
         correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
         # A query counts for a token if the model answers the query correctly and the query with
         # this token exchanged has a known answer.
@@ -169,9 +175,9 @@ class ActivationPatching(Instrument):
         return found | {"compared": counts[None] & known}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the share of answers that change as the exchange of each token predicts.
+        """Draw the share of answers that become the answer to the query with the replaced token.
 
-        The first figure is for patches of states, the second for patches of parts of blocks.
+        The first figure shows patches of states. The second figure shows patches of block parts.
         """
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
@@ -222,12 +228,12 @@ class ActivationPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim that a state carries a token if patching the state changes answers as predicted.
+        """Claim "carried" where a patch changes most answers as the replaced token predicts.
 
-        Claims are made for states at the token's own position only, because states at other
-        positions may hold a variable that was computed from the token. Claims use noising, and only
-        queries that the model answers correctly with both tokens. One split in which enough answers
-        change as predicted is sufficient for a claim.
+        A token is claimed only for states at the position of the token. States at later positions
+        may represent a variable that is computed from the token. The share of changed answers is
+        measured in noising, over queries that the model answers correctly with both the old and the
+        new token. A high share in one split is sufficient.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)

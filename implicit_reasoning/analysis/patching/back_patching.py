@@ -1,11 +1,11 @@
 """Back-patching: patch the state of a later layer into an earlier layer, at one position.
 
-If the model resolves the first hop only after the layers that compute the second hop, its answer is
-wrong. A patch of the later state, which holds the bridge, into an earlier layer can then correct
-the answer. The grid has every pair (from layer, to layer), including pairs in which the state comes
-from an earlier layer. Patches with equal layers change nothing. A wrong answer that becomes a
-different wrong answer is counted as damage, and separately from one that stays the same. If there
-is much damage, some corrected answers are expected by chance.
+A model may compute the first hop only after the layers that compute the second hop. The answer is
+then wrong. If the later state, which represents the bridge, is patched into an earlier layer, the
+answer can become right. All pairs of layers are measured, including patches from an earlier into a
+later layer. A patched wrong answer has one of three outcomes: it becomes right, it stays the same,
+or it becomes a different wrong answer (damage). With much damage, some answers become right by
+chance.
 
 Source: Biran et al. 2024, "Hopping too late", section 6.
 """
@@ -45,7 +45,7 @@ _CELLS = ("donor", "pos", "from_layer", "layer", "example")
 
 
 class BackPatching(Instrument):
-    """Instrument that patches states of later layers into earlier layers, for wrong answers."""
+    """Instrument that patches later states into earlier layers, for wrongly answered queries."""
 
     name = "back_patching"
     version = 4
@@ -66,7 +66,10 @@ class BackPatching(Instrument):
     nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
+        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
+
+        In confidence intervals, rows with the same bridge (e2) form a cluster.
+        """
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
@@ -77,17 +80,20 @@ class BackPatching(Instrument):
         return Examples(inputs, splits, group, clusters, coords={"donor": DONORS})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the default labels, with the labels of `from_layer`, where a state comes from."""
+        """Return the labels of the layers, of the positions, and of `from_layer`.
+
+        The state is taken from the layer `from_layer` and replaces the state of the layer `layer`.
+        """
         return super().coords(model, dataset) | {"from_layer": range(model.spec.depth + 1)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream, and of the keys and values."""
+        """Return the names of the sites that the forward passes cache."""
         return cache_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the effects of all patches on every query that is answered wrongly."""
+        """Compute the outcomes of all patches, for queries that the model answers wrongly."""
         sites = cache_sites(model)
 
         def outcomes(question: dict[str, Array]) -> dict[str, Array]:
@@ -109,7 +115,7 @@ class BackPatching(Instrument):
         return map_in_chunks(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the shares of repaired and damaged answers of a test split, by pair of layers."""
+        """Draw the shares of repaired and of damaged answers, for every pair of layers."""
         group = some_groups(result)[-1]
         repaired, damaged = (
             known_means(result, name).sel(group=group) for name in ("repaired", "other")

@@ -1,21 +1,19 @@
-"""Cross-query semantic patching: patch the bridge state of a source query into a target query.
+"""Cross-query semantic patching: patch the state of a source query into a target query.
 
-The source query is (e1', r1', r2') with bridge b'. The target query is (e1, r1, r2). In the forward
-pass of the target, the state at one layer and position is replaced by the state of the source at
-the same layer and position. If this state represents b', the answer becomes the tail of (b', r2).
-This tail is the answer to the composed chain (e1', r1', r2).
+The source query is (e1', r1', r2'), and its bridge is b'. The target query is (e1, r1, r2). The
+state of the source at one (layer, position) replaces the state of the target at the same (layer,
+position). If the source's state represents b', the answer becomes the tail of (b', r2). This tail
+is the answer to the composed chain (e1', r1', r2).
 
-Source: Ye et al. 2025, section 4. This instrument has three conditions that the paper does not
-have:
+Source: Ye et al. 2025, section 4. This instrument adds three conditions:
 
-- The composed chain is not in the training data, except in the group `TRAINED`. Otherwise a model
-  that has memorised the composed chain could give its answer without using a bridge.
+- The composed chain is not in the training data, except in the group `TRAINED`. A model that has
+  memorised a chain could give the answer without using a bridge.
 - The composed answer differs from the clean answer.
-- The source's own answer differs from the composed answer. A patch that only copies the source's
-  answer then does not give the composed answer.
+- The answer to the source differs from the composed answer. A patch that only copies the answer to
+  the source is therefore not counted.
 
-  A further difference from the paper is that this instrument takes the states of the last layer
-  before the final norm.
+  The states of the last layer are also taken before the final norm, unlike in the paper.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ _SEED = 0
 
 
 class CrossQueryPatching(Instrument):
-    """Instrument that patches bridge states of source queries into target queries."""
+    """Instrument that patches states of source queries into target queries."""
 
     name = "cross_query_patching"
     version = 2
@@ -99,7 +97,10 @@ class CrossQueryPatching(Instrument):
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose pairs of source and target queries. The source's bridge is a pair's cluster."""
+        """Choose pairs of source and target queries.
+
+        In confidence intervals, pairs whose sources have the same bridge (e2) form a cluster.
+        """
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
@@ -125,13 +126,16 @@ class CrossQueryPatching(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream, and of the keys and values."""
+        """Return the names of the sites that the forward passes cache."""
         return cache_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the effects of all patches on every pair whose target is answered correctly."""
+        """Compute the outcomes of all patches.
+
+        Only pairs whose target is answered correctly without a patch are patched.
+        """
         sites = cache_sites(model)
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
@@ -151,7 +155,7 @@ class CrossQueryPatching(Instrument):
         return found | {"compared": correct & (jnp.asarray(inputs["true"]) >= 0)}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the share of composed answers by layer and position, for all groups and the null."""
+        """Draw the share of answers that become the composed answer, by layer and position."""
         known = known_means(result, "fraction")
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
@@ -180,27 +184,26 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim which states carry e2, and whether the model composes or has memorised.
+        """Claim where e2 is carried, and whether the model composes facts or has memorised chains.
 
-        "carried" needs two conditions at a (layer, position):
+        "carried" needs two conditions at the claimed (layer, position):
 
-        - In the group `BRIDGE`, most answers become the composed answer. In this group, source and
-          target have different bridges and the composed chain is not a training chain. The lower
-          end of the share's interval is at least `MAJORITY`, and the share is above chance; see
-          `above_chance`.
+        - In the group `BRIDGE`, most answers become the composed answer. The share must be above
+          chance, and the lower end of its interval must be at least `MAJORITY`. In this group,
+          source and target have different bridges, and no composed chain is a training chain.
         - In the group `SAME`, most answers do not change. In this group, source and target have the
           same bridge and different prefixes.
 
-        "composes" needs a (layer, position) that carries e2, and at which most answers also become
-        the composed answer in the group `OOD`. In this group, no training chain begins with the
-        source's first fact.
+        "composes" needs a (layer, position) at which e2 is carried. There, most answers of the
+        group `OOD` must also become the composed answer. In this group, no training chain begins
+        with the first fact of the source.
 
         "memorised" needs two conditions:
 
         - At no (layer, position) do most answers of the group `BRIDGE` become the composed answer.
         - The model answers composed chains correctly in the group `TRAINED`, and wrongly in the
-          groups `BRIDGE` and `SAME`. A model that composes would answer the composed chains of
-          these two groups correctly, because their facts have roles that training chains use.
+          groups `BRIDGE` and `SAME`. A model that composes facts would be right in all three
+          groups.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY

@@ -1,7 +1,7 @@
-"""Find the user's functions by import path, and identify them by a digest of their source.
+"""Find functions by import path, and compute a digest of their source code.
 
-Results of different functions must not be merged. A file may change and keep its name. The options
-of a result therefore hold both the name of each function and a digest of its source.
+Results of different functions must not be merged. A user can change a function and keep its name.
+The options of a result therefore contain the name and the source digest of each function.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Function = Callable[..., Any]
 
 
 class NamedFunction(NamedTuple):
-    """A function with the name and digest that identify it.
+    """A function with its name and a digest of its source code.
 
     Attributes:
-      name: name of a built-in function; otherwise `file.py:function` or `package.module:function`.
-      source: digest of the source code; empty for a built-in function. When a built-in function
-        changes, the version of the instrument is increased instead.
+      name: the name of a built-in function, or `file.py:function`, or `package.module:function`.
+      source: digest of the source code; empty for a built-in function, whose changes increase the
+        version of the instrument.
       call: the function.
     """
 
@@ -35,7 +35,7 @@ class NamedFunction(NamedTuple):
     call: Function
 
     def identity(self) -> dict[str, str]:
-        """Return the name and digest, for an instrument's options."""
+        """Return the name and the digest as a dict, for the options of an instrument."""
         return {"name": self.name, "source": self.source}
 
 
@@ -45,13 +45,13 @@ def find_function(
     """Find a function by name or import path.
 
     Args:
-      which: a key of `built_in`, `path/to/file.py:function`, `package.module:function`, or the
-        function itself.
-      built_in: functions by name.
-      kind: kind of the function for error messages: "pairs" or "metric".
+      which: a key of `built_in`, an import path, or a function. An import path is
+        `path/to/file.py:function` or `package.module:function`.
+      built_in: the built-in functions by name.
+      kind: what the function is, for error messages: "pairs" or "metric".
 
     Raises:
-      InputError: the function does not exist, or its source cannot be read.
+      InputError: the function does not exist, or its source code cannot be read.
     """
     if callable(which):
         return NamedFunction(

@@ -1,7 +1,6 @@
-"""Patch every state, block part or neuron of a donor run into a base run, one at a time.
+"""Patch each state, block part or neuron of a donor run into a base run, one at a time.
 
-A run is a forward pass here. A block part is the attention, the MLP or a head. The results of all
-patches are a grid.
+A run means a forward pass in this module. A block part is the attention, the MLP or one head.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ from implicit_reasoning.model.cones import Cache, patched_logits, state, value_a
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
-    """Return the names of the block's parts, in the order of the axis `part` of `patch_parts`."""
+    """Return the names of the parts of a block, such as the attention and the MLP.
+
+    The axis `part` of `patch_parts` has the same order.
+    """
     return model.block.parts(model.spec)
 
 
@@ -31,22 +33,24 @@ def patch_states(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "layer pos example d_vocab"]:
-    """For every layer and position, compute the logits of `base` with the state taken from `donor`.
+    """Compute the logits of the base run with one state of the donor run, for every state.
 
-    Layer 0 is the sum of the embeddings, and layer `depth` is the input of the final norm.
+    A state is the residual stream at one (layer, position). Layer 0 is the sum of the embeddings.
+    Layer `depth` is the input of the final norm.
 
     Args:
       model: the model; static.
       params: parameters of both runs.
-      base: cached sites of the run to patch; see `cache_sites`.
-      donor: cached sites of the run that the states are taken from.
-      only: the position of the only token that differs between the two runs; None if more tokens
-        may differ. `only` may be traced. If it is given, patches with known results are not
-        computed. A patch of layer 0 at `only` gives the logits of `donor`. A patch of layer 0 at
-        any other position, or of any layer at an earlier position, changes nothing.
+      base: cached activations of the base run, at the sites from `cache_sites`.
+      donor: cached activations of the donor run, at the same sites as `base`.
+      only: the position of the only token that differs between the two runs; may be traced. None
+        means that several tokens may differ. If `only` is given, the function skips patches whose
+        logits are known. A patch at layer 0 and position `only` gives the logits of `donor`. A
+        patch at layer 0 and any other position gives the logits of `base`, and so does a patch at
+        any position before `only`.
 
     Returns:
-      Logits at the last position.
+      The logits at the last position after each patch.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     layers = range(depth + 1)
@@ -82,12 +86,13 @@ def patch_parts(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "block part pos example d_vocab"]:
-    """For every block, part and position, compute the logits of `base` with the part of `donor`.
+    """Compute the logits of the base run with one block part of the donor run, for every part.
 
-    A patch replaces the output of the part. The arguments are those of `patch_states`.
+    A patch replaces the output of one part of one block at one position. `patch_states` describes
+    the arguments.
 
     Returns:
-      Logits at the last position.
+      The logits at the last position after each patch.
     """
     n_pos, says = state(model, base, 0).shape[1], _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (len(part_names(model)), *says.shape))
@@ -117,14 +122,14 @@ def patch_parts(
 def patch_neurons(
     model: Transformer, params: Params, base: Cache, donor: Cache
 ) -> Float[Array, "block neuron pos example d_vocab"]:
-    """For every block, position and neuron, compute logits of `base` with the neuron of `donor`.
+    """Compute the logits of the base run with one neuron of the donor run, for every neuron.
 
-    A neuron is an element of `mlp.hook_post`. It adds its activation times its row of `W_out` to
-    the residual stream. A patch therefore adds the difference between the two activations times
-    this row.
+    A neuron is an element of `mlp.hook_post` of one block at one position. It adds `activation *
+    W_out[neuron]` to the residual stream. A patch therefore adds `(donor activation - base
+    activation) * W_out[neuron]`.
 
     Returns:
-      Logits at the last position.
+      The logits at the last position after each patch.
     """
     n_pos, says = state(model, base, 0).shape[1], _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (model.spec.d_mlp, *says.shape))
@@ -209,9 +214,19 @@ def noising_and_denoising(
     one: Cache,
     other: Cache,
 ) -> Float[Array, " direction *grid"]:
-    """Compute two grids of patches: first from `other` into `one`, then from `one` into `other`.
+    """Patch from `other` into `one`, and then from `one` into `other`.
 
-    `patch` is compiled once for both grids.
+    `patch` is compiled once for both directions.
+
+    Args:
+      patch: function such as `patch_states`, which takes the base run before the donor run.
+      model: the model; static.
+      params: parameters of both runs.
+      one: cached activations of the first run; the base run of the first direction.
+      other: cached activations of the second run; the donor run of the first direction.
+
+    Returns:
+      The logits of both directions, stacked along a new first axis.
     """
     pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
     grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)
