@@ -1,9 +1,9 @@
 """Choose queries for patching, on the host, from the true facts of the world.
 
-Patching pairs each query with a second query. The candidates for the second query are the chains
-that share some parts with the query, such as the first fact. The table of chains is sorted by these
-parts, so all candidates of a query are in one contiguous range of the table. Every candidate is
-considered, so a query is dropped only if no candidate fits.
+Patching pairs each query with a second query that shares some parts, such as the first fact. The
+table of all chains is sorted by the shared parts. The candidates for the second query are therefore
+one contiguous range of the table. All candidates are tested, so a query is dropped only if no
+candidate is suitable.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ Rows = Int[np.ndarray, "row"]
 
 
 class Queries(NamedTuple):
-    """Queries about chains, with their answers.
+    """Multi-hop queries, with their answers.
 
-    The answer to a query that is a row of the dataset is the answer in that row. The answer to any
-    other query follows from the facts of the world.
+    If a query is a row of the dataset, its answer is the answer in the row. Otherwise, its answer
+    follows from the facts of the world.
 
     Attributes:
-      facts: int32 [question, hop], the number of the fact at each hop.
-      parts: int32 [question, hop + 1], the entity and relation numbers of the prompt: e1, r1, r2,
-        ...
-      answer: int32 [question], an entity number.
-      trained: bool [question], whether the query is a training row.
+      facts: int32 [question, hop], the number of the fact that each hop uses.
+      parts: int32 [question, hop + 1], the numbers of e1, r1, r2, ... in the prompt.
+      answer: int32 [question], the number of the answer entity.
+      trained: bool [question], whether the query is a row of the training data.
     """
 
     facts: Int[np.ndarray, "question hop"]
@@ -41,12 +40,12 @@ class Queries(NamedTuple):
     trained: Bool[np.ndarray, " question"]
 
     def only(self, keep: np.ndarray) -> Queries:
-        """Return the queries that an index array or a mask selects."""
+        """Select queries by an index array or a mask."""
         return Queries(*(column[keep] for column in self))
 
 
 def all_queries(dataset: Dataset) -> Queries:
-    """Return every chain of the world as a query. Queries are ordered by fact numbers."""
+    """Return all multi-hop queries of the world, ordered by fact numbers."""
     world = world_of(dataset)
     chains = enumerate_chains(world, dataset.hops)
     of_rows = np.column_stack(columns(dataset.truth, "fact"))
@@ -61,22 +60,28 @@ def all_queries(dataset: Dataset) -> Queries:
 
 
 def queries_of_rows(dataset: Dataset, rows: Rows) -> Queries:
-    """Return the queries of some rows. The prompt of each row must have all hops of a chain."""
+    """Return the queries in some rows of a dataset.
+
+    Args:
+      dataset: a dataset of a chain task.
+      rows: indices of rows. The prompts must be full chains, such as (e1, r1, r2).
+    """
     facts = np.column_stack([column[rows] for column in columns(dataset.truth, "fact")])
     chains = Chains(world_of(dataset), facts)
     return Queries(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
 
 
 def have_roles(dataset: Dataset, questions: Queries, first: str) -> Bool[np.ndarray, " question"]:
-    """Return for each query whether the roles of its facts are allowed.
+    """Return whether the facts of each query have allowed roles.
 
-    The role of the first fact must be in `first`. The role of each later fact must be one that
-    training chains may have at that hop.
+    The role of a fact determines its use in training; `I` is the role of facts in training chains.
+    The role of the first fact must be in `first`. The role of each later fact must be allowed in
+    training chains at the hop of the fact.
 
     Args:
       dataset: a dataset of a chain task.
       questions: the queries to test.
-      first: allowed roles of the first fact, as letters of `ROLES`.
+      first: the allowed roles of the first fact, as letters, such as "I" or "O".
     """
     chains = Chains(world_of(dataset), questions.facts)
     return chains.allows(first, *(training_roles(hop) for hop in range(1, dataset.hops)))
@@ -88,17 +93,17 @@ def random_matches(
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " row"]:
-    """For each row, draw a random item that has the row's key and for which `fits` is true.
+    """Match each row with a random item that has an equal key and satisfies `fits`.
 
     Args:
-      asked: keys of the rows.
-      table: keys of the items.
-      fits: function that takes row indices [pair] and item indices [pair], and returns for each
-        pair whether the item fits the row.
-      random: random generator for the choice.
+      asked: the key of each row.
+      table: the key of each item.
+      fits: function that takes row indices [pair] and item indices [pair], and returns a bool for
+        each pair. Only pairs with the value true can be matched.
+      random: the random generator.
 
     Returns:
-      The index of the item that was drawn for each row; -1 if there is no such item.
+      The index of the item for each row; -1 if no item matches.
     """
     size = int(max(asked.max(initial=0), table.max(initial=0))) + 1
     keys = prefix_keys(np.concatenate([asked, table]), size)[:, -1]
@@ -118,14 +123,14 @@ def random_matches(
 def look_up_answers(
     questions: Queries, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, " question"]:
-    """Look up the answers to prompts whose entity and relations are given.
+    """Look up the answers to prompts (e1, r1, r2, ...) in a table of queries.
 
     Args:
-      questions: the queries to search. No two of them have the same parts.
-      parts: the parts of each prompt, as in `Queries.parts`.
+      questions: the table of queries. All queries must have different parts.
+      parts: the numbers of e1, r1, r2, ... in each prompt.
 
     Returns:
-      The answer to each prompt; -1 if no query in `questions` has the parts of the prompt.
+      The answer to each prompt; -1 if the table has no such query.
     """
     found = random_matches(
         parts,
@@ -139,13 +144,18 @@ def look_up_answers(
 def prompt_tokens(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:
-    """Return the tokens of prompts whose parts are given, in the token order of the dataset."""
+    """Convert prompts to tokens, in the token order of the dataset.
+
+    Args:
+      dataset: a dataset of a chain task.
+      parts: the numbers of e1, r1, r2, ... in each prompt.
+    """
     shift = np.array([0] + [world_of(dataset).n_entities] * dataset.hops, np.int32)
     return (parts + shift)[:, prompt_order(dataset)].astype(np.int32)
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """Return which part is at each position of a prompt, as an index into (e1, r1, r2, ...)."""
+    """Return, for each position of a prompt, the index of its token in (e1, r1, r2, ...)."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
 

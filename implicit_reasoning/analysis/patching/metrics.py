@@ -1,8 +1,8 @@
-"""Define metrics of an answer, which measure the effect of a patch.
+"""Metrics of the logits after a patch, such as the logit difference.
 
-A metric is a function that JAX can trace. Its arguments are the logits at the last position of a
-prompt, and the pair that the prompt belongs to. A metric is one of `METRICS`, or a function of the
-user that is found by import path.
+A metric is a function that JAX can trace. Its arguments are the logits at the last position, and
+the prompt pairs (`PairBatch`). It returns one number for each pair. Users can add metrics by import
+path to those in `METRICS`.
 
 Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activation patching".
 """
@@ -21,15 +21,15 @@ from implicit_reasoning.errors import InputError
 
 
 class PairBatch(NamedTuple):
-    """Prompt pairs, with the model's logits for both prompts of each pair. Arrays may be traced.
+    """Prompt pairs, with the model's logits for both prompts of each pair.
 
     Attributes:
-      clean: tokens of the clean prompts.
-      corrupt: tokens of the corrupt prompts.
-      answer: the token that answers the clean prompt.
-      corrupt_answer: the token that answers the corrupt prompt.
-      clean_logits: logits at the end of the clean prompt, without a patch.
-      corrupt_logits: logits at the end of the corrupt prompt, without a patch.
+      clean: the tokens of the clean prompts.
+      corrupt: the tokens of the corrupt prompts.
+      answer: the answer token of each clean prompt.
+      corrupt_answer: the answer token of each corrupt prompt.
+      clean_logits: the logits at the last position of each clean prompt, without a patch.
+      corrupt_logits: the logits at the last position of each corrupt prompt, without a patch.
     """
 
     clean: Int[Array, "example pos"]
@@ -61,12 +61,12 @@ def log_probability(logits: Logits, pair: PairBatch) -> Float[Array, " example"]
 
 
 def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Return 1 if the clean answer has the highest logit, else 0; a tie gives 0."""
+    """Return 1 if the logit of the clean answer is above all other logits, else 0."""
     return outcomes.answers_with(logits, pair.answer).astype(logits.dtype)
 
 
 def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Return the KL divergence KL(clean run || patched run), in nats."""
+    """Return the KL divergence KL(p_clean || p_patched), in nats."""
     return outcomes.divergence(logits, pair.clean_logits)
 
 
@@ -81,10 +81,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]:
-    """Find metrics by name in `METRICS` or by import path. Functions are also accepted.
+    """Find metrics.
+
+    Args:
+      which: for each metric, a key of `METRICS`, an import path, or a function.
 
     Raises:
-      InputError: no metric is given, a metric is not found, or two metrics have the same name.
+      InputError: `which` is empty, a metric is not found, or two metrics have the same name.
     """
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
@@ -94,9 +97,9 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
 
 
 def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> None:
-    """Check that a metric returns a float for each example.
+    """Check that a metric returns one float for each example.
 
-    The metric is evaluated with abstract shapes. Nothing is compiled.
+    The check uses `jax.eval_shape`, which compiles nothing.
 
     Args:
       found: the metric.
@@ -104,7 +107,7 @@ def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> No
       d_vocab: size of the vocabulary.
 
     Raises:
-      InputError: the shape or type of the returned value is wrong.
+      InputError: the metric returns a wrong shape or a wrong type.
     """
     count = n_pos + d_vocab + 1  # no other axis has this size
     prompt = jax.ShapeDtypeStruct((count, n_pos), jnp.int32)
@@ -134,7 +137,14 @@ def over_cells(
     logits: Float[Array, "*cell example d_vocab"],
     pair: PairBatch,
 ) -> Float[Array, "metric *cell example"]:
-    """Apply each metric to the logits of every cell of a grid of patches."""
+    """Compute each metric for each patch.
+
+    Args:
+      metrics: the metrics.
+      logits: the logits at the last position after each patch. The leading axes are those of the
+        patches, such as layer and position.
+      pair: the patched pairs.
+    """
     cells = logits.reshape(-1, *logits.shape[-2:])
     found = [jax.vmap(metric.call, (0, None))(cells, pair) for metric in metrics]
     return jnp.stack(found).reshape(len(metrics), *logits.shape[:-1])

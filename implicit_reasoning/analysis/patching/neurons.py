@@ -1,8 +1,8 @@
 """Patch single neurons between the prompts of pairs.
 
-The method is that of `pair_patching`, except that each patch replaces one neuron (`mlp.hook_post`)
-of one block at one position. Patching every neuron at every position is expensive. The instrument
-is therefore separate from `pair_patching`, and runs only if the user names it.
+Each patch replaces one neuron (`mlp.hook_post`) of one block at one position. The outputs are
+defined as those of `pair_patching`. Patching every neuron at every position is expensive, so
+`analyze` runs this instrument only if the user names it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class NeuronPatching(PairPatching):
     patches = {"neuron_": patch_neurons}
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Add the labels of the neurons to the labels of `pair_patching`."""
+        """Return the labels of all dimensions except `pos` and `metric`."""
         return super().coords(model, dataset) | {"neuron": range(model.spec.d_mlp)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream, of neurons, block parts, keys and values."""
+        """Return the names of the sites that the forward passes cache."""
         return (*cache_sites(model, inside=True), *neuron_sites(model))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the neurons with the highest recovery at the last step, by position."""
+        """Draw the recovery of the best neurons at the last step, by position."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         at = {"group": group, "metric": metric, "direction": DIRECTIONS[1]}
         last = result.isel(step=-1).sel(at)
@@ -89,5 +89,5 @@ class NeuronPatching(PairPatching):
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Return no claims, because patching a neuron does not show which variable it encodes."""
+        """Return no claims, because a patch does not show which variable a neuron represents."""
         return set()

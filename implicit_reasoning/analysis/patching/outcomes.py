@@ -1,8 +1,11 @@
-"""Compute the outcomes of a patch: one of three kinds of answers, and continuous metrics.
+"""Classify the answer after a patch, and compute continuous metrics of its logits.
 
-A patch can change an answer because of the information that is patched, or because it damages the
-computation. Each answer is therefore one of three kinds: the clean answer; the counterfactual
-answer, which the world predicts for the patch; or any other answer, which is damage.
+A patch can change an answer in two ways: it inserts information, or it damages the computation. To
+distinguish the two, each answer after a patch is classified:
+
+- the clean answer;
+- the counterfactual answer, which is the right answer according to the inserted information;
+- any other answer, which shows damage.
 
 Source of the continuous metrics: Zhang and Nanda 2024, "Towards best practices of activation
 patching" (logit difference, probability, KL divergence).
@@ -31,10 +34,9 @@ Tokens = Int[Array, "example"]
 
 
 def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
-    """Return whether a token has the highest logit.
+    """Return whether the logit of a token is above all other logits.
 
-    The result is false if another token has the same logit, or if logits are nan. It is also false
-    for token -1, which means that there is no answer.
+    The result is false for a tie, for nan logits, and for token -1 (no answer).
     """
     own = _at(logits, token)[..., None]
     return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
@@ -43,16 +45,16 @@ def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
 def outcomes_of(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Bool[Array, "share *cell example"]:
-    """Classify each prediction as one of `OUTCOMES`.
+    """Classify the answer after each patch as one of `OUTCOMES`.
 
     Args:
-      logits: logits after the patch.
-      clean: the clean answers.
-      counterfactual: the counterfactual answers; -1 if a query has none. They must differ from
-        `clean`.
+      logits: the logits after each patch.
+      clean: the clean answer of each query.
+      counterfactual: the counterfactual answer of each query, which must differ from `clean`; -1 if
+        a query has no counterfactual answer.
 
     Returns:
-      A bool array, one-hot along its first axis. The first axis has the order of `OUTCOMES`.
+      A one-hot bool array. The first axis is the outcome, in the order of `OUTCOMES`.
     """
     old, new = answers_with(logits, clean), answers_with(logits, counterfactual)
     return jnp.stack([old, new, ~(old | new)])
@@ -61,15 +63,17 @@ def outcomes_of(
 def graded_metrics(
     logits: Logits, clean: Tokens, counterfactual: Tokens, whole: Float[Array, "example d_vocab"]
 ) -> dict[str, Float[Array, "*cell example"]]:
-    """Return logit difference, probability and KL divergence, by their names in `GRADED_METRICS`.
+    """Return the metrics in `GRADED_METRICS`, by name.
 
-    The logit difference is meaningless for a query without a counterfactual answer.
+    The metrics are the logit difference between the clean and the counterfactual answer, the
+    probability of the clean answer, and KL(p_clean || p_patched). Ignore the logit difference of a
+    query without a counterfactual answer.
 
     Args:
-      logits: logits after the patch.
-      clean: the clean answers.
-      counterfactual: the counterfactual answers; -1 if a query has none.
-      whole: the logits of the clean run.
+      logits: the logits after each patch.
+      clean: the clean answer of each query.
+      counterfactual: the counterfactual answer of each query; -1 if there is no such answer.
+      whole: the logits of the clean query without a patch.
     """
     return {
         "logit_difference": logit_difference(logits, clean, counterfactual),
@@ -93,11 +97,11 @@ def probability(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
 def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
-    """Return the KL divergence KL(clean run || patched run) in nats.
+    """Return the KL divergence KL(p_clean || p_patched) in nats.
 
     Args:
-      logits: logits of the patched run.
-      clean: logits of the clean run.
+      logits: the logits after each patch.
+      clean: the logits of the clean query without a patch.
     """
     clean = jax.nn.log_softmax(expand_to_rank(clean, logits))
     return (jnp.exp(clean) * (clean - jax.nn.log_softmax(logits))).sum(-1)

@@ -1,4 +1,4 @@
-"""Define the base class of instruments that take prompt pairs and metrics as options."""
+"""The base class of instruments that have prompt pairs and metrics as options."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SEED = 0
 
 
 class PairInstrument(Instrument):
-    """An instrument that measures prompt pairs with metrics. The user can choose both.
+    """Base class of instruments that evaluate metrics on prompt pairs, both chosen by the user.
 
-    Results with different pairs or metrics are never merged.
+    Results that were measured with different pairs or metrics are never merged.
 
     Attributes:
       pairs: the function that makes the pairs.
-      metrics: the metrics, in the order of the dimension `metric`.
+      metrics: the metrics. The dimension `metric` of the result has the same order.
     """
 
     def __init__(
@@ -51,21 +51,24 @@ class PairInstrument(Instrument):
         self.pairs, self.metrics = find_pairs(pairs), find_metrics(metrics)
 
     def options(self) -> dict[str, Any]:
-        """Return the name and source digest of the pairs function and of every metric."""
+        """Return the identity of the pairs function and of every metric.
+
+        An identity consists of a name and a digest of the source code.
+        """
         return {
             "pairs": self.pairs.identity(),
             "metrics": [metric.identity() for metric in self.metrics],
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the pairs, and check the pairs and the metrics.
+        """Make the prompt pairs, and check that the pairs and the metrics are valid.
 
-        For the null control, the inputs also hold the prompts of a different pair of the same
-        group, for each pair.
+        For the null control, each pair is also assigned the prompts of a random different pair of
+        its group.
 
         Raises:
-          InputError: the pairs function does not return valid pairs, or a metric does not return a
-            number for each example.
+          InputError: the pairs function does not return valid pairs, or a metric does not return
+            one number for each pair.
         """
         pairs = make_pairs(self.pairs, dataset, model)
         for metric in self.metrics:
@@ -92,7 +95,7 @@ class PairInstrument(Instrument):
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
-    """Run the model on both prompts of each pair, and return the pairs with the logits."""
+    """Run the model on both prompts of each pair, and return pairs and logits."""
     clean, corrupt, answer, corrupt_answer = (
         jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
     )
@@ -101,9 +104,9 @@ def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
 
 
 def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
-    """For each pair, return the index of a different random pair of the same group.
+    """Assign each pair a random different pair of the same group, and return its index.
 
-    If a group has only one pair, the index of that pair is returned.
+    A pair that is alone in its group is assigned to itself.
     """
     random, other = np.random.default_rng(_SEED), np.empty_like(group)
     for number in np.unique(group):
@@ -117,14 +120,15 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """Return, for each example, the mean value of the example's group.
+    """Return, for each example, the mean over the group that contains the example.
 
-    The mean is over the examples of the group that count; it is 0 if none counts.
+    Only examples for which `counted` is true contribute. The mean of a group without such examples
+    is 0.
 
     Args:
-      values: a value for each example.
-      counted: whether each example counts.
-      member: whether each example is a member of each group.
+      values: the value of each example.
+      counted: whether each example contributes to the mean.
+      member: whether each example belongs to each group.
     """
     of_group = jnp.asarray(member).astype(values.dtype)
     sums, counts = (

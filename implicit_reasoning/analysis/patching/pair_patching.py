@@ -1,16 +1,18 @@
-"""Patch activations between the clean and the corrupt prompt of pairs.
+"""Patch activations between the clean and the corrupt prompt of each pair.
 
-The user can choose the pairs and the metrics. A run is a forward pass here. Noising patches values
-of the corrupt run into the clean run. Denoising patches values of the clean run into the corrupt
-run. The patched values are the state of each layer, and the outputs of attention, of the MLP and of
-each head of each block, at every position.
+The user can choose the pairs and the metrics. The clean run and the corrupt run are the forward
+passes on the two prompts of a pair. Noising patches activations of the corrupt run into the clean
+run. Denoising patches activations of the clean run into the corrupt run. At every position, the
+patched activations are the residual stream of each layer, and the outputs of the attention, the MLP
+and the heads of each block.
 
-The recovery of a metric is (patched - base) / (donor - base). In noising, the base is the clean run
-and the donor is the corrupt run; in denoising, the base is the corrupt run and the donor is the
-clean run. Recovery is 0 if a patch does not change the metric, and 1 if the metric becomes equal to
-that of the donor run. The denominator is the mean of (donor - base) over the pairs of the group
-that count. The mean recovery is thus a ratio of means, and pairs with a small difference between
-the two runs do not dominate it. The confidence intervals treat the denominator as known.
+A patch takes an activation from the donor run and inserts it into the base run. In noising, the
+donor run is the corrupt run. In denoising, the donor run is the clean run. The recovery of a metric
+is (patched - base) / mean(donor - base). The mean is over the pairs of the group whose clean prompt
+is answered correctly. Recovery is 0 if patches do not change the metric. The mean recovery is 1 if
+patches change the metric to its mean in the donor runs. Because the denominator is a mean, pairs
+with a small difference donor - base do not dominate. The confidence intervals treat the denominator
+as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
 (normalised logit difference); Zhang and Nanda 2024.
@@ -108,8 +110,8 @@ class PairPatching(PairInstrument):
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of all dimensions except `pos` and `metric`.
 
-        The labels of `pos` and `metric` depend on the pairs and metrics, so `examples` returns
-        them.
+        The method `examples` returns the labels of `pos` and `metric`, because these labels depend
+        on the chosen pairs and metrics.
         """
         return {
             "direction": DIRECTIONS,
@@ -120,13 +122,16 @@ class PairPatching(PairInstrument):
         }
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream, of block parts, and of keys and values."""
+        """Return the names of the sites that the forward passes cache."""
         return cache_sites(model, inside=True)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the effects of all patches on pairs whose clean prompt is answered correctly."""
+        """Compute the outcomes of all patches.
+
+        Only pairs whose clean prompt is answered correctly without a patch are patched.
+        """
         batch = batch_of(model, params, inputs)
         correct = answers_with(batch.clean_logits, batch.answer)
         both = correct & answers_with(batch.corrupt_logits, batch.corrupt_answer)
@@ -247,19 +252,22 @@ class PairPatching(PairInstrument):
         return [*found, Figure("pair_patching_parts", title, caption, written)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim which states carry the variable that differs between the prompts of built-in pairs.
+        """Claim "carried" where a patch transfers the variable that differs between the prompts.
 
-        With pairs `bridge`, e2 may be claimed at positions e1 and r1. If the two prompts have
-        different bridges, most answers must become the answer to the corrupt prompt. If they have
-        the same bridge, most answers must stay the same.
+        With the built-in pairs `bridge`, e2 can be claimed at the positions e1 and r1. A claim
+        needs two conditions:
 
-        With pairs `exchange_X`, X may be claimed at its own position. In at least one group, the
-        share of answers that become the answer to the corrupt prompt must have an interval whose
-        lower end is at least `MIN_LOWER_BOUND`.
+        - Most answers become the answer to the corrupt prompt if the two prompts have different
+          bridges.
+        - Most answers stay the same if the two prompts have the same bridge.
 
-        All claims use noising, and only pairs whose prompts are both answered correctly. The share
-        of answers that become the answer to the corrupt prompt must also be above the null control.
-        Pairs that a user defines give no claims.
+        With the built-in pairs `exchange_X`, such as `exchange_r1`, the token X can be claimed at
+        its own position. A claim needs a group in which answers become the answer to the corrupt
+        prompt. The lower end of the interval of this share must be at least `MIN_LOWER_BOUND`.
+
+        All shares are measured in noising, over pairs with two correctly answered prompts. A share
+        of changed answers must also be above the null control. Pairs that a user defines give no
+        claims.
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":

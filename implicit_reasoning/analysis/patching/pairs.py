@@ -1,12 +1,11 @@
 """Make pairs of a clean and a corrupt prompt, for patching and attribution.
 
-The two prompts of a pair have the same length, so each position of one prompt corresponds to the
-same position of the other. The prompts usually have different answers. If the value of a site in
-the run of one prompt is patched into the run of the other prompt, the answer shows whether the site
-holds information on which the answers depend.
+The two prompts of a pair have the same length, and usually have different answers. An activation
+from the forward pass on one prompt is patched into the forward pass on the second prompt. If the
+answer changes, the activation contains information on which the answer depends.
 
-A pairs function makes the pairs of a dataset. It is either one of `PAIRS`, or a function of the
-user that is found by import path.
+A pairs function makes the pairs of a dataset. `PAIRS` contains the built-in pairs functions. Users
+can add functions by import path.
 """
 
 from __future__ import annotations
@@ -35,19 +34,20 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Prompt pairs. Arrays may be numpy arrays or nested lists.
+    """Pairs of a clean and a corrupt prompt. Arrays can be numpy arrays or nested lists.
 
     Attributes:
-      clean: int [pair, pos], tokens of the clean prompts. The answer follows the last position.
-      corrupt: int [pair, pos], tokens of the corrupt prompts.
-      answer: int [pair], the token that answers the clean prompt.
-      corrupt_answer: int [pair], the token that answers the corrupt prompt.
-      positions: names of the positions. If there are no names, the position numbers are used.
-      groups: names of the groups, such as splits. Outcomes are averaged over each group.
-      group: int [pair], the index in `groups` of each pair's group. None means that all pairs are
-        in the first group.
-      clusters: int [pair], the cluster of each pair, such as a bridge or a fact. Confidence
-        intervals use the spread between clusters. None means that each pair is its own cluster.
+      clean: int [pair, pos], tokens of the clean prompts, without the answers.
+      corrupt: int [pair, pos], tokens of the corrupt prompts, without the answers.
+      answer: int [pair], the answer token of each clean prompt.
+      corrupt_answer: int [pair], the answer token of each corrupt prompt.
+      positions: names of the positions; default: "0", "1", ...
+      groups: names of the groups of pairs, such as "train_ii". Means are computed for each group.
+      group: int [pair], the group of each pair, as an index into `groups`. None means that all
+        pairs are in the first group.
+      clusters: int [pair], the cluster of each pair. Pairs in the same cluster are dependent, for
+        example because they have the same bridge. Confidence intervals use the spread between
+        clusters. None means that each pair is its own cluster.
     """
 
     clean: Any
@@ -69,11 +69,11 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """Make pairs of queries with different first facts and the same later relations.
 
-    The clean prompts are the targets of `cross_query_patching`, which are training queries. For
-    each target, the corrupt prompt consists of the first fact of a source query and the later
-    relations of the target. The groups of pairs are those of `cross_query_patching`. In all groups
-    except "same bridge", the two prompts have different bridges and answers. The cluster of a pair
-    is the bridge of its corrupt prompt.
+    The clean prompts are training queries (e1, r1, r2). The corrupt prompts are (e1', r1', r2),
+    with a different first fact. The pairs have the groups of `cross_query_patching`, which
+    `query_pairs` defines. In the group "same bridge", the two prompts have the same bridge (e2) and
+    the same answer. In all remaining groups, the two prompts have different bridges and different
+    answers. Pairs whose corrupt prompts have the same bridge form a cluster.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)
@@ -94,18 +94,18 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
 
 
 def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
-    """Make pairs of a query and the same query with one token exchanged.
+    """Make pairs of a query and a copy of the query with one replaced token.
 
-    The exchange changes the answer. If possible, the query with the new token is a training query,
-    as in the counterfactual corruption of `activation_patching`. The groups are the splits with
-    full chains. The cluster of a pair is the bridge of its clean prompt.
+    The two queries have different answers. If possible, the query with the new token is a training
+    query. The groups are the splits of the clean prompts. Pairs whose clean prompts have the same
+    bridge (e2) form a cluster.
 
     Args:
-      token: name of the position of the exchanged token, such as "r1".
+      token: name of the position at which the token is replaced, such as "r1".
       dataset: a dataset of a chain task.
 
     Raises:
-      NotApplicable: the task is not a chain task, or its prompts have no such position.
+      NotApplicable: the task is not a chain task, or prompts of the task have no position `token`.
     """
     need_chains(dataset)
     if token not in dataset.positions:
@@ -142,7 +142,14 @@ PAIRS: Mapping[str, PairsFunction] = {
 
 
 def find_pairs(which: str | PairsFunction) -> functions.NamedFunction:
-    """Find a pairs function by its name in `PAIRS` or by import path; accept a function too."""
+    """Find a function that makes prompt pairs.
+
+    Args:
+      which: a key of `PAIRS`, an import path, or a function.
+
+    Raises:
+      InputError: the function does not exist, or its source code cannot be read.
+    """
     return functions.find_function(which, PAIRS, "pairs")
 
 
@@ -150,10 +157,11 @@ def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transfor
     """Call a pairs function and check its result.
 
     Returns:
-      The pairs, with arrays instead of lists, and with the defaults filled in.
+      The pairs. Lists are converted to arrays, and missing attributes have their default values.
 
     Raises:
-      InputError: the function did not return pairs, or the model cannot read the pairs.
+      InputError: the function does not return a `PromptPairs`, or the pairs are invalid for the
+        model.
     """
     made = found.call(dataset)
     if not isinstance(made, PromptPairs):

@@ -1,19 +1,19 @@
-"""Parameter patching: exchange the attention or MLP of one block between two checkpoints.
+"""Parameter patching: replace the attention or MLP of one block by that of another checkpoint.
 
-The two checkpoints are the measured checkpoint and the last checkpoint of the run. There are two
+Parameters are patched between the measured checkpoint and the last checkpoint of the run, in two
 directions:
 
 - `later` patches a part of the last checkpoint into the measured checkpoint. If the answers become
-  right, the measured checkpoint lacked only this part.
+  right, the measured checkpoint lacked only the later training of this part.
 - `earlier` patches a part of the measured checkpoint into the last checkpoint. If the answers stay
-  right, the later training of this part was not necessary.
+  right, the later training of this part was unnecessary.
 
-A part is the attention or the MLP of a block, together with the norm in front of it. In a looped
-model, which applies each set of weights several times, a block is one set of weights.
+A part is the attention or the MLP of a block, with the preceding norm. A looped model applies the
+weights of a block several times, and a patch replaces the weights in all applications.
 
-Compare the results with those of the two unpatched checkpoints (`alone`). Two checkpoints may
-represent the same variable in different ways. If a patch makes answers wrong, parts of the two
-checkpoints do not work together. Wrong answers therefore do not show what a part computes.
+Compare the results with the output `alone`, the accuracy of the unpatched checkpoints. Two
+checkpoints may represent a variable in different ways, so their parts may be incompatible. Wrong
+answers after a patch therefore do not show what a part computes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_ROWS = 150  # maximum number of rows per split
 
 
 class ParameterPatching(Instrument):
-    """Instrument that exchanges parts of blocks between a checkpoint and the last checkpoint."""
+    """Instrument that patches parameters between a checkpoint and the last checkpoint."""
 
     name = "parameter_patching"
     version = 3
@@ -64,7 +64,10 @@ class ParameterPatching(Instrument):
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
+        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
+
+        In confidence intervals, rows with the same bridge (e2) form a cluster.
+        """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -74,13 +77,16 @@ class ParameterPatching(Instrument):
         return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the blocks. In a looped model, a block is a set of weights."""
+        """Return the labels of the blocks.
+
+        In a looped model, all applications of the same weights have one label.
+        """
         return {"block": range(model.spec.n_layers)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute both checkpoints' answers to every query, with and without each exchange."""
+        """Compute the outcomes of both checkpoints, without a patch and after each patch."""
         # The indices of part and block are traced, so that the model is compiled only once.
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 
@@ -104,7 +110,7 @@ class ParameterPatching(Instrument):
         return grids | {"alone": alone}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the accuracy after each exchange, next to that of the unpatched checkpoints."""
+        """Draw the accuracy after each patch, next to the accuracy without a patch."""
         group = some_groups(result)[-1]
         of_group = result.sel(group=group)
         titles = {
@@ -132,12 +138,12 @@ class ParameterPatching(Instrument):
 
 
 def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:
-    """Return `own` with one part of one block taken from `other`.
+    """Replace the parameters of one part of one block.
 
     Args:
-      own: parameters to patch.
-      other: parameters from which the part is taken.
-      part: index into `PARTS`; may be traced.
+      own: the parameters to patch.
+      other: the parameters from which the part is copied.
+      part: index of the part in `PARTS` (attention, MLP); may be traced.
       block: index of the block; may be traced.
     """
 

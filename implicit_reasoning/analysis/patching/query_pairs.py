@@ -1,7 +1,8 @@
-"""Choose pairs of queries: queries that differ in one token, and a source and a target query.
+"""Choose pairs of queries for patching.
 
-Pairs are drawn at random, once, on the host. The facts of the world determine which pairs are
-possible; see `queries`.
+There are two types of pairs. In the first type, the two queries differ in one token. In the second
+type, a source query and a target query have different first facts. Pairs are drawn at random from
+all chains of the world, on the host.
 """
 
 from __future__ import annotations
@@ -42,19 +43,20 @@ _SEED = 0
 def replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of each query, choose a new value that changes the answer.
+    """Choose replacement tokens that change the answer, for each part of each query.
 
-    A part is e1 or a relation. The value is chosen at random. If possible, the query with the new
-    value is a training query.
+    A part is e1 or a relation. One part of a query is replaced at a time. The token is chosen at
+    random, and if possible the new query is a training query.
 
     Args:
       dataset: a dataset of a chain task.
-      asked: the queries.
-      random: random generator for the choice.
+      asked: the queries to change.
+      random: the random generator.
 
     Returns:
-      `(token, answer)`, both [part, row], for the parts e1, r1, ...: the token of the new value,
-      and the answer to the new query. Both are -1 if no value changes the answer.
+      `(token, answer)`, both [part, row]. `token` is the new token, and `answer` is the answer to
+      the new query. Parts have the order e1, r1, r2, ... Both are -1 if no token changes the
+      answer.
     """
     table = queries.all_queries(dataset)
     tokens, answers = [], []
@@ -109,14 +111,20 @@ def _exchanged(
 def symmetric_replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of each query, draw a different token of the same kind at random.
+    """Choose random replacement tokens, for each part of each query.
 
-    A part is e1 or a relation, so the new token is an entity or a relation that differs from the
-    old one. Nothing else restricts the draw.
+    A part is e1 or a relation. The new token is any entity or any relation that differs from the
+    old token.
+
+    Args:
+      dataset: a dataset of a chain task.
+      asked: the queries to change.
+      random: the random generator.
 
     Returns:
-      `(token, answer)`, both [part, row]: the new token and the answer to the new query. The answer
-      is -1 if the new query does not exist, or if its answer is the clean answer.
+      `(token, answer)`, both [part, row]. `token` is the new token, and `answer` is the answer to
+      the new query. `answer` is -1 if the new query needs a fact that does not exist, or if the
+      answer does not change.
     """
     world, table = world_of(dataset), queries.all_queries(dataset)
     tokens, answers = [], []
@@ -132,14 +140,14 @@ def symmetric_replacements(
 
 
 class ComposedPairs(NamedTuple):
-    """Pairs of a source and a target query, each with the query that is composed of the two.
+    """Pairs of a source query and a target query, with the composed query of each pair.
 
     Attributes:
-      source: queries whose states are patched into the target.
-      target: queries that are patched.
-      composed: queries that begin with the first fact of the source and continue with the later
-        relations of the target.
-      group: int [pair], index into `GROUPS`.
+      source: the source queries, whose states are patched into the target.
+      target: the target queries, which are patched.
+      composed: the composed queries. They have the first fact of the source and the later relations
+        of the target.
+      group: int [pair], the group of each pair, as an index into `GROUPS`.
     """
 
     source: queries.Queries
@@ -149,12 +157,13 @@ class ComposedPairs(NamedTuple):
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
-    """Choose up to `_MAX_PAIRS` pairs for each group. Targets are training chains.
+    """Choose at most 400 pairs of a source and a target query for each group in `GROUPS`.
 
-    Targets are drawn from the rows that evaluation uses (`Dataset.probe`).
+    The targets are training chains that are probe rows, which are the rows used for evaluation
+    (`Dataset.probe`).
 
     Raises:
-      NotApplicable: evaluation uses no training chains.
+      NotApplicable: no probe row is a training chain.
     """
     table, random = queries.all_queries(dataset), np.random.default_rng(_SEED)
     trained = np.flatnonzero(dataset.probe[: dataset.n_train])
