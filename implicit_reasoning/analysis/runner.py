@@ -1,11 +1,10 @@
 """Measure all checkpoints with one instrument in one compiled program.
 
 Checkpoints are stacked along a leading axis. The program maps `Instrument.measure` over this axis.
-Each device of the mesh's `trial` axis computes an equal share of the checkpoints. The program is
-compiled once, regardless of the number of checkpoints and runs. Device memory limits how many
-checkpoints are stacked, and how many a device computes at the same time. The program returns one
-outcome per example, or sums by cluster if they need less memory (see `sums.py`). The host then
-computes the mean of each group and its confidence interval.
+The axis is sharded over the devices. The program is compiled once, for any number of checkpoints
+and runs. Device memory limits the number of stacked checkpoints. The program returns one outcome
+per example, or sums of outcomes if sums need less memory (see `sums.py`). The host then computes
+group means and confidence intervals.
 """
 
 from __future__ import annotations
@@ -45,13 +44,14 @@ _MAX_AT_ONCE = 8  # checkpoints per call and device; a small number keeps the pr
 
 
 class DeviceInputs(NamedTuple):
-    """Inputs of the compiled program, on the devices.
+    """Inputs of the compiled program, as arrays on the devices.
 
     Attributes:
       inputs: the argument `inputs` of `Instrument.measure`.
       key: the random key for `Instrument.measure`.
-      pairs: the (group, cluster) pair of each example; None if no output is summed.
-      layout: layout of the sums, a static argument; None if no output is summed.
+      pairs: the (group, cluster) pair of each example, for outputs that are summed on the device;
+        None if no output is summed.
+      layout: the static description of the sums; None if no output is summed.
     """
 
     inputs: Any
@@ -61,7 +61,10 @@ class DeviceInputs(NamedTuple):
 
 
 class Runner:
-    """An instrument that is compiled for models of one shape. Call it with stacked checkpoints."""
+    """An instrument that is compiled for models of one shape.
+
+    Call a runner with stacked checkpoints, to measure the checkpoints.
+    """
 
     def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
         """Prepare the runner without compiling.
@@ -69,9 +72,9 @@ class Runner:
         Args:
           instrument: the instrument to run.
           model: the model of all checkpoints.
-          together: number of models that a device computes at the same time (`vmap`). The number is
-            halved until the intermediate values fit into memory. The default is 1 on a CPU, where
-            batched products of small matrices are slow. On other devices, the default is the
+          together: number of checkpoints that a device computes in one `vmap`. If the intermediate
+            values do not fit into memory, the number is halved. The default is 1 on a CPU, where
+            batched products of small matrices are slow. On an accelerator, the default is the
             maximum number of checkpoints per call.
         """
         self.instrument, self.model = instrument, model
@@ -82,13 +85,14 @@ class Runner:
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def at_once(self, count: int) -> int:
-        """Return the number of checkpoints to stack for one call of the runner.
+        """Return the number of checkpoints to stack for one call.
 
-        The number is a multiple of the number of devices. The stacked parameters take at most half
-        of `memory_per_program` on each device, unless one checkpoint alone takes more.
+        The number is a multiple of the number of devices. On each device, the stacked parameters
+        need at most half of `memory_per_program`. At least one checkpoint per device is stacked,
+        even if it needs more memory.
 
         Args:
-          count: number of checkpoints to measure.
+          count: number of checkpoints to measure in all calls.
         """
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -102,13 +106,13 @@ class Runner:
         sizes: Mapping[str, int] | None = None,
         reference: Params | None = None,
     ) -> DeviceInputs:
-        """Put the inputs of an instrument on all devices, once for all chunks of checkpoints.
+        """Copy the inputs of the instrument to all devices. All calls can use the copy.
 
         Args:
-          examples: the examples that the instrument chose.
-          sizes: size of each dimension. The sizes decide which outputs are summed on the device.
-            None means that no output is summed.
-          reference: parameters of the last checkpoint, if `Instrument.reference` is true.
+          examples: the examples to measure.
+          sizes: size of each dimension. Large outputs are summed on the device (see
+            `outputs_to_sum`). None means that no output is summed.
+          reference: parameters of the last checkpoint, for an instrument with `reference = True`.
         """
         inputs, where = examples.inputs, sharding.replicated(self.mesh)
         if reference is not None:
@@ -124,7 +128,7 @@ class Runner:
 
     @property
     def stacked(self) -> NamedSharding:
-        """The sharding that places an equal share of the stacked checkpoints on each device."""
+        """The sharding that divides stacked checkpoints equally between the devices."""
         return NamedSharding(self.mesh, PartitionSpec("trial"))
 
     def __call__(
@@ -171,9 +175,14 @@ class Runner:
         return self._compile(params, shared, layout)
 
     def program(self, layout: SumsLayout | None = None) -> Callable[..., dict[str, Any]]:
-        """Return the function to compile. It takes stacked parameters, inputs, a key and pairs.
+        """Return the function that the runner compiles.
 
-        If `layout` is None, `pairs` is not used, and no output is summed.
+        The arguments of the function are stacked parameters, inputs, a key and (group, cluster)
+        pairs.
+
+        Args:
+          layout: the static description of the sums. None means that no output is summed. The
+            function then ignores the pairs.
         """
 
         def run(
@@ -202,23 +211,24 @@ def measure(
     runner: Runner | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Run one instrument over the checkpoints of one subject.
+    """Measure the checkpoints of one subject with one instrument.
 
     Args:
       instrument: the instrument to run.
-      subject: the subject to measure.
+      subject: the run, or the weights in memory, to measure.
       steps: steps of the checkpoints; default: all.
-      runner: a runner whose compiled program is reused. It must be for `instrument` and for a model
-        of the same shape as the subject's model. The default is a new runner.
-      progress: show a progress bar on standard error.
+      runner: a runner for `instrument` and for models of the same shape, whose compiled program is
+        reused. The default is a new runner.
+      progress: whether to show a progress bar on standard error.
 
     Returns:
-      Labelled arrays with the dimension `step`, the dimension `group` for averaged outcomes, and
-      the dimensions that the instrument declares.
+      A dataset with the dimension `step` and the dimensions that the instrument declares. In
+      averaged outputs, the dimension `group` replaces the dimension "example".
 
     Raises:
-      InputError: the instrument cannot be used for this task, its outputs differ from the declared
-        outputs, or a step has no checkpoint.
+      NotApplicable: the instrument cannot be used for this task.
+      InputError: the outputs of the instrument differ from the declared outputs, or a step has no
+        checkpoint.
     """
     model, dataset = subject.model, subject.dataset
     check_tokens(dataset.tokens, model.spec.d_vocab)
@@ -278,10 +288,16 @@ def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
 
 
 def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
-    """Return the number of checkpoints per call that needs the least padding.
+    """Return the number of checkpoints per call that causes the least padding.
 
-    The number is at most `most`. If `count` is larger than `most`, the number is more than
-    `most / 2`, and the last chunk is padded to this size.
+    All calls measure the same number of checkpoints, so the last call can need padding.
+
+    Args:
+      count: number of checkpoints to measure in all calls.
+      most: maximum number of checkpoints per call.
+
+    Returns:
+      A number from `most // 2 + 1` to `most`. If `count` is at most `most`, `count` is returned.
     """
     if count <= most:
         return max(1, count)

@@ -1,9 +1,9 @@
-"""Measure several runs at once, such as runs that differ only in their seed.
+"""Measure several runs in one program, such as runs that differ only in their seed.
 
-Runs with the same model and dataset have the same examples. The checkpoints of these runs are
-stacked and measured in one program, as if they belonged to one run. Each device computes some of
-the checkpoints. Runs on different worlds have different examples and are measured separately. They
-reuse the compiled program if their arrays have the same shapes.
+Runs with equal models and equal datasets have equal examples. The checkpoints of these runs are
+stacked, and the stack is measured like the checkpoints of one run. Runs with different datasets
+have different examples, and are measured one after another. The compiled program is reused if the
+arrays have the same shapes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True, eq=False)
 class StackedSubjects:
-    """Several subjects with the same model and dataset, combined into one subject.
+    """Several runs with equal models and equal datasets, combined into one subject.
 
     Attributes:
-      subjects: the subjects.
-      chosen: steps of the checkpoints to measure. Every subject must have these checkpoints.
+      subjects: the runs, or weights in memory.
+      chosen: steps of the checkpoints to measure, which every subject must have.
     """
 
     subjects: Sequence[Subject]
@@ -37,17 +37,17 @@ class StackedSubjects:
 
     @property
     def model(self) -> Transformer:
-        """The model of all subjects."""
+        """The model, which is equal for all subjects."""
         return self.subjects[0].model
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset of all subjects."""
+        """The dataset, which is equal for all subjects."""
         return self.subjects[0].dataset
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Indices of the (subject, step) pairs. Pairs are ordered by subject."""
+        """Indices 0, 1, ... of the (subject, step) pairs, which are ordered by subject."""
         return tuple(range(len(self.subjects) * len(self.chosen)))
 
     def params(
@@ -56,8 +56,8 @@ class StackedSubjects:
         """Load the checkpoints of some (subject, step) pairs, stacked along a leading axis.
 
         Args:
-          steps: indices of the pairs, as in `self.steps`. None loads all pairs.
-          sharding: sharding of the result; None uses the default device.
+          steps: indices of the pairs, from `StackedSubjects.steps`. None means all pairs.
+          sharding: sharding of the result; None means the default device.
         """
         places = [divmod(n, len(self.chosen)) for n in (self.steps if steps is None else steps)]
         found = [self.subjects[seed].params([self.chosen[place]]) for seed, place in places]
@@ -72,21 +72,22 @@ def measure_seeds(
     *,
     progress: bool = True,
 ) -> list[xr.Dataset]:
-    """Run one instrument over the same checkpoints of several subjects.
+    """Measure the checkpoints of several subjects with one instrument.
 
     Args:
       instrument: the instrument to run.
-      subjects: runs, or weights in memory. Subjects with the same model and dataset are measured
-        together.
-      steps: steps of the checkpoints. Every subject must have these checkpoints.
-      progress: show a progress bar on standard error, one for each set of subjects that are
+      subjects: runs, or weights in memory. Subjects with equal models and equal datasets are
         measured together.
+      steps: steps of the checkpoints, which every subject must have.
+      progress: whether to show progress bars on standard error.
 
     Returns:
-      The result of each subject, as `measure` returns it.
+      The result of each subject, in the order of `subjects`.
 
     Raises:
-      InputError: see `measure`.
+      NotApplicable: the instrument cannot be used for the task of a subject.
+      InputError: the outputs of the instrument differ from the declared outputs, or a step has no
+        checkpoint.
     """
     runners: dict[Transformer, Runner] = {}
     found: dict[int, xr.Dataset] = {}
@@ -108,11 +109,14 @@ def measure_seeds(
 
 
 def group_by_model(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
-    """Group the subjects that can be measured together, and return their indices into `subjects`.
+    """Group the subjects that can be measured together.
 
-    An instrument with `reference = True` compares each checkpoint with the last checkpoint of the
-    same run. The inputs of such an instrument differ between runs, so each subject is measured
-    separately.
+    Subjects with equal models and equal datasets are in one group. For an instrument with
+    `reference = True`, each subject is alone in its group, because the instrument compares
+    checkpoints with the last checkpoint of the subject.
+
+    Returns:
+      For each group, indices into `subjects`.
     """
     sets: dict[tuple[object, ...], list[int]] = {}
     for number, subject in enumerate(subjects):

@@ -1,8 +1,8 @@
-"""Compute the states of a model, and the truth variables of its queries.
+"""Compute the states of a model, and the variables of its queries.
 
-Most instruments use both. `S[layer, pos]` is the residual stream after `layer` blocks, before the
-final norm. Layer 0 is the sum of token and position embeddings. Layer `depth` is the input of the
-final norm.
+The state `S[layer, pos]` is the residual stream after `layer` blocks. Layer 0 is the sum of token
+and position embeddings. Layer `depth` is the input of the final norm. A variable is a part of a
+query whose value the dataset knows, such as e2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 def residuals(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "layer batch pos d_model"]:
-    """Return the residual stream at every layer and position.
+    """Return the residual stream after every number of blocks, from 0 to `depth`.
 
     Layer 0 is the sum of token and position embeddings.
     """
@@ -33,20 +33,22 @@ def residuals(
 
 
 def neuron_sites(model: Transformer) -> tuple[str, ...]:
-    """Return the sites of the MLP neurons, after their activation function, of every block."""
+    """Return the names of the MLP sites after the activation function, one for each block."""
     return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
 
 
 class Variables(NamedTuple):
-    """The values of the truth variables in some rows of a dataset.
+    """The values of variables, such as e2, in some rows of a dataset.
 
     Attributes:
-      names: names of the variables, such as e1, r1, e2, r2, e3.
-      values: int32 [variable, row], entity or relation numbers; -1 if a row lacks the variable.
-      tokens: int32 [variable, row], the token of each value; -1 if a row lacks the variable.
-      kinds: "entity" or "relation", for each variable.
-      first_token: {"entity": 0, "relation": n_entities}, the first token of each kind.
-      sizes: {"entity": n_entities, "relation": n_relations}, the number of values of each kind.
+      names: the names of the variables, such as "e1", "r1", "e2", "r2", "answer".
+      values: int32 [variable, row], the number of the entity or relation; -1 if the variable has no
+        value in the row.
+      tokens: int32 [variable, row], the token of the entity or relation; -1 if the variable has no
+        value in the row.
+      kinds: the type of each variable, "entity" or "relation".
+      first_token: the lowest token of each type: `{"entity": 0, "relation": n_entities}`.
+      sizes: the number of values of each type: `{"entity": n_entities, "relation": n_relations}`.
     """
 
     names: tuple[str, ...]
@@ -58,19 +60,20 @@ class Variables(NamedTuple):
 
 
 def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variables:
-    """Return the variables of a chain task: e1, r1, e2, ..., `answer` and, if it exists, `decoy`.
+    """Return the values of the variables e1, r1, e2, ... in some rows of a chain task.
 
-    `answer` is the answer that training teaches. The last entity (e3 with two hops) is the answer
-    that follows from the world. The last entity is included only if it differs from `answer` for
-    some chain. `decoy` exists only in datasets of the tasks `shadow` and `cue_conflict`. It is the
-    answer that training teaches for the prompt (e1, r1), which can differ from the bridge e2.
+    The variable `answer` is the training target. The last entity, such as e3, is the answer that
+    follows from the world. The last entity is a separate variable only if it differs from the
+    training target in some row. The tasks `shadow` and `cue_conflict` also have the variable
+    `decoy`. The decoy is the training target of the prompt (e1, r1), and can differ from the bridge
+    e2.
 
     Args:
       dataset: a dataset of a chain task.
-      rows: [row], the rows to describe.
+      rows: indices of dataset rows.
 
     Raises:
-      NotApplicable: the task is not a chain task, or it spells an entity with two tokens.
+      NotApplicable: the task is not a chain task, or entities consist of two tokens.
     """
     need_chains(dataset)
     world, truth = dataset.world, dataset.truth
@@ -98,10 +101,11 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise `NotApplicable` if answers of the task are not the last entities of chains.
+    """Raise an error unless the answer of every query is one token, the last entity of a chain.
 
-    That is the case if the task has no chains, if an entity is more than one token, or if answers
-    begin with the bridge.
+    Raises:
+      NotApplicable: the task is not a chain task, entities consist of two tokens, or answers begin
+        with the bridge (e2).
     """
     if "r2" not in dataset.truth or dataset.world is None:
         raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
@@ -120,7 +124,7 @@ def need_chains(dataset: Dataset) -> None:
 
 
 def chain_splits(dataset: Dataset) -> tuple[str, ...]:
-    """Return the non-empty splits whose prompts have all hops of a chain, in the dataset's order.
+    """Return the non-empty splits whose prompts are full chains, such as (e1, r1, r2).
 
     Raises:
       NotApplicable: the task is not a chain task.
@@ -137,10 +141,18 @@ def chain_splits(dataset: Dataset) -> tuple[str, ...]:
 def choose_rows(
     dataset: Dataset, splits: Sequence[str], most: int
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Return the first `most` probe rows of each split. The dataset has them in random order.
+    """Choose rows of each split for a measurement.
+
+    The chosen rows are the first probe rows of the split. Probe rows are the rows for evaluation,
+    which the dataset has in random order.
+
+    Args:
+      dataset: the dataset.
+      splits: the names of the splits.
+      most: the maximum number of rows per split.
 
     Returns:
-      `(rows, group)`, both [row]; `group` is the index in `splits` of each row's split.
+      `(rows, group)`, both [row]. `group` is the split of each row, as an index into `splits`.
     """
     parts = [dataset.probes(split)[:most] for split in splits]
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -148,25 +160,29 @@ def choose_rows(
 
 
 def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "row pos"]:
-    """Return the tokens of the prompts without the answers. All prompts have the same length."""
+    """Return the tokens of the prompts, without the answers.
+
+    Args:
+      dataset: the dataset.
+      rows: indices of dataset rows.
+    """
     return dataset.tokens[rows, : len(dataset.positions)]
 
 
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return, for each position and row, a number that identifies the row's prefix.
+    """Return a number that identifies the prefix of each row at each position.
 
-    The prefix is the tokens up to and including the position. Two rows with equal numbers at a
-    position have equal prefixes. In a causal model a state depends on its prefix only, so the
-    states of the two rows at the position are equal too.
+    The prefix consists of the tokens up to and including the position. At each position, rows with
+    equal numbers have equal prefixes, and therefore equal states in a causal model.
     """
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
 
 
 def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return the cluster of each row at each position, for a chain task.
+    """Return the cluster of each row at each position, for confidence intervals.
 
-    At positions whose prefix determines the bridge, the cluster is the bridge. At all other
-    positions, the cluster is the prefix.
+    At a position whose prefix determines the bridge (e2), rows with the same bridge form a cluster.
+    At all other positions, rows with the same prefix form a cluster.
     """
     bridges = clusters_of(dataset, rows)
     return np.stack(
@@ -175,6 +191,6 @@ def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.nd
 
 
 def determines(key: Int[np.ndarray, " row"], value: Int[np.ndarray, " row"]) -> bool:
-    """Return whether all rows with the same key have the same value."""
+    """Return whether rows with equal keys always have equal values."""
     pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
     return len(pairs) == len(np.unique(key))

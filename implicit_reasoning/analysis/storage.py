@@ -1,8 +1,9 @@
-"""Decide which results can be merged, merge them, and write them to disk under a lock.
+"""Merge results, and write results to disk under a lock.
 
-The identity of a result is its instrument, version, options, world and model (see `identity_of`).
-Results with equal identities are merged by step. The files `analysis/<instrument>.nc` of a run and
-`dictionaries/<set>/measured/<instrument>.nc` hold one result each.
+The identity of a result consists of its instrument, version, options, world and model (see
+`identity_of`). Results with equal identities are merged by step. Results with different identities
+cannot be merged. A run has the files `analysis/<instrument>.nc` and
+`dictionaries/<set>/measured/<instrument>.nc`, with one result per file.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
 
 def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
-    """Return the attributes that must be equal in two results for their numbers to be comparable.
+    """Return the identity of the result that an instrument measures on a subject.
 
-    The wording of `definition` is not part of the identity.
+    The identity is a dict of attributes, such as version and options. Two results can be merged
+    only if all these attributes are equal.
+
+    The text `definition` is not part of the identity.
     """
     compares = isinstance(instrument, Instrument) and instrument.reference
     return {
@@ -59,12 +63,12 @@ def attributes_of(
     identity: Mapping[str, Any],
     nulls: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return all attributes of a result: identity, definition, null controls and provenance.
+    """Return the attributes of a result: identity, definition, null controls and provenance.
 
     Args:
       instrument: the instrument that was run.
-      identity: identity of the result.
-      nulls: null controls of the result; default: those that the instrument declares.
+      identity: the identity of the result, from `identity_of`.
+      nulls: the null controls of the result; default: `instrument.nulls`.
     """
     found = dict(instrument.nulls if nulls is None else nulls)
     return {
@@ -77,14 +81,18 @@ def attributes_of(
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare the identity in a result's attributes with the identity `now`.
+    """Compare the identity of a saved result with an expected identity.
 
-    Older versions did not write some attributes. A missing `options` means that the instrument had
-    no options. A missing `intervals` means version 1: percentile bootstrap intervals by first fact.
-    A missing field of `model` gets the value that reproduces the old behaviour.
+    Older versions of the package did not save all attributes. Missing `options` mean that the
+    instrument had no options. Missing `intervals` mean version 1 (percentile bootstrap, clustered
+    by first fact). A missing field of `model` means the value that reproduces the old behaviour.
+
+    Args:
+      old: the attributes of the saved result.
+      now: the expected identity, from `identity_of`.
 
     Returns:
-      `{name: (old, now)}` for each attribute of `now` that differs.
+      For each attribute that differs, by name, the pair (saved value, expected value).
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
     if isinstance(was.get("model"), Mapping):
@@ -93,7 +101,15 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
 
 def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
-    """Raise an `InputError` if the identity of a result, such as its version, is not `identity`."""
+    """Check that a saved result has the expected identity.
+
+    Args:
+      old: the saved result.
+      identity: the expected identity, from `identity_of`.
+
+    Raises:
+      InputError: an attribute of the identity differs, such as the version.
+    """
     for what, (was, now) in differences(old.attrs, identity).items():
         raise InputError(
             f"saved result for {identity['instrument']!r} has {what} {was!r}, expected {now!r}; "
@@ -102,9 +118,17 @@ def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
 
 
 def check_fingerprints(old: xr.Dataset, run: Run) -> None:
-    """Raise an `InputError` if the parameters of the last measured checkpoint have changed.
+    """Check that the parameters of the last measured checkpoint have not changed.
 
-    Results of older versions have no fingerprints and are not checked.
+    Results of older versions of the package have no fingerprints of parameters. These results are
+    not checked.
+
+    Args:
+      old: the saved result.
+      run: the run that was measured.
+
+    Raises:
+      InputError: the parameters have changed since the measurement.
     """
     prints = {int(step): found for step, found in old.attrs.get(CHECKPOINTS, {}).items()}
     known = [step for step in prints if step in run.steps]
@@ -117,10 +141,10 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
 
 
 def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Merge the steps of two results. If a step is in both results, it is taken from `new`.
+    """Merge two results by step. If both results contain a step, the values of `new` are used.
 
-    Results of runs have the dimension `step`. Results of dictionaries have the dimension `member`,
-    and each member has a step.
+    Results for runs have the dimension `step`. Results for dictionaries have the dimension
+    `member`, with a coordinate `step`.
     """
     [along] = new["step"].dims
     stay = ~np.isin(old["step"].values, new["step"].values)
@@ -138,9 +162,10 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 
 
 def version_of_file(path: Path) -> tuple[int, int] | None:
-    """Return the inode and modification time of a result file; None if the file does not exist.
+    """Return a value that changes when a result file is replaced.
 
-    The value changes when the file is replaced.
+    The value consists of the inode and the modification time. It is None if the file does not
+    exist.
     """
     path = find_result(path)
     if not path.exists():
@@ -156,21 +181,21 @@ def save_merged(
     *,
     stale: tuple[int, int] | None = None,
 ) -> None:
-    """Merge a result with the existing file, if there is one, and write it.
+    """Write a result to a file, merged with the result that the file contains.
 
-    Another process may have written the existing file during the measurement.
+    Another process can write the file during the measurement. A lock prevents simultaneous writes.
 
     Args:
       path: path of the file.
       new: the result to write.
-      identity: identity of the result.
-      stale: what `version_of_file` returned for a file whose contents must be discarded. If the
-        existing file has a different version, another process replaced it, and its contents are
-        merged. None means that the contents of any existing file are merged.
+      identity: the identity of the result, from `identity_of`.
+      stale: the value of `version_of_file` for a file to overwrite without merging. If another
+        process has replaced the file, the file is merged. None means that any existing file is
+        merged.
 
     Raises:
-      InputError: the existing file has a different identity, because another process wrote it.
-        `new` is then not written.
+      InputError: another process has written a result with a different identity. The file is then
+        not changed.
     """
     with wait_for_lock(path.parent):
         there = version_of_file(path)

@@ -1,4 +1,4 @@
-"""Define the objects that instruments can measure: a run, or weights in memory."""
+"""Subjects, the objects that instruments can measure: runs, and weights in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from implicit_reasoning.worlds import Dataset
 
 @runtime_checkable
 class Subject(Protocol):
-    """An object that instruments can measure: a `Run`, or a model with data and checkpoints."""
+    """Interface of objects that instruments can measure.
+
+    `Run` and `InMemory` have this interface.
+    """
 
     @property
     def model(self) -> Transformer:
@@ -25,36 +28,37 @@ class Subject(Protocol):
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset that the model was trained on, with its truth columns."""
+        """The dataset on which the model is measured."""
         ...
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Training steps of the checkpoints, ascending."""
+        """The training steps of the checkpoints, in ascending order."""
         ...
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Load parameters of some checkpoints, stacked along a leading axis, on the device.
+        """Load the parameters of checkpoints, stacked along a leading axis.
 
         Args:
-          steps: the checkpoints to load; a step may occur more than once. None loads all.
-          sharding: sharding of the result; None uses the default device.
+          steps: the steps of the checkpoints to load; None means all. A step can occur more than
+            once.
+          sharding: sharding of the result; None means the default device.
 
         Returns:
-          The parameter pytree; every leaf has a leading axis of checkpoints.
+          The parameter pytree. The first axis of every leaf is the checkpoint.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Weights in memory (planted, random or imported) as checkpoints 0, 1, ... of one model.
+    """Weights in memory, such as imported weights, as checkpoints 0, 1, ... of one model.
 
     Attributes:
       model: the model of all checkpoints.
-      dataset: the dataset to measure on.
+      dataset: the dataset on which the model is measured.
       checkpoints: the parameters of each checkpoint.
     """
 
@@ -64,13 +68,18 @@ class InMemory:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The checkpoint numbers, 0 to `len(checkpoints) - 1`."""
+        """The numbers of the checkpoints, from 0 to `len(checkpoints) - 1`."""
         return tuple(range(len(self.checkpoints)))
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Return the chosen checkpoints, stacked along a leading axis; see `Subject.params`."""
+        """Return the parameters of checkpoints, stacked along a leading axis.
+
+        Args:
+          steps: the numbers of the checkpoints; None means all.
+          sharding: sharding of the result; None means the default device.
+        """
         chosen = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
         stacked = stack_trees(*chosen)
         return stacked if sharding is None else jax.device_put(stacked, sharding)
@@ -80,6 +89,6 @@ class InMemory:
 def stack_trees(*trees: Any) -> Any:
     """Stack pytrees along a new leading axis, in one compiled program.
 
-    Without `jit`, JAX would compile a program for each shape of a leaf.
+    Without `jit`, JAX would compile one program for each leaf shape.
     """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,4 +1,4 @@
-"""Compute the logits at the last position, from the tokens or from a given layer."""
+"""Compute the logits at the last position, from the tokens or from the states of a layer."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def logits_from_layer(
     resid: Float[Array, "batch pos d_model"],
     layer: int,
 ) -> Float[Array, "batch d_vocab"]:
-    """Compute the logits at the last position from the residual stream after `layer` blocks.
+    """Compute the logits at the last position from the states of one layer.
 
-    The blocks before `layer` are not computed.
+    Only the blocks after this layer are computed.
 
     Args:
       model: the model; static.
       params: parameters of one checkpoint.
       resid: the residual stream after `layer` blocks.
-      layer: 0 to `depth`.
+      layer: the number of blocks before `resid`, from 0 to `depth`.
     """
     network, depth = model.bind(params), model.spec.depth
     for later in range(layer, depth - 1):
@@ -47,14 +47,17 @@ def answer_after_patch(
     pos: Int[Array, ""] | int,
     states: Float[Array, "batch d_model"],
 ) -> Int[Array, " batch"]:
-    """Replace the state at one position, and return the most likely token at the last position.
+    """Patch the states at one position, and return the predicted answers.
 
     Args:
       model: the model; static.
       params: parameters of one checkpoint.
       resid: the residual stream after `layer` blocks, before the patch.
-      layer: layer of the patch, 0 to `depth`.
+      layer: layer of the patch, from 0 to `depth`.
       pos: position of the patch; may be traced.
       states: the states that replace `resid[:, pos]`.
+
+    Returns:
+      The token with the highest logit at the last position.
     """
     return logits_from_layer(model, params, resid.at[:, pos].set(states), layer).argmax(-1)

@@ -1,8 +1,8 @@
 """Sum outcomes by group and cluster on the device.
 
-An instrument with many cells (neurons, edges) has one outcome for each cell and example. These
-outcomes may not fit into host memory. A confidence interval only needs the sum over each cluster
-(see `statistics.ClusterSums`). If an output has many outcomes and fewer clusters, the device
+An instrument for neurons or edges has one outcome for each unit and example. All these outcomes may
+not fit into host memory. A confidence interval needs only the sum of the outcomes of each cluster
+(see `statistics.ClusterSums`). If an output has many outcomes and few clusters, the device
 therefore returns sums instead of outcomes.
 """
 
@@ -33,15 +33,16 @@ Worlds with similar numbers of clusters then share one compiled program.
 
 
 class GroupClusterPairs(NamedTuple):
-    """The (group, cluster) pair of each example, at every place.
+    """The number of the (group, cluster) pair of each example.
 
-    A place is an index along `Examples.cluster_dim`. Without a `cluster_dim` there is one place.
+    The cluster of an example can vary along the dimension `Examples.cluster_dim`. The indices along
+    this dimension are called places. Without a `cluster_dim`, there is one place.
 
     Attributes:
-      pair: int32 [place, example], the pair number. Pairs are numbered by group, then by cluster.
-        An example that does not count has the pair number `SumsLayout.n_sums`.
-      group: int32 [place, example], the group number. An example that does not count has the number
-        of groups as its group number.
+      pair: int32 [place, example], the number of the pair. Pairs are sorted by group, and then by
+        cluster. An excluded example (cluster -1) has the number `SumsLayout.n_sums`.
+      group: int32 [place, example], the number of the group. An excluded example has the number
+        `SumsLayout.n_groups`.
     """
 
     pair: Int[np.ndarray, "place example"] | Int[Array, "place example"]
@@ -49,14 +50,14 @@ class GroupClusterPairs(NamedTuple):
 
 
 class SumsLayout(NamedTuple):
-    """A hashable description of the sums, for use as a static argument.
+    """A hashable description of sums by cluster, for use as a static argument.
 
     Attributes:
-      n_sums: the maximum number of (group, cluster) pairs at any place, rounded up to a multiple of
-        a fixed number.
+      n_sums: the number of sums, which is at least the number of (group, cluster) pairs. It is
+        rounded up, so that similar worlds share a compiled program.
       n_groups: number of groups.
-      cluster_dim: a dimension of the outcomes. The places of `GroupClusterPairs` are the indices
-        along this dimension. None means that there is one place.
+      cluster_dim: the dimension of the outcomes along which the cluster of an example varies; None
+        if each example has one cluster.
       outputs: names of the outputs that are summed.
     """
 
@@ -67,23 +68,20 @@ class SumsLayout(NamedTuple):
 
 
 class DeviceSums(NamedTuple):
-    """Sums of one output of one checkpoint.
+    """Sums of the outcomes of one output by (group, cluster) pair, for one checkpoint.
 
-    If several checkpoints are stacked, every array has a leading axis of checkpoints.
+    The axes `*cell` are all dimensions of the output except "example". An outcome counts unless the
+    instrument excludes it (see `BaseInstrument.given`). If checkpoints are stacked, the first axis
+    of every array is the checkpoint.
 
     Attributes:
-      least: float32 [*cell, group], the smallest value in the group among the examples that count;
-        infinite if no example counts.
-      sums: float32 [*cell, pair], the sum of `value - least` over the examples of the pair.
-        Examples that do not count are excluded.
-      sizes: float32 [*cell, pair], the number of examples of the pair that count; None if all
-        examples count.
-      other: bool [place, example], whether the example has an outcome that counts and is neither 0
-        nor 1.
-      outside: bool [place, example], whether the example has an outcome that counts and is outside
-        of [0, 1].
-      infinite: int32 [place, example], the number of the example's outcomes that count and are not
-        finite.
+      least: float32 [*cell, group], the smallest outcome that counts; infinite if no outcome
+        counts.
+      sums: float32 [*cell, pair], the sum of `outcome - least` over the outcomes that count.
+      sizes: float32 [*cell, pair], the number of outcomes that count; None if all outcomes count.
+      other: bool [place, example], whether any outcome that counts is neither 0 nor 1.
+      outside: bool [place, example], whether any outcome that counts is outside of [0, 1].
+      infinite: int32 [place, example], the number of outcomes that count and are not finite.
     """
 
     least: Any
@@ -95,13 +93,13 @@ class DeviceSums(NamedTuple):
 
 
 def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
-    """Assign a number to each (group, cluster) pair of some examples.
+    """Number the (group, cluster) pairs of examples.
 
     Args:
       examples: the examples, with their groups and clusters.
 
     Returns:
-      The pair of each example, and the layout of the sums. `outputs` of the layout is empty.
+      The numbers of the pairs, and a layout whose `outputs` is empty.
     """
     clusters = examples.clusters if examples.cluster_dim else examples.clusters[None]
     n_groups = len(examples.groups)
@@ -126,9 +124,10 @@ def outputs_to_sum(
 ) -> tuple[str, ...]:
     """Return the names of the outputs that are summed on the device.
 
-    An output is summed if it has at least `MIN_OUTCOMES` outcomes per checkpoint, and at most half
-    as many sums as examples. An output with a condition in `Instrument.given` has twice as many
-    sums, because the device also counts the examples of each pair.
+    An output is summed if it has at least `MIN_OUTCOMES` outcomes per checkpoint, and if the number
+    of sums is at most half the number of examples. The number of sums is `layout.n_sums`. The
+    number is doubled for outputs in `Instrument.given`, because the device also counts the examples
+    of each pair.
 
     Args:
       instrument: the instrument that declares the outputs.
@@ -148,15 +147,14 @@ def outputs_to_sum(
 def sum_outputs(
     instrument: Instrument, outputs: Mapping[str, Any], pairs: GroupClusterPairs, layout: SumsLayout
 ) -> dict[str, Any]:
-    """Replace the outcomes of each output in `layout.outputs` by sums. JAX traces this function.
+    """Replace the outcomes of the outputs in `layout.outputs` by sums. JAX traces this function.
 
-    Two kinds of outputs are not summed. Integer outputs are not summed because float32 may not
-    represent their values. Outputs with a wrong number of dimensions are not summed because
-    `Instrument.check` rejects them later.
+    Integer outputs are not summed, because float32 cannot represent all integers. Outputs with a
+    wrong number of dimensions are not summed, because `Instrument.check` rejects them later.
 
     Args:
       instrument: the instrument that declares the outputs.
-      outputs: the outputs of one checkpoint.
+      outputs: the outputs of one checkpoint, by name.
       pairs: the (group, cluster) pair of each example.
       layout: layout of the sums.
     """
@@ -181,16 +179,16 @@ def sum_by_cluster(
     layout: SumsLayout,
     axis: int | None,
 ) -> DeviceSums:
-    """Sum the outcomes of one checkpoint by group and cluster, one block of cells at a time.
+    """Sum the outcomes of one output by group and cluster. A small block is computed at a time.
 
     Args:
-      values: the outcomes.
-      counted: whether each outcome counts. It has as many axes as `values`, and axes of size 1 are
-        broadcast. None means that all outcomes count.
+      values: the outcomes of one output of one checkpoint.
+      counted: whether each outcome counts. The array has as many axes as `values`, and axes of size
+        1 are broadcast. None means that all outcomes count.
       pairs: the (group, cluster) pair of each example.
       layout: layout of the sums.
-      axis: axis of `values` whose indices are the places of `pairs`. None means that all cells use
-        place 0.
+      axis: the axis of `values` that corresponds to `layout.cluster_dim`; None if there is no such
+        axis.
     """
     cells, n_examples = values.shape[:-1], values.shape[-1]
     places = 1 if axis is None else cells[axis]

@@ -9,6 +9,6 @@
     ranking.py      ranks a token among the logits
     ridge.py        fits ridge regressions with cross-validation
 
-These instruments do not show whether the model uses a variable that can be read; see `variables`
-and `used.py`.
+These instruments show whether a variable can be decoded from a state. They do not show whether the
+model uses the variable. The instruments in `variables` measure use.
 """

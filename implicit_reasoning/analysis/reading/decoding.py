@@ -1,29 +1,30 @@
-"""Decode the tail of a fact from the state after (e1, r1), by three methods.
+"""Decode the tail of a fact (e1, r1) -> e2 from the state at r1, by three methods.
 
-- *Immediate probing* unembeds S[layer, r1], with and without the final norm.
-- *Full-run probing* patches the state into the same layer of a recipient prompt, at position r1.
-  The later layers of the forward pass on the recipient prompt decode the state.
-- *Bottleneck probing* is full-run probing of a projection of the state. The projection keeps at
-  most 32 dimensions, in which the mean states of the bridges (e2) differ most. These dimensions are
-  found without the fact that is decoded. The projection therefore keeps only what the state has in
-  common with the states of other facts with the same bridge.
+- *Immediate probing* unembeds the state S[layer, r1], with and without the final norm.
+- *Full-run probing* patches S[layer, r1] into the same layer and position of another prompt, the
+  recipient prompt. The later layers of the forward pass decode the state.
+- *Bottleneck probing* is full-run probing of a projection of the state. The projection keeps the at
+  most 32 dimensions in which the class means by e2 differ most. It is fitted to facts that are not
+  decoded with it. The projection therefore keeps only what states of different facts with the same
+  e2 have in common.
 
-The first two methods give the decoding table of Ye et al. 2025, with two corrections. Here, the
-state is patched into the layer that it comes from; in the paper, it is patched one block later.
-Here, results for OOD facts are means over OOD facts only.
+The first two methods are those of Ye et al. 2025, with two corrections. The state is patched into
+the layer from which it is taken, and not one block later. Results for OOD facts are means over OOD
+facts only.
 
-Some results are true by construction. In most tasks, training includes the prompt (e1, r1), so the
-last layer of this prompt decodes to the taught answer. `by_construction` marks these cases. From
-layer 1 on, full-run probing decodes correctly by construction (`full_run_by_construction`): the
-state holds e1 and r1, and the later blocks compute the same result from it as they do in the prompt
-(e1, r1). A correct full run therefore shows only that the state holds the prefix. Claims use the
-bottleneck instead.
+Some results are true by construction, and are therefore no evidence:
 
-The bottleneck is inconclusive if its controls (shuffled classes, random directions) also decode e2.
-This happens if states hold little except the representation of the bridge, or if states have few
-more than 32 dimensions. The bottleneck then cannot distinguish two cases: a state that represents
-the bridge, and a state that represents e1 and r1, from which later blocks compute the bridge. In
-this case, claims also require that the unembedding reads e2 without later blocks.
+- In most tasks, e2 is the training target of the prompt (e1, r1). The last layer then decodes e2.
+  The output `by_construction` marks these cases.
+- From layer 1 on, the state at r1 depends on e1 and r1 only. The later layers compute the same
+  result in the recipient prompt and in the prompt (e1, r1). Full-run probing is therefore correct
+  if the model knows the fact. The output `full_run_by_construction` marks these layers. Claims use
+  the bottleneck instead.
+
+The bottleneck has two controls: classes that are shuffled between facts, and random directions. If
+the controls also decode e2, the bottleneck is inconclusive. The projection then keeps so much of
+the state that the later layers may compute e2 from e1 and r1. In this case, claims also require
+that immediate probing decodes e2.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ _CONTROL = 0.5  # maximum upper end of top-1 for the controls of the bottleneck
 
 
 class Decoding(Instrument):
-    """Instrument that decodes the tail of a fact from the state after (e1, r1), by three methods.
+    """Instrument that decodes the tail of a fact (e1, r1) -> e2 from the state at r1.
 
-    The methods are immediate probing, full-run probing and bottleneck probing.
+    The methods are immediate probing (unembed the state), full-run probing (patch the state into
+    another prompt) and bottleneck probing (patch a projection of the state).
     """
 
     name = "decoding"
@@ -111,10 +113,10 @@ class Decoding(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose facts that are the first hop of a chain, and a recipient prompt for each fact.
+        """Choose facts (e1, r1) -> e2, and a recipient prompt for each fact.
 
-        The prompt of a fact is (e1, r1). The recipient prompt is that of another fact, whose e1 and
-        tail both differ.
+        The facts are first facts of chains. The recipient prompt, into which states are patched, is
+        the prompt of another fact with a different e1 and a different tail.
         """
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
@@ -156,7 +158,7 @@ class Decoding(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute, for every fact, layer and method, whether the tail is decoded."""
+        """Compute whether each method decodes the tail of each fact, for every layer."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = residuals(model, params, inputs["tokens"])[:, :, 1]
         at_r1 = jnp.array([False, True])[None, :, None]
@@ -195,11 +197,11 @@ class Decoding(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where most tails are decoded through the bottleneck.
+        """Claim "decodable" where bottleneck probing decodes most tails.
 
-        A claim also needs one of two conditions: the controls of the bottleneck decode few tails,
-        or immediate probing with the final norm decodes most tails. The full run supports no
-        claims, because it decodes correctly by construction.
+        A claim needs one more condition: either the two controls of the bottleneck decode at most
+        half of the tails, or immediate probing with the final norm also decodes most tails.
+        Full-run probing supports no claims, because it is correct by construction.
         """
         first = result.isel(group=0, drop=True)
         true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])
@@ -216,7 +218,7 @@ class Decoding(Instrument):
         return claimed("decodable", there.expand_dims(pos=["r1"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw curves over training for each method and group, and the table at some steps."""
+        """Draw the decoding accuracy over training, and tables of all layers at some steps."""
         return [_over_training(result), _bottleneck_over_training(result), _table(result)]
 
 

@@ -1,20 +1,20 @@
-"""Measure whether the states of facts with the same bridge form a cluster.
+"""Measure whether states of facts with the same bridge (e2) are similar.
 
-The cosine lens of Ye et al. 2025 has two measures. The centroid of a bridge e2 is the mean state of
-the ID facts whose tail is e2. ID cohesion is the mean cosine between the state of an ID fact and
-the centroid of its bridge. OOD alignment is the same mean for OOD facts. The paper has no controls.
-This module adds four:
+The cosine lens of Ye et al. 2025 has two measures. ID facts are facts that occur in training
+chains. The centroid of a bridge e2 is the mean state of the ID facts whose tail is e2. ID cohesion
+is the mean cosine between states of ID facts and the centroid of their bridge. OOD alignment is the
+mean cosine between states of OOD facts and the centroid of their bridge. This module adds four
+measures:
 
-- The centroid is also computed without the state that is compared with it.
-- Each state is also compared with the centroids of other bridges.
-- Cosines are also computed after the mean of the ID states is subtracted, because all states of a
-  transformer share one large direction.
-- Retrieval is the share of states whose nearest centroid is that of their own bridge.
+- Cosines with centroids that exclude the compared state.
+- Cosines with the centroids of all other bridges, as a control.
+- Cosines of centred states, from which the mean of the ID states is subtracted. Without this step,
+  all states are similar, because they have a large mean.
+- Retrieval, the share of states whose nearest centroid belongs to their own bridge.
 
-The module also projects the states of some bridges to two dimensions. Finally, it measures
-attribute enrichment at e1 (Geva et al. 2023). If e1 has facts with m different tails, attribute
-enrichment is the share of these tails among the m entities with the highest logits when the state
-at e1 is unembedded.
+Attribute enrichment at e1 (Geva et al. 2023) is measured with the unembedded state at e1. If the
+facts of e1 have m different tails, it is the share of these tails among the m entities with the
+highest logits. The module also projects the states of some bridges to two dimensions.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ _PICTURED, _EACH = 5, 12  # number of bridges in the projections, and maximum st
 
 
 class Geometry(Instrument):
-    """Instrument that measures whether states of facts with the same bridge form a cluster.
+    """Instrument that measures whether states of facts with the same bridge (e2) are similar.
 
-    It computes cosines of states with the centroids of bridges, retrieval of the nearest centroid,
-    attribute enrichment at e1, and projections to two dimensions.
+    The centroid of a bridge is the mean state of its facts. The instrument computes cosines between
+    states and centroids, the nearest centroid of each state, the tails that can be decoded at e1,
+    and projections of states to two dimensions.
     """
 
     name = "geometry"
@@ -89,7 +90,11 @@ class Geometry(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact whose bridge has at least two ID facts."""
+        """Choose one chain for each first fact.
+
+        A fact is dropped if fewer than two facts of the first group (usually ID facts) have its
+        tail.
+        """
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
@@ -140,7 +145,7 @@ class Geometry(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute cosines, retrieval and attribute enrichment of every state, and projections."""
+        """Compute cosines, retrieval, attribute enrichment and projections of the states."""
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         bridge, bridges = jnp.asarray(inputs["bridge"]), jnp.asarray(inputs["bridges"])
 
@@ -175,10 +180,11 @@ class Geometry(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" for e2 where most states are nearest to the centroid of their bridge.
+        """Claim "decodable" for e2 where most states are nearest to their own centroid.
 
-        Each centroid is computed without the state that is compared with it. The share of these
-        states must also be above the null control.
+        A centroid is the mean state of all facts with the same bridge (e2), without the compared
+        state. The share of states must also be above the null control, in which bridges are
+        shuffled.
         """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
         by_chance = {"truth": ("true", "shuffled")}
@@ -186,7 +192,7 @@ class Geometry(Instrument):
         return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw cohesion and alignment, a map of retrieval, attributes and projections."""
+        """Draw cosines over training, retrieval, attribute enrichment and projections."""
         return [_cosines(result), _retrieval(result), _enrichment(result), _picture(result)]
 
 
@@ -297,7 +303,7 @@ def pca(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
 
 
 def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
-    """Return the coordinates of states after classical scaling of the distances 1 - cosine.
+    """Return two-dimensional coordinates from classical scaling of the distances 1 - cosine.
 
     Source: Torgerson 1952.
     """

@@ -1,9 +1,10 @@
-"""The logit lens, which reads each state with the model's own unembedding.
+"""The logit lens, which applies the unembedding of the model to the state of each layer.
 
-The instrument computes the rank, the top-1 share and the reciprocal rank of the token of every
-truth variable, at every (layer, position). States are unembedded with the final norm (Wang et al.
-2024, section 3.3; nostalgebraist 2020) and without the final norm ("immediate probing" of Ye et al.
-2025). A token is ranked among all tokens, and among the tokens of its kind (entities or relations).
+A truth variable is a variable whose value the dataset knows, such as e2. At every (layer,
+position), the lens computes the rank, the top-1 share and the reciprocal rank of the token of every
+truth variable. States are unembedded with the final norm (Wang et al. 2024, section 3.3;
+nostalgebraist 2020), and without it ("immediate probing", Ye et al. 2025). Tokens are ranked among
+all tokens, and among the tokens of the same type (entities or relations).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _MAX_ROWS = 300  # maximum number of rows per split, as in the paper of Wang et 
 
 
 class LogitLens(Instrument):
-    """Instrument that unembeds each state and ranks the tokens of the truth variables."""
+    """Instrument that unembeds each state and ranks the tokens of variables such as e2."""
 
     name = "lens"
     version = 2
@@ -63,10 +64,10 @@ class LogitLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split with full chains.
+        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
 
-        The cluster of a row at a position is its bridge if the prefix determines the bridge, and
-        otherwise the prefix.
+        Rows with the same bridge (e2) form a cluster in confidence intervals. At positions whose
+        prefix does not determine the bridge, rows with the same prefix form a cluster.
         """
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -97,7 +98,7 @@ class LogitLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the top-1 outcome and the reciprocal rank of every example."""
+        """Compute the rank of every variable in every state, and metrics of the rank."""
         states = residuals(model, params, inputs["tokens"])
         network = model.bind(params)
 
@@ -122,11 +123,11 @@ class LogitLens(Instrument):
         return {"rank": rank, "top1": rank == 0, "reciprocal_rank": 1 / (1 + rank)}
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where the variable's token has rank 0 in most examples of a split.
+        """Claim "decodable" where the token of a variable has rank 0 in most rows of a split.
 
-        The share of these examples must also be above the null control. The split must have at
-        least `MIN_CLUSTERS` distinct clusters. With fewer clusters, the null control is too
-        imprecise.
+        The share of rows must also be above the null control, in which the truth is shuffled. The
+        split must have at least `MIN_CLUSTERS` clusters, because the null control is imprecise with
+        fewer clusters.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
         by_chance = {"truth": ("true", "shuffled")}
@@ -135,7 +136,7 @@ class LogitLens(Instrument):
         return claimed("decodable", (enough & there).any("group"))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw curves of e2, r2 and the answer over training, and maps of all variables."""
+        """Draw the top-1 share of some variables over training, and maps of all variables."""
         return [_over_training(result), _places(result)]
 
 

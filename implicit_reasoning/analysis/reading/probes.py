@@ -1,25 +1,25 @@
-"""Read variables from held-out states with linear probes, which are ridge regressions.
+"""Linear probes, which decode variables from held-out states by ridge regression.
 
-A ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
-probe that was fitted without this state. The measurement is done twice. The first time, all states
-with the same prefix are held out together. The second time, all states with the same e1 are held
-out together, which is the harder test. There are three controls:
+A ridge regression to one-hot classes is fitted at every (layer, position), with cross-validation.
+There are two ways to hold out states. Held-out prefixes: all states with the same prefix are in the
+same fold. Held-out e1: all states with the same e1 are in the same fold, which is the harder test.
+There are three controls:
 
-- A probe that is fitted to shuffled labels shows the accuracy on noise.
-- The control task (Hewitt and Liang 2019) assigns a random label to each e1. If a probe is as
-  accurate on the control task as on the variable, it may have memorised a label for each e1 instead
-  of reading the variable. The selectivity is the accuracy on the variable minus the accuracy on the
-  control task.
-- A variable that is unknown at a position, such as r2 at position r1, must be read at chance level.
+- Shuffled labels: the accuracy must be at chance level.
+- Control task (Hewitt and Liang 2019): each e1 is assigned a random label. A probe with a high
+  accuracy on this task can memorise a label for each e1. The selectivity is the accuracy on the
+  variable minus the accuracy on the control task.
+- Unknown variables: the accuracy for a variable that is unknown at a position, such as r2 at
+  position r1, must be at chance level.
 
-Claims require a high accuracy when all states with the same e1 are held out, which rules out
-memorisation of e1. Claims do not use the selectivity. If a state holds both e1 and the bridge, a
-probe with held-out prefixes also solves the control task, and the selectivity is 0.
+Claims require a high accuracy with held-out e1, which excludes memorised labels. Claims do not use
+the selectivity. If a state represents both e1 and the bridge, probes with held-out prefixes solve
+both tasks, so the selectivity is 0.
 
-Sparse probes for e2 (Gurnee et al. 2023) read k dimensions of the residual stream, or k neurons of
-the last MLP before the state. The k dimensions are chosen for each class. They are the dimensions
-with the largest difference between the mean of the class and the mean of all other classes, over
-the states that the probe is fitted to.
+Sparse probes for e2 (Gurnee et al. 2023) use k dimensions of the residual stream, or k neurons of
+the last MLP before the state. The dimensions are chosen separately for each class. The chosen
+dimensions have the largest difference between the mean of the class and the mean of all other
+classes. Only states in the training folds are used for the choice.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of som
 
 
 class Probes(Instrument):
-    """Instrument that reads each variable with a linear probe fitted to other states."""
+    """Instrument that decodes each variable from held-out states with a linear probe."""
 
     name = "probes"
     version = 2
@@ -112,7 +112,10 @@ class Probes(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact. Assign folds and labels to the states of these chains."""
+        """Choose one chain for each first fact, and assign states to folds.
+
+        Labels are assigned for the variables and for the controls.
+        """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
@@ -152,15 +155,15 @@ class Probes(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites of the residual stream and of the MLP neurons."""
+        """Return the names of the sites of the residual stream and of the MLP neurons."""
         return (*model.resid_sites, *neuron_sites(model))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute, for each example, whether the probes decode its class correctly.
+        """Compute whether probes classify each state correctly.
 
-        The probes of an example are fitted without this example.
+        The probe of a state is fitted to the folds that do not contain the state.
         """
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=neuron_sites(model))
@@ -193,11 +196,12 @@ class Probes(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where probes are accurate with prefixes held out and with e1 held out.
+        """Claim "decodable" where probes are accurate with held-out prefixes and held-out e1.
 
-        The accuracy must also be above the accuracy for shuffled labels and above the accuracy of
-        the best constant answer. The control task is not needed: with e1 held out, a probe that has
-        memorised a label for each e1 fails.
+        For the variable e1, a high accuracy with held-out prefixes is sufficient. The accuracy must
+        also be above the accuracy for shuffled labels, and above the accuracy of the best constant
+        answer. Claims do not use the control task, because a probe that memorises a label for each
+        e1 fails with held-out e1.
         """
         best = result.isel(group=0)
         low = best["accuracy_low"].sel(truth="true", drop=True)
@@ -210,7 +214,10 @@ class Probes(Instrument):
         return claimed("decodable", there)
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw e2 over training, all variables at the last checkpoint, and the sparse probes."""
+        """Draw the accuracy of the probes.
+
+        The figures show e2 over training, all variables at the last checkpoint, and sparse probes.
+        """
         return [_over_training(result), _everything(result), _few_dimensions(result)]
 
 
@@ -231,13 +238,15 @@ def _labels(
 
 
 class Outputs(NamedTuple):
-    """Layout of a regression that predicts several labels. Each class of each label is one output.
+    """Layout of the outputs of a regression that predicts several labels.
+
+    The regression has one output for each class of each label.
 
     Attributes:
-      label: int32 [out], the index of the label that each output belongs to.
+      label: int32 [out], the index of the label of each output.
       number: int32 [out], the class of each output.
-      place: int32 [label, most], the index of the output for each class of each label. If a label
-        does not have a class, the entry is the number of outputs.
+      place: int32 [label, most], the index of the output of each class of each label. The entry of
+        a class that does not exist is the number of outputs.
     """
 
     label: Int[Array | np.ndarray, " out"]

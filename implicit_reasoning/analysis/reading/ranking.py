@@ -1,4 +1,4 @@
-"""Rank tokens by logit. Rank 0 is the highest logit, and a tie makes the rank of a token worse."""
+"""Rank tokens by logit. Rank 0 is the highest logit, and ties count against a token."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ def ranks(
     wanted: Int[Array, "truth variable row"],
     among: Bool[Array, "variable token"] | None = None,
 ) -> Int[Array, "truth variable row"]:
-    """Return the rank of each wanted token: the number of other tokens whose logit is not lower.
+    """Return the rank of each wanted token. Rank 0 is the highest logit.
+
+    The rank is the number of other tokens whose logit is higher or equal.
 
     Args:
       logits: the logits of each row.
-      wanted: the token to rank, for each truth, variable and row.
-      among: mask of the tokens that are counted, for each variable; default: all tokens.
+      wanted: the tokens to rank. The axis `truth` can contain true and shuffled tokens.
+      among: the tokens among which the tokens of each variable are ranked; default: all tokens.
     """
     of_wanted = jnp.take_along_axis(logits[None, None], wanted[..., None], axis=-1)
     better = ~(logits[None, None] < of_wanted)  # also true for ties, nan and the wanted token

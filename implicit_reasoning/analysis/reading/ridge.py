@@ -1,9 +1,9 @@
 """Cross-validated ridge regression in closed form, for all variables at once.
 
-Rows are grouped by fold. The regression for a fold is fitted to all rows outside of the fold, and
-predicts the rows of the fold. The sums that it needs are the sums over all rows minus the sums over
-the fold. The regressions of all folds therefore cost about as much as one regression. All variables
-share one Gram matrix.
+Rows are grouped by fold. The regression of a fold is fitted to all rows outside of the fold, and
+predicts the rows in the fold. The Gram matrix of a regression is the Gram matrix of all rows minus
+the Gram matrix of the fold. The regressions of all folds therefore cost about as much as one
+regression. All target variables share one Gram matrix.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class FoldRows(NamedTuple):
-    """Rows grouped by fold. Folds are padded to the same number of members.
+    """Rows grouped by fold. Folds are padded to the same size.
 
-    All arrays have the same leading axes.
+    Leading axes, such as layer and position, are for independent groupings.
 
     Attributes:
-      members: int32 [..., fold, member], row indices; 0 for padding.
-      weight: float32 [..., fold, member], 1 for rows that are used for fitting; 0 for padding and
-        for rows that are not used.
-      place: int32 [..., row], index of each row in `members`, flattened over folds and members.
+      members: int32 [..., fold, member], the row indices in each fold; 0 for padding.
+      weight: float32 [..., fold, member], 1 for rows that are used for fitting, 0 for padding and
+        for all other rows.
+      place: int32 [..., row], the position of each row in `members`, with the last two axes
+        flattened.
     """
 
     members: Int[Array | np.ndarray, "*cell fold member"]
@@ -44,7 +45,8 @@ def arrange_by_fold(
     """Group rows by fold.
 
     Args:
-      folds: the fold of each row. Each cell of the leading axes has its own folds.
+      folds: the fold of each row. Leading axes, such as layer and position, are for independent
+        groupings.
       counted: whether each row is used for fitting.
       n_folds: number of folds.
     """
@@ -65,13 +67,13 @@ def arrange_by_fold(
 
 
 class Sums(NamedTuple):
-    """Means of x and y, and sums of products of centred values, over the rows outside of each fold.
+    """Statistics for the regression of each fold, over the rows outside of the fold.
 
     Attributes:
-      mean_x: the means of the inputs.
-      mean_y: the means of the targets.
-      gram: sums of products of the centred inputs with each other.
-      cross: sums of products of the centred inputs with the centred targets.
+      mean_x: the mean of the inputs x.
+      mean_y: the mean of the targets y.
+      gram: the sum of the products of the centred inputs, `x.T @ x`.
+      cross: the sum of the products of the centred inputs and targets, `x.T @ y`.
     """
 
     mean_x: Float[Array, "fold width"]
@@ -85,11 +87,11 @@ def leave_fold_out_sums(
     y: Float[Array, "fold member out"],
     weight: Float[Array, "fold member"],
 ) -> Sums:
-    """Compute the sums that the regression of each fold needs, over the rows outside of the fold.
+    """Compute statistics for the regression of each fold, over the rows outside of the fold.
 
     Args:
-      x: inputs of the regression, by fold.
-      y: targets of the regression, by fold.
+      x: the inputs of the regression, by fold.
+      y: the targets of the regression, by fold.
       weight: 1 for rows that are used for fitting, else 0.
     """
     weighted = x * weight[..., None]
@@ -117,11 +119,11 @@ def leave_fold_out_sums(
 
 
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
-    """Compute the regression weights of centred y on centred x, `(gram + c I)^-1 cross`.
+    """Compute the ridge regression weights `(gram + c I)^-1 cross`.
 
-    The penalty c makes the matrix well-conditioned, so its inverse can be computed explicitly. To
-    multiply the inverse by the many columns of `cross` is several times faster than to solve a
-    system for each column.
+    The weights are for centred inputs and targets. The penalty c makes `gram + c I`
+    well-conditioned, so the inverse is computed explicitly. For a `cross` with many columns, this
+    is several times faster than solving a system for each column.
     """
     eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
@@ -132,17 +134,16 @@ def ridge(sums: Sums) -> Float[Array, "fold width out"]:
 def sparse_ridge(
     sums: Sums, most: int, sizes: tuple[int, ...]
 ) -> Float[Array, "size fold width out"]:
-    """Compute regression weights that use a few dimensions, chosen separately for each output.
+    """Compute regression weights that use only a few input dimensions for each output.
 
-    The dimensions chosen for output o are those whose mean differs most, in standard deviations,
-    between the rows of class o and all other rows. `cross[d, o]` is proportional to this difference
-    for dimension d, with a factor that depends on o only. The code divides `cross[d, o]` by the
-    spread of dimension d.
+    For output o, the dimensions are chosen by the difference between the mean of class o and the
+    mean of all other classes, divided by the standard deviation of the dimension. This score of
+    dimension d is proportional to `abs(cross[d, o]) / sqrt(gram[d, d])`.
 
     Args:
-      sums: sums for one-hot targets y.
+      sums: the statistics for one-hot targets y.
       most: the largest number in `sizes`.
-      sizes: numbers of dimensions. Separate weights are computed for each number.
+      sizes: numbers of input dimensions. Weights are computed for each number.
     """
     spread = jnp.sqrt(jnp.diagonal(sums.gram, axis1=1, axis2=2)) + 1e-12
     difference = jnp.abs(sums.cross) / spread[:, :, None]
@@ -196,7 +197,13 @@ def _swept(
 def predict(
     sums: Sums, weights: Float[Array, "fold width out"], x: Float[Array, "fold member width"]
 ) -> Float[Array, "fold member out"]:
-    """Predict the targets of each fold with the regression that is fitted without this fold."""
+    """Predict the targets in each fold by the regression that is fitted without the fold.
+
+    Args:
+      sums: the statistics to which the regressions are fitted.
+      weights: the regression weights, from `ridge` or `sparse_ridge`.
+      x: the inputs of the regression, by fold.
+    """
     centred = x - sums.mean_x[:, None]
     said = jnp.einsum("fmd,fdo->fmo", centred, weights, precision=_HIGHEST)
     return said + sums.mean_y[:, None]
@@ -211,7 +218,12 @@ def _strength(sums: Sums) -> Float[Array, " fold"]:
 def affine(
     x: Float[Array, "row width"], y: Float[Array, "row out"], weight: Float[Array, " row"]
 ) -> tuple[Float[Array, "width out"], Float[Array, " out"]]:
-    """Fit `x @ A + b` to y by ridge regression, over the rows with weight 1.
+    """Fit the affine map `x @ A + b` to y by ridge regression.
+
+    Args:
+      x: the inputs.
+      y: the targets.
+      weight: 1 for rows that are used for fitting, else 0.
 
     Returns:
       `(A, b)`.

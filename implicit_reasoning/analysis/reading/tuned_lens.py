@@ -1,13 +1,12 @@
-"""The tuned lens, which applies a fitted affine map to each state before the unembedding.
+"""The tuned lens, which applies a learnt affine map to each state before the unembedding.
 
-The map `h -> h + A h + b` is fitted for every (layer, position) (Belrose et al. 2023). The loss is
-the KL divergence between the lens's prediction and the model's final prediction at the same
-position. The map is fitted to some prefixes, and the lens is scored on held-out prefixes. The
-initial map is a ridge regression: it predicts from the state what the later layers add to the
-residual stream. Adam then optimises the map.
+For every (layer, position), a map `h -> h + A h + b` is learnt (Belrose et al. 2023). The loss is
+the KL divergence between the final prediction of the model and the prediction of the lens, at the
+same position. The initial map comes from a ridge regression, which predicts the difference between
+the final state and `h`. Adam then optimises the map. The lens is scored on held-out prefixes.
 
-The lens is fitted to predict the model's output. A correct prediction does not show that the state
-holds the answer. The state may hold only the prefix that determines the answer.
+A correct prediction does not show that the state represents the answer. The state may represent
+only the prefix, and the learnt map may compute the answer from the prefix.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _STEPS, _RATE = 100, 1e-3  # steps and learning rate of Adam
 
 
 class TunedLens(Instrument):
-    """Instrument that fits an affine map to states and ranks tokens by the unembedded result."""
+    """Instrument that ranks the tokens of variables such as e2 by the logits of a tuned lens."""
 
     name = "tuned_lens"
     version = 2
@@ -83,7 +82,7 @@ class TunedLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact, and hold out a quarter of the states.
+        """Choose one chain for each first fact, and hold out a quarter of the states.
 
         States are held out separately for each (layer, position).
         """
@@ -114,9 +113,9 @@ class TunedLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Fit the lenses, and compute ranks and KL divergences of every example.
+        """Fit the lenses, and compute ranks and KL divergences for every state.
 
-        The output `scored` marks the held-out examples.
+        The output `scored` marks the held-out states.
         """
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
@@ -149,18 +148,19 @@ class TunedLens(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where the lens ranks the true token first for most held-out states.
+        """Claim "decodable" where the lens ranks the true token first in most held-out states.
 
-        The share of these states must also be above the null control.
+        The share of states must also be above the null control, in which the truth is shuffled.
         """
         best = result.isel(group=0).sel(lens="tuned lens")
         by_chance = {"truth": ("true", "shuffled")}
         return claimed("decodable", above_chance(best, "top1", by_chance, least=MIN_LOWER_BOUND))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the top-1 shares of e2 and of the answer, and the KL from the final logits.
+        """Draw the top-1 share of the lenses, and their KL divergence from the final logits.
 
-        Each variable is drawn at the first position whose prefix determines it.
+        The top-1 share is drawn for e2 and for the answer, at the first position whose prefix
+        determines the variable.
         """
         return [_top1(result), _distance(result)]
 
