@@ -1,16 +1,15 @@
-"""Compare the variables that can be decoded from a state with those that the model uses.
+"""Compare the variables that can be decoded from states with the variables that the model uses.
 
-Many claims about representations rest on decoding alone. For each variable and state (layer,
-position), the table combines three results and shows where they disagree:
+For each variable and each state (layer, position), a table combines three results:
 
-- `decoded` is the accuracy with which a linear reader decodes the variable.
-- `follows` is the share of answers that change as the world predicts after a swap. A swap replaces
-  the class mean of the variable's value by the class mean of another value.
-- `stays_erased` is the share of answers that do not change after an erasure. An erasure removes
-  the variable from the state.
+- `decoded` is the accuracy of a linear probe for the variable.
+- `follows` is the share of answers that become the right answer for the new value after a swap. A
+  swap replaces the class mean of the current value by the class mean of the new value.
+- `stays_erased` is the share of answers that do not change after an erasure. An erasure removes all
+  linear information about the variable from the state.
 
-A variable is used if the swap changes answers as predicted. If the erasure leaves answers
-unchanged, the model can also compute them without this representation.
+If most answers follow the swap, the model uses the variable. If most answers also stay the same
+after the erasure, the model can compute answers without this representation.
 """
 
 from __future__ import annotations
@@ -61,42 +60,42 @@ _SOURCES = ("mean_swap", "erasure", "probes", "lens", "decoding")
 
 
 def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
-    """Combine the results of one run into a table.
+    """Combine the results of several instruments for one run into a table.
 
     Args:
       results: results by instrument name. "mean_swap" and "erasure" are required. "probes", "lens"
-        and "decoding" are optional. The decoding accuracy is taken from "probes", with held-out
-        prefixes. Without "probes", it is taken from "erasure", whose linear discriminant is tested
-        on held-out states.
-      group: group of queries. The default is the first test split. If the last checkpoint answers
-        too few queries of that split correctly, the default is the first training split.
+        and "decoding" are optional. The decoding accuracy is the accuracy of "probes" with held-out
+        prefixes. Without "probes", it is the accuracy of the linear discriminant of "erasure" on
+        held-out states.
+      group: name of the split of the queries. The default is the first test split. If the last
+        checkpoint answers too few queries of this split correctly, the default is the first
+        training split.
 
     Returns:
-      A dataset with the dimensions step, variable, layer and pos. It has only the labels that occur
-      in all results. Its data variables are:
+      A dataset with the dimensions step, variable, layer and pos, and with the labels that all
+      results have. The data variables are:
 
-      - `decoded`: decoding accuracy.
-      - `lens`: share of states at which the logit lens ranks the variable's token first, if "lens"
-        is among the results.
-      - `follows`: share of answers that the swap changes as the world predicts.
-      - `follows_random`: share of answers that a control of the swap changes in the same way; the
-        maximum over the controls.
-      - `stays_swapped`: share of answers that the swap leaves unchanged.
-      - `stays_erased`: share of answers that the erasure leaves unchanged.
-      - `stays_control`: share of answers that a control of the erasure leaves unchanged; the
-        minimum over the controls.
-      - `n`: number of clusters with a query that counts.
-      - `verdict`: one of `VERDICTS`; "" if `n` is too small or `decoded` is unknown.
-      - `by_construction`: whether the variable is a training target at this state, so that decoding
-        it is no evidence of composition. The data variable exists if "decoding" is among the
-        results.
+      - `decoded`: decoding accuracy on held-out states.
+      - `lens`: share of states in which the logit lens ranks the token of the variable first. It
+        exists only with the result of "lens".
+      - `follows`: share of answers that become the right answer for the new value after the swap.
+      - `follows_random`: share of answers that become this answer in a control of the swap; maximum
+        over the controls.
+      - `stays_swapped`: share of answers that stay the same after the swap.
+      - `stays_erased`: share of answers that stay the same after the erasure.
+      - `stays_control`: share of answers that stay the same in a control of the erasure; minimum
+        over the controls.
+      - `n`: number of clusters of queries for which the swap is measured.
+      - `verdict`: one of `VERDICTS`; empty if `n` is too small or `decoded` is unknown.
+      - `by_construction`: whether the variable is the training target at this state. Decoding is
+        then no evidence of composition. It exists only with the result of "decoding".
 
-      All shares except `lens` and `stays_control` also have variables with the suffixes `_low` and
-      `_high`, the ends of the 95% intervals. Verdicts use these ends, so wide intervals give the
+      The suffixes `_low` and `_high` mark the ends of 95% intervals. All shares except `lens` and
+      `stays_control` have intervals. Verdicts depend on the ends, so a wide interval causes the
       verdict "unclear".
 
     Raises:
-      InputError: the result of the swap or of the erasure is missing.
+      InputError: the result of "mean_swap" or of "erasure" is missing.
     """
     missing = [name for name in ("mean_swap", "erasure") if name not in results]
     if missing:
@@ -133,11 +132,11 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
 
 def save_table(run: Run) -> None:
-    """Write the table as `analysis/used.nc`, if the run has the required results.
+    """Save the table in `analysis/used.nc`, if the run has results of `mean_swap` and `erasure`.
 
-    The table needs results of the swap and the erasure of the current versions, because older
-    versions made other edits. A result is left out if its confidence intervals are computed by a
-    different method than those of the swap.
+    Both results must have the current version of the instrument. A result of another instrument is
+    ignored if its confidence intervals were computed by a different method than the intervals of
+    `mean_swap`.
     """
     names = result_names(run.files.analysis)
     results = with_same_intervals({name: run.result(name) for name in names if name in _SOURCES})
@@ -150,10 +149,10 @@ def save_table(run: Run) -> None:
 
 
 def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the results whose confidence intervals are computed by the same method as "mean_swap".
+    """Return the results with the confidence interval method of the result of "mean_swap".
 
-    `statistics.INTERVALS` is the version of the method. If there is no result of "mean_swap",
-    return all results.
+    The attribute `intervals` of a result is the version of the method. If "mean_swap" has no
+    result, all results are returned.
     """
 
     def kind(name: str) -> int:
@@ -165,9 +164,12 @@ def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Datas
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:
-    """Return the entries of the table that have a verdict, as dicts.
+    """Return the entries of the table that have a verdict, as a list of dicts.
 
     Numbers are rounded to three decimals.
+
+    Args:
+      made: the table, from `table`.
     """
     frame = made.to_dataframe().reset_index()
     frame = frame[frame["verdict"] != ""].round(3)
@@ -176,7 +178,14 @@ def rows(made: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def disagreements(made: xr.Dataset) -> list[str]:
-    """Describe, in one sentence each, where decoding and use disagree at the last checkpoint."""
+    """Describe the disagreements between decoding and use at the last checkpoint.
+
+    Args:
+      made: the table, from `table`.
+
+    Returns:
+      One sentence for each variable and state with a disagreement.
+    """
     last = made.isel(step=[-1])
     sentences = []
     for row in rows(last):
@@ -198,7 +207,7 @@ def disagreements(made: xr.Dataset) -> list[str]:
 
 
 def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
-    """Draw maps of the verdicts over layers and positions for each variable, at some steps."""
+    """Draw maps of the verdicts by layer and position, for each variable at some steps."""
     whole = table(results, group)
     made = _where_something_is_said(whole)
     if not made["step"].size:

@@ -1,6 +1,6 @@
-"""Check instruments on models whose mechanism is known.
+"""Test instruments on models whose mechanism is known.
 
-known.py       makes the models: planted, untrained, or trained on worlds that allow one mechanism
-by_answers.py  decides from the answers of a trained model which claims are true of it
-score.py       judges the claims of each instrument on each model as right, wrong or silent
+known.py       makes the models, which are planted, untrained or trained
+by_answers.py  decides from the answers of a trained model which claims are true of the model
+score.py       judges the claims of each instrument about each model
 """

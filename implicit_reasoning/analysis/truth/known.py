@@ -1,9 +1,12 @@
-"""Make models whose mechanism is known, so that instruments can be checked on them.
+"""Make models whose mechanism is known, as test cases for instruments.
 
-There are three types. The mechanism of a planted model (`model.planted`) is written into its
-weights. Some planted models are fixed, and others are drawn from a random family. An untrained
-model has no mechanism. Two models are trained on worlds in which only one mechanism is possible
-(`scrambled` and `shadow`).
+There are three types of models:
+
+- The weights of a planted model are constructed to implement a mechanism (see `model.planted`).
+  Planted models are either fixed or drawn from a random family.
+- An untrained model has no mechanism.
+- Two models are trained on the worlds `scrambled` and `shadow`. In these worlds, chain answers do
+  not follow from the facts that are taught as single facts.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class KnownModel:
     Attributes:
       name: the name of the model.
       subject: the model, its checkpoints and its dataset.
-      mechanism: the claims that are true of the last checkpoint.
+      mechanism: the claims that are true or open for the last checkpoint.
     """
 
     name: str
@@ -77,12 +80,12 @@ def known_models(
     """Return all models with known mechanisms.
 
     Args:
-      cache: the folder of the trained models. A model that is missing is trained first, which takes
+      cache: the folder with the runs of the trained models. A missing model is trained, which takes
         minutes.
-      seeds: the seeds of the random family. Each seed gives a world, with one model for each
-        planted mechanism.
-      configs: the configurations of the trained models by name (see `TRAINED`). By default, the
-        configurations of the package at scale `pocket` are used.
+      seeds: the seeds of the random family of planted models. For each seed, one model is made for
+        each mechanism.
+      configs: the configurations of the trained models, by name. The default is the configurations
+        `scrambled` and `shadow` of the package at scale `pocket`.
 
     Raises:
       InputError: the cache contains a run with a different configuration.
@@ -97,13 +100,13 @@ def known_models(
 
 
 def planted_models(seed: int | None = None) -> list[KnownModel]:
-    """Return one model for every planted mechanism.
+    """Return one planted model for each mechanism in `MECHANISMS`.
 
-    Most models answer the chains of all splits. The model `prefix_memoriser` answers the training
-    chains only. Its wrong answers to held-out chains distinguish it from models that compose.
+    The model `prefix_memoriser` answers training chains only, which distinguishes it from models
+    that compose facts. All other models answer the chains of all splits.
 
     Args:
-      seed: the seed of the random family; None returns the fixed models.
+      seed: the seed of the random family; None means the fixed models.
     """
     dataset = small_world(world_seed=seed or 0)
     return [
@@ -121,9 +124,9 @@ def planted_model(
 
     Args:
       name: the name of the mechanism, a key of `MECHANISMS`.
-      dataset: the dataset. The model is made to know all facts of the dataset's world.
-      splits: the splits whose chains the model knows.
-      seed: the seed of the random family; None returns the fixed model.
+      dataset: the dataset. The model knows all facts of the world of the dataset.
+      splits: the splits whose chains the model answers correctly.
+      seed: the seed of the random family; None means the fixed model.
     """
     planted = MECHANISMS[name](knowledge(dataset, splits), seed)
     true, possible = (
@@ -134,16 +137,16 @@ def planted_model(
 
 
 def small_world(**changes: Any) -> Dataset:
-    """Build a small dataset, with 160 facts and 640 chains, that a CPU can process in seconds.
+    """Build a small dataset, with 160 facts and 640 chains.
 
     Args:
-      changes: fields of `config.task` to change, with their values.
+      changes: new values for fields of `config.task`.
     """
     return build(SimpleNamespace(**_WORLD | changes))
 
 
 def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
-    """Return all facts of a dataset's world, and the chains of the given splits."""
+    """Return all facts of the world of a dataset, and the chains in the given splits."""
     world, truth = dataset.world, dataset.truth
     assert world is not None  # A dataset of chains has a world.
     chosen = np.isin(dataset.split, [dataset.splits.index(split) for split in splits])
@@ -157,11 +160,11 @@ def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
 
 
 def untrained_model() -> KnownModel:
-    """Return a model at its initialisation, with the world of the fixed planted models.
+    """Return a model at its initialisation.
 
-    The model does not know any answer, so every claim about e2 is false. It is true that each token
-    is decodable at its own position. All other claims about tokens are open, because a random
-    network mixes earlier tokens linearly into the states at later positions.
+    The model does not know any fact, so all claims about e2 are false. The claims that a token is
+    decodable at its own position are true. All other claims about tokens are open, because states
+    at later positions of a random network can contain linear images of earlier tokens.
     """
     dataset = small_world()
     spec = Spec(
@@ -180,12 +183,14 @@ def untrained_model() -> KnownModel:
 
 
 def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
-    """Return a trained model from the cache. If the run is missing or unfinished, train it first.
+    """Return a trained model from the cache.
+
+    If the run is missing or unfinished, the model is trained first.
 
     Args:
-      name: the name of the model, one of `TRAINED`.
+      name: the name of the model, "scrambled" or "shadow".
       config: the configuration of the run.
-      cache: the folder of the trained models.
+      cache: the folder with the runs of the trained models.
 
     Raises:
       InputError: the cache contains a run with a different configuration.
@@ -201,13 +206,13 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
 
 
 def scrambled_mechanism(depth: int) -> Mechanism:
-    """Return the mechanism of a model that has learnt `scrambled`.
+    """Return the true and the open claims about a model that has learnt the world `scrambled`.
 
-    In this world, the facts are true, but the answers to chains are random. e2 is the training
-    target of the prompt (e1, r1), so e2 is decodable from the state at position r1 after the last
-    layer. The model does not use this state, because no later computation reads it. Chain answers
-    do not follow from e2, so the model does not compute them from e2. It may still use e2 as a part
-    of the key under which it memorises a chain. It is open whether e2 is decodable at other states.
+    In this world, the answers to chains are random. The entity e2 is the training target of the
+    prompt (e1, r1), so e2 is decodable at (last layer, r1). The model does not use e2 there,
+    because no later computation reads this state. Chain answers do not follow from e2, so the model
+    does not compose facts. Nevertheless, the model may memorise chain answers under a key that
+    contains e2. At all other states, it is open whether e2 is decodable.
 
     Args:
       depth: the number of blocks of the model.
@@ -225,12 +230,12 @@ def scrambled_mechanism(depth: int) -> Mechanism:
 
 
 def shadow_mechanism(depth: int) -> Mechanism:
-    """Return the mechanism of a model that has learnt `shadow`.
+    """Return the true and the open claims about a model that has learnt the world `shadow`.
 
-    In this world, single facts and chains use different tables. The decoy is the training target of
-    the prompt (e1, r1), so the decoy is decodable from the state at position r1 after the last
-    layer. No chain answer follows from the decoy. e2 is the bridge in the table of the chains. It
-    is open whether the model computes chain answers through e2 or memorises them.
+    In this world, single facts and chains use two different tables of facts. The training target of
+    the prompt (e1, r1) is called the decoy. The decoy is therefore decodable at (last layer, r1).
+    Chain answers follow from e2, the entity in the table of the chains, and not from the decoy. It
+    is open whether the model computes chain answers from e2 or memorises chain answers.
 
     Args:
       depth: the number of blocks of the model.

@@ -1,9 +1,10 @@
 """Score instruments on models whose mechanism is known.
 
-Every instrument that makes claims is run on the last checkpoint of every model. The claims are then
-compared with the truth. The thresholds for claims are fixed in the module of the instrument and are
-the same for every model. The verdict is "wrong" if a claim is false, "right" if no claim is false
-and at least one is true, and "silent" otherwise. Instruments without a `claims` method are not run.
+Each instrument measures the last checkpoint of each model, and its claims are compared with the
+truth. The thresholds for claims are constants in the module of the instrument, and do not depend on
+the model. The verdict is "wrong" if any claim is false. It is "right" if no claim is false and at
+least one claim is true. Otherwise, it is "silent". Instruments without a `claims` method are not
+run.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ _SUMMARY = ("instrument", *_VERDICTS, *(f"claims {word}" for word in _TRUTHS))
 
 @dataclass(frozen=True)
 class Score:
-    """Score of one instrument on one model.
+    """The verdict about one instrument on one model.
 
     Attributes:
       instrument: the name of the instrument.
       model: the name of the model.
-      verdict: "right", "wrong" or "silent" (see `claims.judge`); "not applicable" if the instrument
-        cannot be run on this model; "makes no claims" if the instrument has no `claims` method.
-      claims: the claims as text, under the keys "true", "false" and "open"; see `claims.describe`.
-      why: the reason that the instrument gives, if the verdict is "not applicable".
+      verdict: "right", "wrong" or "silent", as `claims.judge` defines. The verdict is "not
+        applicable" if the instrument cannot measure this model, and "makes no claims" if the
+        instrument has no `claims` method.
+      claims: the true, false and open claims as text, under the keys "true", "false" and "open".
+      why: the reason for the verdict "not applicable"; otherwise empty.
     """
 
     instrument: str
@@ -57,22 +59,26 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all instruments on all models. Rows are ordered by instrument, then by model."""
+    """The verdicts about all instruments on all models.
+
+    Attributes:
+      rows: the verdicts, sorted by instrument and then by model.
+    """
 
     rows: tuple[Score, ...]
 
     def verdicts(self) -> dict[str, dict[str, str]]:
-        """Return the verdicts as `{instrument: {model: verdict}}`."""
+        """Return the verdicts as a nested dict, `{instrument: {model: verdict}}`."""
         table: dict[str, dict[str, str]] = {}
         for row in self.rows:
             table.setdefault(row.instrument, {})[row.model] = row.verdict
         return table
 
     def summary(self) -> str:
-        """Return a Markdown table of counts, with one row per instrument.
+        """Return a Markdown table with counts of verdicts and claims for each instrument.
 
-        The columns give the number of models with each verdict, and the number of true, false and
-        open claims. The instruments that make no claims are listed below the table.
+        The columns are the number of models with each verdict, and the number of true, false and
+        open claims. Instruments that make no claims are listed below the table.
         """
         lines = [_cells(_SUMMARY), _cells(["---"] * len(_SUMMARY)), *map(_cells, self._counts())]
         if mute := self._without_claims():
@@ -113,7 +119,7 @@ class Scores:
         return card("Scores", self._about(), *parts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the scores to `scores.md` and `scores.json` in a folder."""
+        """Write the files `scores.md` and `scores.json` to a folder."""
         folder = local_folder(folder, "folder")
         about = {"scores": [asdict(row) for row in self.rows], "made_with": provenance()}
         write_json(folder / "scores.json", about)
@@ -121,7 +127,10 @@ class Scores:
             file.write(self.markdown())
 
     def markdown(self) -> str:
-        """Return the summary, a table of verdicts with one row per model, and all claims."""
+        """Return a Markdown report.
+
+        The report has the summary, a table of verdicts by model and instrument, and all claims.
+        """
         table = self.verdicts()
         models = list(dict.fromkeys(row.model for row in self.rows))
         lines = [self.summary()]
@@ -144,16 +153,16 @@ def score(
     save: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Run instruments on models with known mechanisms, and judge their claims.
+    """Run instruments on models with known mechanisms, and judge the claims.
 
     Args:
-      instruments: names, import paths (see `analyze`) or instances. An instrument of your own is
-        scored if it has a `claims` method.
-      cache: the folder of the trained models; see `known_models`.
+      instruments: names, import paths (see `analyze`) or instances of instruments. Instruments
+        without a `claims` method are not run.
+      cache: the folder with the runs of the trained models. Missing models are trained.
       seeds: the seeds of the random family of planted models.
-      models: the models to run the instruments on; default: `known_models(cache, seeds)`.
-      save: a folder. The scores are written to the folder after each instrument; see `Scores.save`.
-      progress: show a progress bar on standard error.
+      models: the models to measure; default: `known_models(cache, seeds)`.
+      save: a folder to which `Scores.save` writes after each instrument; None saves nothing.
+      progress: whether to show a progress bar on standard error.
 
     Raises:
       InputError: an instrument does not exist, two instruments have the same name, or the cache

@@ -11,7 +11,7 @@
     alignment.py        optimises the subspaces of `das`
     interchange.py      chooses pairs of base and source prompts for `das`
 
-Each instrument has controls that can fail. `mean_swap` inserts class means of wrong values or of
-another variable. `erasure` erases equally many wrong directions. `das` repeats the search in
-settings in which it must not succeed.
+Each instrument has controls that can fail. The controls of `mean_swap` insert class means of wrong
+values or of a different variable. The controls of `erasure` erase the same number of wrong
+directions. The controls of `das` repeat the search with shuffled answers and in an untrained model.
 """

@@ -1,4 +1,8 @@
-"""Learn a subspace in which a variable can be interchanged, by distributed alignment search (DAS).
+"""Distributed alignment search (DAS): learn a subspace that represents a variable.
+
+In an interchange, the component of a base state in the subspace is replaced by the component of a
+source state. The subspace is optimised so that the answer is the one for the value of the variable
+in the source.
 
 Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
 distributed neural representations*. The isolation criterion is from Huang et al. 2024, RAVEL.
@@ -19,11 +23,11 @@ from implicit_reasoning.model import Params, Transformer
 
 
 class SearchSettings(NamedTuple):
-    """Settings of the search.
+    """Settings of the optimisation.
 
     Attributes:
       rank: the dimension of each subspace.
-      steps: the number of steps of Adam.
+      steps: the number of optimisation steps of Adam.
       batch: the number of pairs per step.
       learning_rate: the learning rate of Adam.
     """
@@ -35,10 +39,10 @@ class SearchSettings(NamedTuple):
 
 
 def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
-    """Return an orthonormal basis of the span of the columns, by a QR decomposition.
+    """Return an orthonormal basis of the span of the columns.
 
-    The search optimises the weights without constraints. This function turns the weights into a
-    basis.
+    The basis is computed by a QR decomposition. The search optimises `weights` without constraints,
+    and uses the basis.
     """
     return jnp.linalg.qr(weights)[0]
 
@@ -48,11 +52,11 @@ def interchange(
     source: Float[Array, "pair d_model"],
     basis: Float[Array, "d_model rank"],
 ) -> Float[Array, "pair d_model"]:
-    """Replace the base's component in the subspace by the source's component.
+    """Replace the component of base states in a subspace by the component of source states.
 
     Args:
       base: the states to edit.
-      source: the states from which the component is taken.
+      source: the states whose component is inserted.
       basis: an orthonormal basis of the subspace.
     """
     inside = jnp.matmul(source - base, basis, precision="highest")
@@ -60,15 +64,16 @@ def interchange(
 
 
 class AlignmentData(NamedTuple):
-    """Training data of the search.
+    """Training pairs of the search, with the states of all rows.
 
     Attributes:
-      states: the states `S[layer, pos]` of some rows, `[layer, row, n_pos, d_model]`.
-      place: the indices of the positions at which a subspace is learnt, `[pos]`.
-      base: the base row of each pair, as an index along the axis `row` of `states`, `[pair]`.
-      source: the source row of each pair, as an index along the axis `row` of `states`, `[pos,
-        pair]`. It may differ between positions.
-      expected: the expected answer token of each pair, `[pos, pair]`; -1 if the base has no source.
+      states: the residual stream in some dataset rows.
+      place: the indices of the positions at which subspaces are learnt.
+      base: the base of each pair, as an index along the axis `row` of `states`.
+      source: the source of each pair, as an index along the axis `row` of `states`. It can differ
+        between positions.
+      expected: the answer token of each pair that the loss makes more likely; -1 if the base has no
+        source at this position.
     """
 
     states: Float[Array, "layer row n_pos d_model"]
@@ -81,7 +86,14 @@ class AlignmentData(NamedTuple):
 def start(
     model: Transformer, n_places: int, rank: int, key: Key[Array, ""]
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Return random initial weights, with one matrix for each layer and position."""
+    """Return random initial weights for the search.
+
+    Args:
+      model: the model.
+      n_places: the number of positions at which subspaces are learnt.
+      rank: the dimension of each subspace.
+      key: the random key.
+    """
     d_model = model.spec.d_model
     shape = (model.spec.depth + 1, n_places, d_model, rank)
     return jax.random.normal(key, shape) / d_model**0.5
@@ -95,21 +107,21 @@ def align(
     settings: SearchSettings,
     key: Key[Array, ""],
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Learn one subspace for each layer and position, in one optimisation.
+    """Learn one subspace for each layer and position.
 
-    The loss of a subspace is the mean of -log p(expected answer) over pairs. The losses of all
-    subspaces are summed.
+    The loss of a subspace is the mean of -log p(expected answer) over pairs of states. The sum of
+    the losses of all subspaces is minimised.
 
     Args:
       model: the model.
       params: the parameters of the model, which are not changed.
-      material: the training data.
-      weights: the initial weights.
-      settings: the settings of the search.
-      key: the random key of the batches.
+      material: the training pairs.
+      weights: the initial weights, from `start`.
+      settings: the settings of the optimisation.
+      key: the random key for the choice of batches.
 
     Returns:
-      The learnt weights. `orthonormal` converts them to bases.
+      The learnt weights, which `orthonormal` converts to bases.
     """
     optimizer = optax.adam(settings.learning_rate)
     loss = _loss(model, params, material)

@@ -1,4 +1,7 @@
-"""Edit the state of every cell (variable, layer, position), for `mean_swap` and `erasure`."""
+"""Edit states, and compute the answers after each edit, for `mean_swap` and `erasure`.
+
+A combination (variable, layer, position) is called a cell. All cells are computed in one program.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, s
 
 
 class Place(NamedTuple):
-    """One (layer, position), with the states to which class means or erasers are fitted.
+    """One (layer, position), with the states to which edits are fitted.
 
     Attributes:
-      layer: the number of blocks that are applied before the states; a traced scalar.
-      states: the states for fitting, `[fit, d_model]`.
-      weight: the weight of each state for fitting, `[fit, ...]`; 0 for duplicates.
+      layer: the number of blocks before the states; a traced scalar.
+      states: the states to which class means or erasers are fitted, `[fit, d_model]`.
+      weight: the weight of each state in the fit, `[fit, ...]`; 0 for duplicates of a state.
     """
 
     layer: Int[Array, ""]
@@ -35,14 +38,14 @@ class Cell(NamedTuple):
     """One variable at one (layer, position), with the states to edit.
 
     Attributes:
-      place: the layer and position, with the states for fitting.
+      place: the layer and position, with the states to which edits are fitted.
       states: the states to edit, `[example, d_model]`.
-      old: the current value of the variable, int `[example]`.
-      new: the value that the edit gives to the variable, int `[example]`; -1 if there is none.
-      expected: the token that answers the query with the new value, int `[example]`; -1 if there is
-        none.
-      fit_values: the value of the variable in each state for fitting, int `[fit, ...]`.
-      more: further arrays that the edit needs for this variable; see `make_inputs`.
+      old: the value of the variable in each example, int `[example]`.
+      new: the value that the edit should insert, int `[example]`; -1 if there is no such value.
+      expected: the right answer token for the new value, int `[example]`; -1 if there is no new
+        value.
+      fit_values: the value of the variable for each of `place.states`, int `[fit, ...]`.
+      more: further arrays for this variable, by name, which an instrument passes to `make_inputs`.
     """
 
     place: Place
@@ -58,10 +61,10 @@ class Edited(NamedTuple):
     """Edited states of a cell.
 
     Attributes:
-      states: the edited states, `[condition, example, d_model]`. A condition is an edit or a
-        control.
-      possible: whether the edit is possible for each example, bool `[example]`.
-      kept: further outputs of the cell, by name. `intervene` returns them.
+      states: the edited states, `[condition, example, d_model]`. The conditions are the real edit
+        and the controls.
+      possible: whether the real edit is possible for each example, bool `[example]`.
+      kept: further arrays by name, which `intervene` adds to its outputs.
     """
 
     states: Float[Array, "condition example d_model"]
@@ -76,26 +79,26 @@ def intervene(
     prepare: Callable[[Place], Any],
     edit: Callable[[Cell, Any], Edited],
 ) -> dict[str, Array]:
-    """Edit the state in every cell, and compute the answer after each edit.
+    """Edit states in every cell (variable, layer, position), and compute the answers.
 
     Args:
       model: the model (static).
       params: the parameters of one checkpoint.
-      inputs: the inputs from `counterfactuals.make_inputs`.
-      prepare: function that computes what the edits of all variables share at one (layer,
-        position), such as a whitening transform. It is called once per (layer, position).
-      edit: function that edits the states of a cell. Its second argument is the result of
-        `prepare`. JAX traces `prepare` and `edit` once per position.
+      inputs: the arrays from `counterfactuals.make_inputs`.
+      prepare: function that computes what all variables share at one (layer, position), such as a
+        whitening transform.
+      edit: function that edits the states of one cell. The second argument is the result of
+        `prepare`.
 
-    A cell is skipped if the prompt up to its position does not determine its variable (see
-    `variables_at` of the inputs). The outputs of a skipped cell are 0, and no example counts.
+    A cell is skipped if the prefix up to the position does not determine the variable. The outputs
+    of a skipped cell are 0.
 
     Returns:
-      A dict with the outputs in `Edited.kept`, each `[variable, layer, pos, ...]`, and:
-      answer: int `[condition, variable, layer, pos, example]`, the answer after the edit.
-      counted: bool `[variable, layer, pos, example]`, whether the clean answer is correct and the
-        edit is possible.
-      correct: bool `[example]`, whether the clean answer is correct.
+      A dict with the arrays in `Edited.kept`, each `[variable, layer, pos, ...]`, and with:
+      answer: int `[condition, variable, layer, pos, example]`, the answer token after the edit.
+      counted: bool `[variable, layer, pos, example]`, whether the edit is possible, and the answer
+        without an edit is correct.
+      correct: bool `[example]`, whether the answer without an edit is correct.
     """
     sites = cache_sites(model)
     cache = model.forward(params, inputs["tokens"], sites=sites)[1]
@@ -154,11 +157,11 @@ def intervene(
 
 
 def broadcast_to_cells(value: Array, like: Array) -> Array:
-    """Broadcast `value` to the shape of `like`.
+    """Broadcast an array to the shape of an array with the axes of all cells.
 
     Args:
-      value: `[variable, example]` or `[example]`.
-      like: `[..., variable, layer, pos, example]`.
+      value: the array to broadcast, `[variable, example]` or `[example]`.
+      like: an array `[..., variable, layer, pos, example]` with the new shape.
     """
     if value.ndim == 2:
         value = value[:, None, None]
@@ -168,20 +171,20 @@ def broadcast_to_cells(value: Array, like: Array) -> Array:
 def with_worst_control(
     result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
 ) -> xr.DataArray:
-    """Select an outcome of one edit, and the worst outcome of the edit's controls.
+    """Select an outcome of an edit, and the worst outcome of its controls, for a figure.
 
-    The result is an input for `drawing.maps_by_variable`.
+    The returned array is an input of `drawing.maps_by_variable`.
 
     Args:
       result: the result of an instrument.
-      name: the name of the outcome, which has the dimension `edit`.
-      edit: the label of the edit to show.
-      controls: the labels of the edit's controls.
-      worst: "max" if a large outcome is evidence for an effect; "min" if a small outcome is.
+      name: the name of the outcome. It has the dimension `edit`.
+      edit: the label of the real edit.
+      controls: the labels of the controls.
+      worst: which outcome of a control is the worst: "max" (the largest) or "min" (the smallest).
 
     Returns:
-      The outcome. The dimension `edit` has two labels: the value of the argument `edit`, and "worst
-      control". Means over fewer than `MIN_CLUSTERS` clusters are NaN.
+      The outcome, with two labels of the dimension `edit`: the label of the real edit, and "worst
+      control". Means over fewer than `MIN_CLUSTERS` clusters are nan.
     """
     values = known_means(result, name)
     of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")

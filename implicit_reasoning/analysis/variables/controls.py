@@ -1,10 +1,12 @@
-"""Choose controls for edits of a variable. A control must not have the effect of the real edit.
+"""Choose the control edits of `mean_swap` and `erasure`.
 
-A control is useful only if it can fail. A random direction, added to a state, almost never produces
-one specific answer among many, so such a control would pass for every model. The controls of a swap
-therefore insert class means of wrong values or of another variable. A control fails if it also
-produces the expected answer. The expected answer then appears because the class mean of the old
-value is missing, and not because of the class mean that replaces it.
+A control edit should not have the effect of the real edit.
+
+A control is useful only if it can fail. A random direction that is added to a state almost never
+produces one specific answer, so this control would never fail. The controls of a swap therefore
+insert class means of wrong values or of a different variable. A control fails if it also produces
+the expected answer of the real swap. The inserted class mean is then not the cause of the expected
+answer.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ N_DRAWS = 10
 def swap_controls(
     dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, " row"]
 ) -> dict[str, np.ndarray]:
-    """Choose the values for the controls of a swap, for every variable.
+    """Choose the values that the controls of a swap insert, for every variable.
 
     Args:
       dataset: the dataset.
-      cases: the cases of the swap.
-      fitted: the rows from which class means are computed.
+      cases: the rows to edit, with the new values of the real swap.
+      fitted: the dataset rows from whose states class means are computed.
 
     Returns:
-      permuted: int32 `[variable, class]`. Entry `[v, c]` is the class whose mean is used in place
-        of the mean of class `c`. It differs from `c`, unless class `c` has no fitted state.
-      third: int32 `[variable, case]`, a value that differs from the old and the new value and does
+      permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. It
+        is a different class, if the class occurs in the fitted rows.
+      third: int32 `[variable, case]`, a value other than the old and the new value, which does not
+        give the expected answer; -1 if there is no such value.
+      beside_values: int32 `[variable, fit]`, the values of the control variable in the fitted rows.
+        `control_variable` chooses the control variable.
+      beside_old: int32 `[variable, case]`, the value of the control variable in the rows to edit.
+      beside_new: int32 `[variable, case]`, a different value of the control variable, which does
         not give the expected answer; -1 if there is no such value.
-      beside_values: int32 `[variable, fit]`, the values of the control variable (see
-        `control_variable`) in the fitted rows.
-      beside_old: int32 `[variable, case]`, the current value of the control variable.
-      beside_new: int32 `[variable, case]`, a new value of the control variable that does not give
-        `cases.expected`, the answer for `cases.new`; -1 if there is no such value.
     """
     known = chain_variables(dataset, fitted)
     names, random = cases.variables.names, np.random.default_rng(1)
@@ -69,7 +71,14 @@ def swap_controls(
 
 
 def control_variable(names: Sequence[str], name: str) -> int:
-    """Return the index of the control variable of `name`: r1, or e1 if `name` is r1."""
+    """Return the index of the variable whose class means a control of the swap inserts.
+
+    The control variable is r1. If the swapped variable is r1, the control variable is e1.
+
+    Args:
+      names: the names of all variables.
+      name: the name of the swapped variable.
+    """
     return list(names).index("e1" if name == "r1" else "r1")
 
 
@@ -114,7 +123,7 @@ def _value(
 def permuted_classes(
     values: Int[np.ndarray, " row"], n_classes: int, random: np.random.Generator
 ) -> Int[np.ndarray, "class"]:
-    """Permute the classes that occur in `values` by a random cycle, so that no class is fixed.
+    """Permute the classes that occur in `values` by a random cycle.
 
     Args:
       values: the class of each row; -1 if a row has no class.
@@ -122,7 +131,8 @@ def permuted_classes(
       random: the random number generator.
 
     Returns:
-      int32 `[class]`, the new class of each class. Classes that do not occur stay the same.
+      int32 `[class]`, the class that replaces each class. It differs from the replaced class, if at
+      least two classes occur. Classes that do not occur stay the same.
     """
     there = random.permutation(np.unique(values[values >= 0]))
     dealt = np.arange(n_classes, dtype=np.int32)
@@ -133,21 +143,21 @@ def permuted_classes(
 def draw_values(
     values: Int[np.ndarray, "variable row"], old: Int[np.ndarray, "variable case"]
 ) -> dict[str, np.ndarray]:
-    """For each variable, draw sets of values to erase together, and choose one set for each case.
+    """Draw sets of values to erase together, and choose one set for each row to edit.
 
-    Each draw takes the values that have been drawn least often so far. All values are therefore
-    drawn about equally often, and every value is drawn if there are at most `N_DRAWS * MAX_ERASED`
-    values. Each case is edited only once, by one draw that contains the case's value. The number of
-    forward passes is therefore the same as for a single erasure of all values.
+    For each variable, `N_DRAWS` sets of at most `MAX_ERASED` values are drawn. Values that are in
+    the fewest previous sets are drawn first, so all values are drawn about equally often. A row is
+    edited only once, with a random set that contains the value of the row. The number of forward
+    passes is therefore independent of the number of sets.
 
     Args:
-      values: the values in the rows for fitting; -1 if a row has no value.
-      old: the current values of the cases.
+      values: the values in the rows to which erasers are fitted; -1 if a row has no value.
+      old: the values in the rows to edit.
 
     Returns:
-      drawn: int32 `[variable, draw, MAX_ERASED]`, the values of each draw, padded with -2.
-      draw: int32 `[variable, case]`, the draw chosen for each case; -1 if no draw contains the
-        value of the case.
+      drawn: int32 `[variable, draw, MAX_ERASED]`, the values in each set, padded with -2.
+      draw: int32 `[variable, case]`, the index of the chosen set; -1 if no set contains the value
+        of the row.
     """
     random = np.random.default_rng(2)
     drawn = np.full((len(values), N_DRAWS, MAX_ERASED), -2, np.int32)

@@ -1,10 +1,10 @@
-"""Choose cases for interventions on a variable, with counterfactual answers, on the host.
+"""Choose the rows to edit, with new values of variables and counterfactual answers.
 
-A case is a row of the dataset whose state is edited. The first facts of chains are divided into two
-halves. Class means and subspaces are fitted to chains whose first fact is in one half. The cases
-are chains whose first fact is in the other half. If the prefix up to a position determines the
-first fact, no state at this position is in both sets. At earlier positions, the same state can be
-in both sets.
+A case is a dataset row whose state is edited. The first facts of chains are divided into two
+halves. Class means and subspaces are fitted to chains with a first fact in one half. The first fact
+of a case is in the second half. At positions whose prefix determines the first fact, states of
+cases are therefore never used for fitting. At earlier positions, cases and fitted chains can have
+equal states.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ MAX_FITTED = 2048  # maximum number of training chains for fitting
 
 
 class Cases(NamedTuple):
-    """Rows to intervene on, with a new value and a counterfactual answer for every variable.
+    """Rows to edit (cases), with a new value and a counterfactual answer for each variable.
 
     Attributes:
-      rows: the rows of the dataset, `[case]`.
-      group: the index of the split of each row, `[case]`.
-      variables: the truth variables of the rows; the array `variables.values` is `[variable,
-        case]`.
-      new: int32 `[variable, case]`, the new value; -1 if no value changes the answer.
-      expected: int32 `[variable, case]`, the answer token for the new value; -1 if `new` is -1.
+      rows: the indices of the dataset rows.
+      group: the index of the split of each row.
+      variables: the current values of the variables in each row.
+      new: the new value of each variable in each row; -1 if no value changes the answer.
+      expected: the right answer token for the new value; -1 if there is no new value.
     """
 
     rows: Int[np.ndarray, " case"]
@@ -55,19 +54,19 @@ class Cases(NamedTuple):
 def choose_cases(
     dataset: Dataset, splits: Sequence[str], most: int, fitted: Int[np.ndarray, " row"]
 ) -> Cases:
-    """Choose rows of each split as cases, and a new value of every variable for each case.
+    """Choose rows to edit (cases), and a new value of every variable for each row.
 
-    The first fact of a case is not the first fact of any row in `fitted`. The cases of a split have
-    as many different first facts as possible. The new value is drawn at random from the values that
-    change the answer and that occur in the fitted rows, because only those values have a class
-    mean. Counterfactual answers use a fact only at a hop at which training uses it, because a model
-    may not know the fact at a different hop.
+    Chosen rows and rows in `fitted` have no first fact in common. The chosen rows of a split have
+    as many different first facts as possible. The new value is a random value that changes the
+    answer. It must occur in the rows in `fitted`, because a swap needs the class mean of the new
+    value. The answer for a new value is determined by facts that training uses at the same hop,
+    because a model may not know facts at hops that are not trained.
 
     Args:
       dataset: the dataset.
-      splits: the splits to choose from.
-      most: the maximum number of cases per split.
-      fitted: the rows for fitting.
+      splits: the names of the splits from which rows are chosen.
+      most: the maximum number of rows per split.
+      fitted: the dataset rows to which class means are fitted.
     """
     rows, group = held_out_probes(dataset, splits, most, dataset.truth["fact1"][fitted])
     variables = chain_variables(dataset, rows)
@@ -84,12 +83,18 @@ def choose_cases(
 def held_out_probes(
     dataset: Dataset, splits: Sequence[str], most: int, fitted_facts: Int[np.ndarray, " fact"]
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Return at most `most` evaluation rows of each split, without rows of fitted first facts.
+    """Choose evaluation rows whose first facts are not used for fitting.
 
-    The rows of a split have as many different first facts as possible.
+    The chosen rows of a split have as many different first facts as possible.
+
+    Args:
+      dataset: the dataset.
+      splits: the names of the splits from which rows are chosen.
+      most: the maximum number of rows per split.
+      fitted_facts: the numbers of the first facts that are used for fitting.
 
     Returns:
-      `(rows, group)`, both [row]; `group` is the index of the split.
+      `(rows, group)`, both [row]. `group` is the split of each row, as an index into `splits`.
     """
     first_fact, parts = dataset.truth["fact1"], []
     for split in splits:
@@ -101,10 +106,10 @@ def held_out_probes(
 
 
 def rows_to_fit(dataset: Dataset) -> Int[np.ndarray, " row"]:
-    """Return at most `MAX_FITTED` training chains for fitting, in ascending order.
+    """Choose the training chains to which class means, erasers and subspaces are fitted.
 
-    The chains begin with the first facts that `fitting_half` chooses. The number of chains is about
-    the same for each of these facts.
+    At most `MAX_FITTED` chains are returned, in ascending order of rows. `fitting_half` chooses the
+    first facts of the chains. All chosen first facts have about the same number of chains.
     """
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
@@ -113,10 +118,10 @@ def rows_to_fit(dataset: Dataset) -> Int[np.ndarray, " row"]:
 
 
 def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
-    """Return whether each chain is for fitting.
+    """Return whether the first fact of each chain is used for fitting.
 
-    For every bridge, half of the first facts that lead to it are chosen at random. The chains that
-    begin with a chosen fact are for fitting.
+    For every bridge (e2), a random half of the first facts that lead to the bridge is used for
+    fitting.
     """
     facts = np.unique(dataset.truth["fact1"][chains])
     order = np.random.default_rng(0).permutation(facts)
@@ -127,7 +132,10 @@ def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.n
 def round_robin(
     rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]
 ) -> Int[np.ndarray, " row"]:
-    """Reorder rows: one row of each kind comes first, then a second row of each kind, and so on."""
+    """Reorder rows so that the kinds of rows alternate.
+
+    The first rows are one row of each kind, followed by a second row of each kind, and so on.
+    """
     order = np.argsort(kind, kind="stable")
     sizes = np.unique(kind, return_counts=True)[1]
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -139,9 +147,14 @@ def round_robin(
 def determined_cells(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
-    """Return the pairs `(variable, pos)` for which the prefix up to `pos` determines the variable.
+    """Return the positions whose prefix determines a variable.
 
-    The states of a causal model can represent the variable at these positions only.
+    The prefix of a position is the tokens up to and including the position.
+
+    States of a causal model can represent a variable only at these positions.
+
+    Returns:
+      `(variable, pos)`, both [cell], the indices of the variables and of the positions.
     """
     values, keys = chain_variables(dataset, rows).values, state_keys(dataset, rows)
     cells = [
@@ -160,19 +173,19 @@ def follow_relations(
     start: Int[np.ndarray, " row *value"],
     hop: int,
 ) -> Int[np.ndarray, " row *value"]:
-    """Follow the relations from a given hop to the last hop.
+    """Follow the relations of a chain from a given hop to the last hop.
 
-    Only facts that training uses at the respective hop are followed.
+    A fact is followed only if training uses the fact at this hop.
 
     Args:
       world: the world with the facts.
-      relations: the relation of every hop.
-      start: the entity at which the first followed hop starts; -1 if there is none.
+      relations: for every hop of the chain, the relations.
+      start: the head entity of the first followed hop; -1 if there is no entity.
       hop: the first hop to follow, counted from 0.
 
     Returns:
-      The last entity; -1 if `start` is -1, or if a hop needs a fact that does not exist or that
-      training does not use.
+      The tail entity of the last hop; -1 if `start` is -1, if a fact does not exist, or if training
+      does not use a fact at its hop.
     """
     for later in range(hop, len(relations)):
         usable = np.isin(world.role, [ROLES.index(letter) for letter in training_roles(later)])
@@ -188,22 +201,22 @@ def counterfactual_answers(
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
-    """Return the answer token that each row would have for given values of one variable.
+    """Return the right answers to rows in which one variable is changed.
 
-    The answer usually follows from the facts of the world, hop by hop. If the variable is `decoy`,
-    the chain continues from the given value, as from a bridge. If the variable is an input token
-    and training teaches answers that do not follow from the world (`scrambled`), the answer is the
-    one that training teaches for the changed query.
+    Usually, the facts of the world determine the answer. A value of the variable `decoy` is used
+    like a bridge (e2). In the world `scrambled`, training targets do not follow from the facts. The
+    answer to a changed input token is then the training target of the changed query.
 
     Args:
       dataset: the dataset.
-      rows: the rows.
-      name: the name of the variable.
-      others: the values to give to the variable in each row.
+      rows: the indices of dataset rows.
+      name: the name of the changed variable.
+      others: the new values of the variable in each row.
 
     Returns:
-      int `[row, value]`; -1 if there is no answer, because a fact does not exist, training does not
-      use the fact at that hop, or training does not teach an answer.
+      int `[row, value]`, the answer tokens. An answer is -1 if a fact does not exist, if training
+      does not use a fact at its hop, or if the changed query is not a training query of
+      `scrambled`.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":
@@ -267,14 +280,14 @@ def make_inputs(
     fitted: Int[np.ndarray, " row"],
     more: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Make the inputs of `cells.intervene`, as arrays on the host.
+    """Make the inputs of `cells.intervene`.
 
     Args:
       dataset: the dataset.
-      cases: the cases to intervene on.
-      fitted: the rows for fitting.
-      more: further arrays that the edit of an instrument needs, each `[variable, ...]`. The edit
-        finds the entries of its variable in `Cell.more`.
+      cases: the rows to edit, with the new values.
+      fitted: the dataset rows to which class means or erasers are fitted.
+      more: further arrays `[variable, ...]` that the edit of an instrument needs, by name. For each
+        variable, `Cell.more` contains the entries.
     """
     variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
@@ -299,14 +312,17 @@ def make_examples(
     inputs: dict[str, Any],
     conditions: Sequence[str],
 ) -> Examples:
-    """Make the examples of an instrument. Groups are splits, and clusters depend on the position.
+    """Make the examples of an instrument that edits a variable.
+
+    The groups are the splits. At positions whose prefix determines the bridge (e2), rows with the
+    same bridge form a cluster. At all other positions, rows with the same prefix form a cluster.
 
     Args:
       dataset: the dataset.
-      splits: the splits of the cases.
-      cases: the cases.
+      splits: the names of the splits.
+      cases: the rows to edit.
       inputs: the inputs of `measure`.
-      conditions: the labels of the edits and controls.
+      conditions: the labels of the real edits and of the controls.
     """
     return Examples(
         inputs,

@@ -1,23 +1,23 @@
-"""Learn a subspace through which the value of a variable can be set: distributed alignment search.
+"""Distributed alignment search (DAS): learn a subspace that represents a variable.
 
-A subspace is learnt at every (layer, position) (`alignment.py`). For a pair of queries, a base and
-a source, the component of the base's state in this subspace is then replaced by the component of
-the source's state. The answer to the base should depend on the variable's value in the source
-(cause), and on no other property of the source (isolation). The result is scored on held-out pairs.
-The pairs for training and the pairs for scoring have no first fact in common. In cause pairs, they
-also have no combination of new value and last relation in common.
+A subspace is learnt at every (layer, position) (see `alignment.py`). It is scored on pairs of a
+base query and a source query. The component of the base state in the subspace is replaced by the
+component of the source state. The answer to the base should then depend on the value of the
+variable in the source (cause), and on no other property of the source (isolation). Training pairs
+and scored pairs have no first fact in common. Training pairs and scored pairs for cause also have
+no combination of new value and last relation in common.
 
-An edit of a learnt subspace can *make* a model compute something that the model does not compute by
-itself. Compare the result with `mean_swap`, which learns no subspace. Compare it also with the
-three edits of this instrument that need no search: they replace the component in the subspace in
+An edit in a learnt subspace can *make* a model compute something that the model does not compute
+without the edit. Compare the result with `mean_swap`, which learns no subspace. This instrument
+also has three edits without a learnt subspace. These edits replace the component in the subspace in
 which class means differ most, the component in a random subspace, or the whole state.
 
-A random subspace almost never produces one specific answer among many, so it is not a control for a
-search. Each of the two controls is therefore a search. The first control searches with pairs whose
-answers are shuffled. This search can learn which answers are frequent, and how to remove the old
-answer. The second control searches in a model at its initialisation. It shows what a search can
-achieve in a model that computes nothing (arXiv 2507.08802 measures this for random models). Each
-control costs as much as the main search.
+A random subspace almost never produces one specific answer, so it is no control for a search. Both
+controls are therefore searches. The first control learns a subspace from pairs with shuffled
+answers. It can learn which answers are frequent, and how to remove the old answer. The second
+control learns a subspace in a model at its initialisation. It shows what a search achieves in a
+model that computes nothing (compare arXiv 2507.08802). Each control costs as much as the main
+search.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _CONTROL = 0.5
 
 
 class Alignment(Instrument):
-    """Instrument that learns a subspace through which the value of a variable can be set (DAS)."""
+    """Instrument that learns a subspace that represents a variable (DAS)."""
 
     name = "das"
     definition = (
@@ -127,12 +127,11 @@ class Alignment(Instrument):
         """Choose the variable, the positions and the size of the search.
 
         Args:
-          variable: the name of the variable; see `chain_variables`.
-          positions: the positions at which a subspace is learnt. The default is the first position
-            whose prefix determines the variable.
-          rank: the dimension of the subspace. If it is larger than `d_model // 2`, `d_model // 2`
-            is used.
-          steps: the number of steps of Adam.
+          variable: the name of the variable, such as "e2".
+          positions: the names of the positions at which a subspace is learnt. The default is the
+            first position whose prefix determines the variable.
+          rank: the dimension of the subspace; at most `d_model // 2` is used.
+          steps: the number of optimisation steps of Adam.
         """
         self.variable, self.positions = variable, positions
         self.rank, self.steps = rank, steps
@@ -151,7 +150,8 @@ class Alignment(Instrument):
         """Return the indices of the positions at which a subspace is learnt.
 
         Raises:
-          InputError: the dataset does not have a chosen position, or does not have the variable.
+          InputError: prompts of the dataset have no position of a chosen name, or the dataset has
+            no such variable.
         """
         if self.positions is not None:
             missing = [pos for pos in self.positions if pos not in dataset.positions]
@@ -180,10 +180,10 @@ class Alignment(Instrument):
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose pairs to fit the subspaces, and pairs to score them.
+        """Choose training pairs and held-out pairs of a base query and a source query.
 
-        The examples are the bases of the scored pairs. They are rows of every split whose chains
-        have all hops.
+        The examples are the base queries of the held-out pairs. The base queries are full chains,
+        such as (e1, r1, r2), from every split.
         """
         random = np.random.default_rng(0)
         world, places = world_of(dataset), self.places(dataset)
@@ -233,7 +233,7 @@ class Alignment(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Learn the subspaces on the training pairs, and compute outcomes on the scoring pairs."""
+        """Learn the subspaces on the training pairs, and compute outcomes on the held-out pairs."""
         settings = SearchSettings(min(self.rank, model.spec.d_model // 2), self.steps)
         begin, draw, fresh = jax.random.split(key, 3)
         random = start(model, len(inputs["place"]), settings.rank, begin)
@@ -277,7 +277,7 @@ class Alignment(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw cause and isolation at every layer and position."""
+        """Draw the scores for cause and isolation, by layer and position."""
         what = {
             "cause": (
                 "Answers that follow a variable set through a learnt subspace",
@@ -314,10 +314,10 @@ class Alignment(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where the learnt subspace sets the variable, and only the variable.
+        """Claim "used" where the learnt subspace has high scores for cause and isolation.
 
-        The shares of expected answers must be high for cause pairs and for isolation pairs. Neither
-        control may give most of the expected answers.
+        A score is the share of pairs whose answer is the expected answer. In addition, the upper
+        interval end of the cause score of both controls must be at most 0.5.
         """
         learnt = result.sel(edit=EDITS[0], drop=True)
         sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)

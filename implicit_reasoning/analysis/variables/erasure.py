@@ -2,22 +2,21 @@
 
 LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can predict
 the value of the variable. If the answers do not change, the model does not need the linear
-representation that a probe finds in the state. The model may still use this representation, if it
-can also compute the answer without it. A variable is therefore called unused only if a swap of its
-class mean does not change the answers either.
+representation of the variable in this state. The model may still use the representation, and be
+able to compute the answer without it. A variable is therefore claimed to be unused only if a swap
+of class means does not change the answers either.
 
-If a variable has many values, an erasure of all values removes many directions, often all
-directions of a state. The model then cannot compute any answer. One erasure therefore makes at most
-16 values indistinguishable, which removes at most 15 directions. There are ten random draws of
-values for each variable. A case is edited by one of the draws that contain the case's value. Every
-erased direction does some damage. Two controls therefore erase as many directions as the real
-erasure. The first control shuffles the values among the states before it fits the eraser, and the
-second control erases random directions.
+To erase a variable with many values, many directions must be removed, often all directions of a
+state. The model then cannot compute any answer. One erasure therefore makes at most 16 values
+indistinguishable, which removes at most 15 directions. For each variable, ten sets of values are
+drawn at random. Each state is edited once, with a set that contains the value of the state. Every
+erased direction causes some damage, so two controls erase the same number of directions. The first
+control fits the eraser to shuffled values. The second control erases random directions.
 
-The number of forward passes is the same as for a single erasure of all values. Fitting and editing
-need further operations for each variable, layer and position. With n states for fitting, c cases
-and d dimensions, they are about 640 n d operations for class means (2 labellings, 10 draws, 16
-values), 1920 d^2 operations for the directions, and 1920 c d operations for the edits.
+The number of forward passes does not depend on the number of sets. Fitting and editing need further
+operations for each variable, layer and position. With n fitted states, c edited states and d
+dimensions, class means need about 640 n d operations (2 labellings, 10 sets, 16 values). The
+directions need about 1920 d^2 operations, and the edits need about 1920 c d operations.
 """
 
 from __future__ import annotations
@@ -110,10 +109,10 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the cases: rows of every split whose chains have all hops.
+        """Choose the rows to edit, which are full chains, such as (e1, r1, r2), from every split.
 
-        Erasers are fitted to training chains and to the cases. The linear discriminant that decodes
-        the variable is fitted to training chains only.
+        Erasers are fitted to training chains and to the rows to edit. The linear discriminant,
+        which decodes the variable, is fitted to training chains only.
         """
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
@@ -132,13 +131,16 @@ class Erasure(Instrument):
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels; `draw` numbers the random sets of values that are erased together."""
+        """Return the labels of the layers, positions and draws.
+
+        A draw is a random set of values that are erased together.
+        """
         return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Edit every case in every (variable, layer, position), and compute the outcomes."""
+        """Compute the outcomes of all erasures and controls at every layer and position."""
         n_classes = model.spec.d_vocab
 
         def prepare(place: Place) -> _Fitted:
@@ -184,7 +186,7 @@ class Erasure(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the share of unchanged answers in every cell."""
+        """Draw the share of unchanged answers, by variable, layer and position."""
         values = with_worst_control(result, "unchanged", CONDITIONS[0], CONTROLS, worst="min")
         caption = (
             "The cases are queries that are answered correctly without an edit. At (layer, "
@@ -204,7 +206,7 @@ class Erasure(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "unused" where a variable is decodable, but erasure and swap change few answers."""
+        """Claim "unused" where a variable is decodable, and erasure and swap change few answers."""
         there = (result["decoded_low"] >= _DECODED) & has_min_clusters(result, "decoded")
         edits = ["variable", "swapped"]
         stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")

@@ -1,10 +1,10 @@
 """Choose pairs of base and source rows for interchange interventions.
 
-An interchange replaces a part of the base's state by the same part of the source's state. In a pair
-for *cause*, base and source have different values of the variable. The expected answer is the one
-that the world gives for the base with the source's value. In a pair for *isolation*, base and
-source have the same value and different first facts. The expected answer is the answer to the base,
-because only properties other than the variable differ (Huang et al. 2024, RAVEL).
+An interchange replaces the component of the base state in a subspace by the component of the source
+state. In a cause pair, base and source have different values of the variable. The expected answer
+is the right answer to the base with the value of the source. In an isolation pair, base and source
+have the same value of the variable, different first facts and different last relations. The
+expected answer is the answer to the base (Huang et al. 2024, RAVEL).
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _TRIES = 512
 
 
 class InterchangePairs(NamedTuple):
-    """The source and the expected answer for each base, for cause pairs and for isolation pairs.
+    """The sources and the expected answers of cause pairs and isolation pairs.
 
     Attributes:
-      source: int `[kind, base]`, the row of the source; -1 if no source was found.
-      expected: int32 `[kind, base]`, the expected answer token; -1 if no source was found.
+      source: int `[kind, base]`, the dataset row of the source of each base; -1 if no source was
+        found. The kinds are cause and isolation.
+      expected: int32 `[kind, base]`, the expected answer token after the interchange; -1 if no
+        source was found.
     """
 
     source: Int[np.ndarray, "kind base"]
@@ -36,17 +38,16 @@ class InterchangePairs(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Conditions that a pair must satisfy.
+    """Conditions for pairs of a base and a source.
 
     Attributes:
       variable: the name of the variable.
       pos: the index of the position at which states are interchanged.
-      facts: bool `[value, relation]`, the combinations of new value and last relation that are
-        allowed in cause pairs. The pairs for training and for scoring have no combination in
-        common.
+      facts: bool `[value, relation]`, the allowed combinations of new value and last relation in
+        cause pairs.
       untrained: whether to reject pairs whose composed prompt is a training prompt. The composed
-        prompt has the tokens of the source up to `pos`, and the tokens of the base after `pos`. If
-        it is a training prompt, a model that has memorised it gives the expected answer without
+        prompt consists of the tokens of the source up to `pos` and the tokens of the base after
+        `pos`. A model that has memorised the composed prompt gives the expected answer without
         using the variable.
     """
 
@@ -63,16 +64,17 @@ def find_pairs(
     rules: Rules,
     random: np.random.Generator,
 ) -> InterchangePairs:
-    """For each base, find a source for a cause pair and a source for an isolation pair.
+    """Find a source for a cause pair and a source for an isolation pair, for each base.
 
     In a cause pair, base and source have different values of the variable. In an isolation pair,
-    they have the same value and different first facts. Sources are random rows of the pool.
+    base and source have the same value, different first facts and different last relations. Sources
+    are drawn from the pool at random.
 
     Args:
       dataset: the dataset.
-      bases: the rows of the bases.
-      pool: the rows that can be sources.
-      rules: the conditions that a pair must satisfy.
+      bases: the dataset rows of the bases.
+      pool: the dataset rows that can be sources.
+      rules: the conditions for the pairs.
       random: the random number generator.
     """
     tried = pool[random.integers(len(pool), size=(len(bases), _TRIES))]

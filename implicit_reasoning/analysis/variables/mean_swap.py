@@ -1,14 +1,15 @@
 """Swap a variable's class mean in a state, and measure whether the answer changes as predicted.
 
-In the state `S[layer, pos]`, the class mean of the current value a is replaced by the class mean of
-a new value b: `S + mean_b - mean_a`. If the model computes the answer from the representation of
-the variable in this state, the answer becomes the counterfactual answer: the one that the world
-gives if the variable has value b. Each case with a correct clean answer has one of three outcomes:
-unchanged, counterfactual, or any other answer (damage).
+The state `S[layer, pos]` is replaced by `S + mean_b - mean_a`. Here, a is the current value of the
+variable, b is a new value, and the means are class means of states. The right answer for value b is
+called the counterfactual answer. If the model computes the answer from the variable in this state,
+the answer becomes the counterfactual answer. For queries that are answered correctly without an
+edit, there are three outcomes: unchanged answer, counterfactual answer, and any other answer
+(damage).
 
 The counterfactual answer can also appear because the mean of a is missing, or because the state is
-damaged. Three controls therefore insert means that should not give the counterfactual answer. If a
-control gives many counterfactual answers too, nothing is claimed.
+damaged. Three controls therefore insert class means that should not give the counterfactual answer.
+If a control gives many counterfactual answers, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class MeanSwap(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the cases, which are rows of splits whose chains have all hops, and new values."""
+        """Choose the rows to edit, and a new value of every variable for each row.
+
+        The rows are full chains, such as (e1, r1, r2), from every split.
+        """
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
@@ -97,7 +101,7 @@ class MeanSwap(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Swap in every (variable, layer, position) for every case, and compute the outcomes."""
+        """Compute the outcomes of all swaps and controls at every layer and position."""
         n_classes = model.spec.d_vocab
 
         def edit(cell: Cell, _: None) -> Edited:
@@ -135,7 +139,7 @@ class MeanSwap(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the share of counterfactual answers in every cell."""
+        """Draw the share of counterfactual answers, by variable, layer and position."""
         values = with_worst_control(result, "counterfactual", CONDITIONS[0], CONTROLS)
         caption = (
             "The cases are queries that are answered correctly without an edit. At (layer, "
@@ -154,10 +158,10 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where a swap gives many counterfactual answers and every control gives few.
+        """Claim "used" where a swap gives many counterfactual answers, and the controls give few.
 
-        A control with fewer than `MIN_CLUSTERS` clusters is ignored. At least one control must have
-        enough clusters.
+        A control that is measured on fewer than `MIN_CLUSTERS` clusters is ignored. If all controls
+        are ignored, nothing is claimed.
         """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
         there = has_min_clusters(result, "counterfactual")
@@ -180,11 +184,14 @@ def _beside_known(
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:
-    """Return the three outcomes by name, each bool `[condition, variable, layer, pos, example]`.
+    """Classify the answer after each edit as counterfactual, unchanged or other.
 
     Args:
       found: the result of `cells.intervene`.
       inputs: the inputs of `measure`.
+
+    Returns:
+      The three outcomes by name, each bool `[condition, variable, layer, pos, example]`.
     """
     answer = found["answer"]
     counterfactual = answer == broadcast_to_cells(inputs["expected"], answer)

@@ -1,8 +1,7 @@
-"""Compute class means, subspaces and erasers of a variable, from states of one (layer, position).
+"""Class means, subspaces and erasers of a variable, for the states of one (layer, position).
 
-All functions are pure. Most take the states `[state, d_model]`, the class of each state (-1 if a
-state has no class), and the weight of each state. Duplicates of a state have weight 0, so that each
-distinct state counts once.
+All functions are pure. The class of a state is the value of the variable, or -1 for a state without
+a value. The weight of a state is 0 for duplicates, so each distinct state counts once.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _SAME = 1e-4
 
 
 class ClassMeans(NamedTuple):
-    """The mean state of every class, and the number of distinct states in every class."""
+    """The mean state and the number of distinct states of every class."""
 
     mean: Float[Array, "class d_model"]
     size: Float[Array, "class"]
@@ -30,7 +29,16 @@ def class_means(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> ClassMeans:
-    """Compute the weighted mean of every class. A class without states has mean 0 and size 0."""
+    """Compute the weighted mean state of every class.
+
+    A class without states has mean 0 and size 0.
+
+    Args:
+      states: the states.
+      classes: the class of each state; -1 if a state has no class.
+      weight: the weight of each state; 0 for duplicates.
+      n_classes: the number of classes.
+    """
     member = jax.nn.one_hot(classes, n_classes, dtype=states.dtype) * weight[:, None]
     count = member.sum(0)
     return ClassMeans(_product(member.T, states) / jnp.maximum(count, 1)[:, None], count)
@@ -42,19 +50,29 @@ def swap(
     old: Int[Array, " example"],
     new: Int[Array, " example"],
 ) -> Float[Array, "example d_model"]:
-    """Subtract the mean of class `old` from every state, and add the mean of class `new`."""
+    """Subtract the mean of the old class from every state, and add the mean of the new class.
+
+    Args:
+      states: the states to edit.
+      means: the class means.
+      old: the current class of each state.
+      new: the new class of each state.
+    """
     return states + means.mean[new] - means.mean[old]
 
 
 def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
-    """Compute the principal components of the class means, in descending order.
+    """Compute the principal components of the class means.
 
-    All classes with states have the same weight, and empty classes are ignored. Columns beyond the
-    rank of the centred class means are 0. All other columns are orthonormal.
+    All classes with states have the same weight. Classes without states are ignored.
 
     Args:
       means: the class means.
       rank: the maximum number of directions.
+
+    Returns:
+      The directions as orthonormal columns, in descending order of variance. Columns beyond the
+      rank of the centred class means are 0.
     """
     there = (means.size > 0).astype(means.mean.dtype)
     centred = (means.mean - _centre(means)[None]) * there[:, None]
@@ -73,9 +91,10 @@ class Bottleneck(NamedTuple):
     """Projection of states onto an affine subspace.
 
     Attributes:
-      centre: a point of the subspace. The projection keeps the component of a state along the
-        directions, and replaces the orthogonal component by that of `centre`.
-      directions: the directions of the subspace, as orthonormal columns. Zero columns are padding.
+      centre: a point of the subspace. The component of a state that is orthogonal to the directions
+        is replaced by the orthogonal component of `centre`.
+      directions: the directions of the subspace, as orthonormal columns, with zero columns as
+        padding.
     """
 
     centre: Float[Array, " d_model"]
@@ -87,22 +106,31 @@ class Bottleneck(NamedTuple):
         return self.centre[None] + _product(inside, self.directions.T)
 
     def width(self) -> Float[Array, ""]:
-        """Return the number of directions."""
+        """Return the dimension of the subspace, without padding."""
         return (jnp.abs(self.directions).max(0) > 0).sum().astype(self.directions.dtype)
 
 
 def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
-    """Return the projection onto the `rank` directions in which class means differ most.
+    """Return the projection onto the directions in which class means differ most.
 
-    There are fewer directions if the class means span fewer. The centre is the mean of the class
-    means.
+    The directions are the principal components of the class means. The centre is the mean of the
+    class means.
+
+    Args:
+      means: the class means.
+      rank: the maximum number of directions.
     """
     found = basis(means, rank)
     return Bottleneck(_centre(means), jnp.pad(found, ((0, 0), (0, rank - found.shape[1]))))
 
 
 def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
-    """Return a projection onto random directions. It has the centre and the width of `like`."""
+    """Return a projection onto random directions, as a control.
+
+    Args:
+      like: the projection whose centre and number of directions are used.
+      key: the random key.
+    """
     d_model, rank = like.directions.shape
     drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
     # There are at most d_model orthonormal directions. All further columns of `like` are 0.
@@ -112,12 +140,15 @@ def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
 
 
 class Eraser(NamedTuple):
-    """Affine map that erases a component of states: `states - (states - mean) @ out @ back`.
+    """Affine map that erases a component of states.
+
+    The erased states are `states - (states - mean) @ out @ back`.
 
     Attributes:
-      mean: a state that the map does not change.
-      out: matrix that maps states to coordinates of the erased component.
-      back: matrix that maps these coordinates to states. `out @ back` is a projection.
+      mean: the mean state, which the map does not change.
+      out: matrix that maps centred states to coordinates of the erased component.
+      back: matrix that maps coordinates of the erased component to states. `out @ back` is a
+        projection.
       rank: the rank of `out @ back`.
     """
 
@@ -133,12 +164,12 @@ class Eraser(NamedTuple):
 
 
 class Whitening(NamedTuple):
-    """Whitening transform of states.
+    """Whitening transform of states, and its inverse.
 
     Attributes:
       mean: the mean of the states.
-      inverse: the symmetric square root of the pseudo-inverse of the covariance.
-      root: the symmetric square root of the covariance.
+      inverse: the whitening matrix, `covariance ** -0.5`, as a symmetric pseudo-inverse.
+      root: the symmetric matrix `covariance ** 0.5`.
     """
 
     mean: Float[Array, " d_model"]
@@ -149,17 +180,17 @@ class Whitening(NamedTuple):
 def whiten(
     states: Float[Array, "state d_model"], weight: Float[Array, " state"], shrinkage: float = 0.0
 ) -> Whitening:
-    """Compute the whitening transform of weighted states, within the span of the centred states.
+    """Compute the whitening transform of weighted states.
 
-    In the result, `root` is the pseudo-inverse of `inverse`. Erasers therefore do not change
-    components outside of the span.
+    Directions outside of the span of the centred states are ignored. Erasers therefore do not
+    change states along these directions.
 
     Args:
       states: the states.
-      weight: the weight of each state.
-      shrinkage: weight s in [0, 1] of the shrunk covariance (1 - s) C + s m I, where m is the mean
-        eigenvalue of the covariance C. Discriminants that are fitted to few states need shrinkage
-        (Ledoit and Wolf 2004).
+      weight: the weight of each state; 0 for duplicates.
+      shrinkage: number s in [0, 1]. The covariance C is replaced by (1 - s) C + s m I, where m is
+        the mean eigenvalue of C (Ledoit and Wolf 2004). A discriminant that is fitted to few states
+        needs shrinkage.
     """
     share = weight / weight.sum()
     mean = _product(share[None], states)[0]
@@ -180,22 +211,22 @@ def leace(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> Eraser:
-    """Compute the LEACE eraser, the smallest change of states that makes all class means equal.
+    """Compute the LEACE eraser of the classes.
 
-    After the erasure, no linear classifier of these states has a lower loss than the best constant
-    classifier, for any convex loss. The centred class means of the whitened states span the
-    directions to erase. States without a class (-1) affect the whitening only. To erase a few of
-    many classes, give the class -1 to the states of all other classes.
+    The LEACE eraser is the smallest change of the states that makes all class means equal. For any
+    convex loss, no linear classifier of the erased states is then better than the best constant
+    classifier. The erased directions are spanned by the centred class means of the whitened states.
+    To erase only some classes, set the class of all other states to -1.
 
     Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem
-    4.3. The paper uses the cross-covariance of the states and the one-hot class, which spans the
-    same directions as the centred class means.
+    4.3. The paper uses the cross-covariance of states and one-hot classes. It spans the same
+    directions as the centred class means.
 
     Args:
       white: the whitening transform of the states.
       states: the states.
       classes: the class of each state; -1 if a state has no class.
-      weight: the weight of each state.
+      weight: the weight of each state; 0 for duplicates.
       n_classes: the number of classes.
     """
     means = class_means(states, classes, weight, n_classes)
@@ -209,7 +240,7 @@ def leace(
 def random_directions(
     white: Whitening, key: Key[Array, ""], n_directions: int
 ) -> Float[Array, "n_directions d_model"]:
-    """Draw random orthonormal directions, the rows, in the span of the whitened states."""
+    """Draw random orthonormal directions (rows) in the span of the whitened states."""
     span = _product(white.inverse, white.root)
     draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
     return jnp.linalg.qr(draws.T)[0].T
@@ -218,12 +249,12 @@ def random_directions(
 def erase_some(
     white: Whitening, directions: Float[Array, "direction d_model"], rank: Float[Array, ""]
 ) -> Eraser:
-    """Return the eraser of the first `rank` directions. Random directions serve as a control.
+    """Return the eraser of the first `rank` directions, for example as a random control.
 
     Args:
       white: the whitening transform of the states.
-      directions: orthonormal directions of the whitened states.
-      rank: the number of directions to erase.
+      directions: orthonormal directions (rows) of the whitened states.
+      rank: the number of directions to erase; may be traced.
     """
     kept = directions * jnp.where(jnp.arange(len(directions)) < rank, 1.0, 0.0)[:, None]
     return _eraser(white, white.mean, kept, rank)
@@ -260,7 +291,7 @@ def _eraser(
 def nearest_mean(
     states: Float[Array, "example d_model"], means: ClassMeans
 ) -> Int[Array, " example"]:
-    """Return the class whose mean is nearest to each state. Empty classes are ignored."""
+    """Return the class whose mean is nearest to each state. Classes without states are ignored."""
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)
     return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
