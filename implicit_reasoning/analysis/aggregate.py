@@ -177,8 +177,8 @@ def _check_finite(infinite: np.ndarray) -> None:
     """
     if infinite.any():
         raise InputError(
-            f"{infinite.sum()} values are not finite; to exclude examples with such values, set "
-            "their cluster to -1, or declare in `given` an output that says which examples count"
+            f"{infinite.sum()} outcomes are not finite; to exclude an example, set the cluster of "
+            "the example to -1, or declare in `given` a bool output that is false for the example"
         )
 
 

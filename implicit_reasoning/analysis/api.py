@@ -184,12 +184,14 @@ def _missing(
       InputError: the run has no checkpoints, or a wanted step has no checkpoint.
     """
     if not run.steps:
-        raise InputError(f"{run.files.workdir} has no checkpoints to measure; train the run first")
+        raise InputError(
+            f"{run.files.workdir} contains no checkpoints to measure; train the run first"
+        )
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
     if unknown := [step for step in wanted if step not in run.steps]:
         raise InputError(
-            f"{run.files.workdir} has no checkpoint of step {unknown[0]}; the steps of its "
-            f"checkpoints are {', '.join(map(str, run.steps))}"
+            f"{run.files.workdir} contains no checkpoint of step {unknown[0]}; choose from the "
+            f"steps {', '.join(map(str, run.steps))}"
         )
     if outdated:
         return tuple(step for step in run.steps if step in wanted or step in outdated)
@@ -272,8 +274,8 @@ def with_pairs(
     for one in there:
         if not isinstance(one, PairInstrument):
             raise InputError(
-                f"instrument {one.name!r} takes no pairs or metrics; omit --pairs and --metrics, "
-                "or name only instruments that take pairs and metrics, such as pair_patching"
+                f"instrument {one.name!r} does not accept pairs or metrics; omit --pairs and "
+                "--metrics, or choose an instrument that accepts both, such as pair_patching"
             )
         changed = type(one)(**chosen)
         changed.found_at = one.found_at

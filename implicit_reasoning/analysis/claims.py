@@ -118,8 +118,8 @@ class Claim:
             unit = WholeModel() if unit is None or pos is None else State(unit, pos)
         elif pos is not None:
             raise InputError(
-                "a claim is about one unit; give either the unit, or the layer and position of a "
-                f"state; got the unit {unit} and the position {pos!r}"
+                f"got the unit {unit} and the position {pos!r}; omit the position, or replace the "
+                "unit by the layer of a state"
             )
         for name, value in (("kind", kind), ("variable", variable), ("unit", unit)):
             object.__setattr__(self, name, value)
@@ -180,10 +180,9 @@ class Mechanism:
 def _check_kind(claim: Claim) -> None:
     if claim.kind not in CLAIM_KINDS:
         close = difflib.get_close_matches(claim.kind, CLAIM_KINDS, n=1)
-        hint = f" - did you mean {close[0]!r}?" if close else ";"
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(
-            f"there is no kind of claim {claim.kind!r}{hint} the kinds of claims are "
-            f"{', '.join(CLAIM_KINDS)}"
+            f"{claim.kind!r} is not a kind of claim{hint}; choose one of {', '.join(CLAIM_KINDS)}"
         )
 
 
@@ -259,7 +258,7 @@ def claimed_units(
     if draws < round(1 / error_rate) - 1:
         raise InputError(
             f"an error rate of {error_rate} needs at least {round(1 / error_rate) - 1} draws from "
-            f"the null distribution, got {draws}"
+            f"the null distribution; `null` contains {draws} draws"
         )
     cells = observed.stack(cell=observed.dims)
     nulls = null.stack(cell=observed.dims).transpose("draw", "cell").sel(cell=cells.cell)

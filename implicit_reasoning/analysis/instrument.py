@@ -179,21 +179,23 @@ class BaseInstrument(abc.ABC):
         if outputs.keys() != self.outputs.keys():
             raise InputError(
                 f"instrument {self.name!r} declares the outputs {sorted(self.outputs)}, but "
-                f"measure returned {sorted(outputs)}"
+                f"measure returned {sorted(outputs)}; correct the attribute `outputs` or the "
+                "method `measure`"
             )
         for name, dims in self.outputs.items():
             unknown = [dim for dim in dims if dim not in sizes]
             if unknown:
                 raise InputError(
                     f"instrument {self.name!r}: output {name!r} has the dimension "
-                    f"{unknown[0]!r}, but coords has no labels for this dimension; the dimensions "
-                    f"with labels are {', '.join(sizes)}"
+                    f"{unknown[0]!r}, which has no labels; add labels to `coords`, or choose from "
+                    f"the dimensions {', '.join(sizes)}"
                 )
             wanted = tuple(sizes[dim] for dim in dims)
             if outputs[name].shape != wanted:
                 raise InputError(
-                    f"instrument {self.name!r}: output {name!r} has shape {outputs[name].shape}; "
-                    f"it must be {wanted}, because the dimensions {dims} have these sizes"
+                    f"instrument {self.name!r}: output {name!r} has shape {outputs[name].shape}, "
+                    f"but the declared dimensions {dims} have the sizes {wanted}; correct the "
+                    "attribute `outputs` or the method `measure`"
                 )
 
 

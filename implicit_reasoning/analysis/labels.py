@@ -37,8 +37,8 @@ def check_labels(
     used = sorted(set(dims))
     if "step" in used:
         raise InputError(
-            f"instrument {instrument!r} declares the dimension 'step', but every result has a "
-            "dimension of this name; rename the dimension of the instrument"
+            f"instrument {instrument!r} declares the dimension 'step', but this name is reserved "
+            "for training steps; rename the dimension"
         )
     for dim, labels in [(dim, coords[dim]) for dim in used if dim in coords] + [("group", groups)]:
         if fault := _fault(labels):
@@ -65,7 +65,7 @@ def plain(value: Any, what: str) -> Any:
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{what} are {value!r}, but a part of this value cannot be saved ({error}); use "
-            "strings, numbers, bools, None, lists, and dicts with strings as keys"
+            "only strings, numbers, bools, None, lists, and dicts with strings as keys"
         ) from None
 
 
@@ -112,10 +112,10 @@ def _keepable(label: str) -> bool:
 def _of_numpy(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"JSON has no form of the type {type(value).__name__}")
+    raise TypeError(f"JSON cannot represent the type {type(value).__name__}")
 
 
 def _constant(text: str) -> float:
     if text == "NaN":
-        raise ValueError("nan is not equal to itself")
+        raise ValueError("nan is not allowed, because nan is not equal to itself")
     return float(text.replace("Infinity", "inf"))

@@ -108,18 +108,18 @@ def need_chains(dataset: Dataset) -> None:
         with the bridge (e2).
     """
     if "r2" not in dataset.truth or dataset.world is None:
-        raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
+        raise NotApplicable("this instrument needs a task with chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(
         f"<e_{number}>" for number in range(dataset.world.n_entities)
     ):
         raise NotApplicable(
-            "this instrument needs entities of one token each; this task spells entities with "
-            "two tokens (task.names)"
+            "this instrument needs entities of one token, but this task uses two tokens for each "
+            "entity (see task.names)"
         )
     if "thought" in dataset.truth:
         raise NotApplicable(
-            "this instrument needs answers of one entity; answers of this task begin with the "
-            "bridge (task.chain_of_thought)"
+            "this instrument needs answers of one entity, but answers of this task begin with the "
+            "bridge (see task.chain_of_thought)"
         )
 
 

@@ -135,8 +135,8 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
     if known and run.fingerprint(max(known)) != prints[max(known)]:
         raise InputError(
             f"saved result for {old.attrs['instrument']!r} is out of date: the parameters of step "
-            f"{max(known)} in {run.files.workdir} have changed since they were measured; rerun "
-            "with --again"
+            f"{max(known)} in {run.files.workdir} have changed since the measurement; rerun with "
+            "--again"
         )
 
 
@@ -204,9 +204,9 @@ def save_merged(
             if different := differences(other.attrs, identity):
                 what, (was, now) = next(iter(different.items()))
                 raise InputError(
-                    f"while instrument {identity['instrument']!r} measured {path.parent}, "
-                    f"another process saved a result with {what} {was!r} instead of {now!r}, so "
-                    "the new result is not saved; measure again when the other process has ended"
+                    f"the new result for {identity['instrument']!r} is not saved, because another "
+                    f"process has saved a result with {what} {was!r} in {path.parent}, expected "
+                    f"{now!r}; measure again after the other process has ended"
                 )
             new = merge(other, new)
         save_arrays(path, new)

@@ -100,8 +100,8 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     missing = [name for name in ("mean_swap", "erasure") if name not in results]
     if missing:
         raise InputError(
-            "the table of used variables needs the results of mean_swap and erasure; "
-            f"{missing[0]} is missing; measure it with `analyze`"
+            "the table of used variables needs results of mean_swap and erasure, but the result of "
+            f"{missing[0]} is missing; measure the run with {missing[0]}"
         )
     group = group or _answered_group(results["mean_swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("mean_swap", "erasure"))

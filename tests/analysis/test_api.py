@@ -111,7 +111,7 @@ def test_the_command_and_the_report(run, capsys, monkeypatch):
     assert main(["analyze", workdir, "--steps=soon"]) == 2
     assert "--steps is 'soon'; it must be all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2
-    assert "no checkpoint of step 7; the steps of its checkpoints are 0" in capsys.readouterr().err
+    assert "no checkpoint of step 7; choose from the steps 0" in capsys.readouterr().err
 
 
 def test_several_runs_each_keep_their_own_result(trained, run, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_an_instrument_that_is_not_for_the_task_is_passed_over_unless_named(run)
 
     other = OfSums(run.files.workdir)
     assert "lens" not in analyze_all(other, progress=False)
-    with pytest.raises(NotApplicable, match="needs a task of chains"):
+    with pytest.raises(NotApplicable, match="needs a task with chains"):
         analyze_all(other, ["lens"], progress=False)
 
 
@@ -176,7 +176,7 @@ def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, mon
     of_default(monkeypatch, CrossQueryPatching(), LogitLens())
     other = WithoutTrainingChains(run.files.workdir)
     assert analyze_all(other, steps=[20], progress=False) == ["lens"]
-    with pytest.raises(NotApplicable, match="cross_query_patching and pairs 'bridge' need probes"):
+    with pytest.raises(NotApplicable, match="cross_query_patching and pairs 'bridge' need probe rows"):
         analyze(other, "cross_query_patching", progress=False)
 
 

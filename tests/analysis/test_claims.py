@@ -40,8 +40,8 @@ def test_a_claim_is_true_false_or_open():
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("usde", "no kind of claim 'usde' - did you mean 'used'"),
-        ("", f"no kind of claim ''; the kinds of claims are {', '.join(CLAIM_KINDS)}"),
+        ("usde", "'usde' is not a kind of claim .did you mean 'used'"),
+        ("", f"'' is not a kind of claim; choose one of {', '.join(CLAIM_KINDS)}"),
     ],
 )
 def test_a_misspelt_kind_is_not_silence(say, kind, said):
@@ -63,7 +63,8 @@ def test_claims_about_many_units_are_corrected_for_their_number():
     told = claimed_units("part", "answer", effect, null.transpose(..., "draw"), Neuron)
     assert told == {Claim("part", "answer", Neuron(1, 7))}
     with pytest.raises(
-        InputError, match="needs at least 19 draws from the null distribution, got 18"
+        InputError,
+        match="needs at least 19 draws from the null distribution; `null` contains 18 draws",
     ):
         claimed_units("part", "answer", effect, null.isel(draw=slice(18)), Neuron)
 

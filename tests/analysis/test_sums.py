@@ -113,7 +113,7 @@ def test_what_counts_and_is_not_finite_is_refused_as_without_sums(summed):
             value = inputs["uniform"][:, 0]
             return {"flat": value.at[2, 40].set(jnp.inf)}
 
-    with pytest.raises(InputError, match="1 values are not finite"):
+    with pytest.raises(InputError, match="1 outcomes are not finite"):
         measure(Infinite(), random_checkpoints(1), progress=False)
 
 

@@ -75,8 +75,9 @@ def _digest_of(function: Function, kind: str) -> str:
         return _digest(inspect.getsource(function).encode())
     except (OSError, TypeError):
         raise InputError(
-            f"the source code of {kind} {_own_name(function)} cannot be read, but results must "
-            "record a digest of it; define the function with def in a file or a notebook"
+            f"the source code of the {kind} function {_own_name(function)} cannot be read, but "
+            "results must contain a digest of the source code; define the function with def in a "
+            "file or a notebook"
         ) from None
 
 

@@ -92,7 +92,7 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
     if not names or len(set(names)) != len(names):
-        raise InputError(f"got the metrics {names}; give at least one metric, without duplicates")
+        raise InputError(f"got the metrics {names}; choose at least one metric, without duplicates")
     return found
 
 

@@ -110,8 +110,8 @@ def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     need_chains(dataset)
     if token not in dataset.positions:
         raise NotApplicable(
-            f"pairs 'exchange_{token}' need prompts with the position {token!r}; prompts of this "
-            f"task have only the positions {', '.join(dataset.positions)}"
+            f"pairs 'exchange_{token}' need prompts with the position {token!r}, but prompts of "
+            f"this task have only the positions {', '.join(dataset.positions)}"
         )
     place, splits = dataset.positions.index(token), chain_splits(dataset)
     rows, group = choose_rows(dataset, splits, _MAX_PAIRS)
@@ -166,13 +166,13 @@ def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transfor
     made = found.call(dataset)
     if not isinstance(made, PromptPairs):
         raise InputError(
-            f"pairs function {found.name} returned {type(made).__name__}; it must return "
-            "implicit_reasoning.analysis.PromptPairs"
+            f"pairs function {found.name} returned an object of type {type(made).__name__}; return "
+            "an implicit_reasoning.analysis.PromptPairs instead"
         )
     try:
         return _checked(made, model)
     except _Fault as fault:
-        raise InputError(f"pairs function {found.name}: {fault}") from None
+        raise InputError(f"pairs function {found.name} returned invalid pairs: {fault}") from None
 
 
 class _Fault(Exception):
@@ -188,25 +188,20 @@ def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:
     positions = tuple(made.positions) or tuple(map(str, range(n_pos)))
     if len(positions) != n_pos or len(set(positions)) != n_pos:
         raise _Fault(
-            f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} distinct names of "
-            "positions"
+            f"positions are {positions}, but prompts of {n_pos} tokens need {n_pos} different names"
         )
     groups = tuple(made.groups)
     group = np.zeros(count, np.int64) if made.group is None else _whole(made.group, "group")
     clusters = np.arange(count) if made.clusters is None else _whole(made.clusters, "clusters")
     for name, values in (("group", group), ("clusters", clusters)):
         if values.shape != (count,):
-            raise _Fault(
-                f"{name} has shape {values.shape}; for {count} pairs, its shape must be ({count},)"
-            )
+            raise _Fault(f"{name} has shape {values.shape}, expected ({count},) for {count} pairs")
         if (values < 0).any():
-            raise _Fault(
-                f"{name} has the number {values.min()}; groups and clusters are numbered from 0"
-            )
+            raise _Fault(f"{name} contains the number {values.min()}; numbers must be at least 0")
     if not groups or group.max() >= len(groups):
         raise _Fault(
-            f"group has the number {group.max()}, but groups has only {len(groups)} names; groups "
-            "are numbered from 0"
+            f"group contains the index {group.max()}, but groups contains only {len(groups)} "
+            "names; indices start at 0"
         )
     return PromptPairs(
         clean, corrupt, answer, corrupt_answer, positions, groups, group, clusters.astype(np.int64)
@@ -217,18 +212,18 @@ def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndar
     clean, corrupt = _whole(made.clean, "clean"), _whole(made.corrupt, "corrupt")
     if clean.ndim != 2 or not clean.size:
         raise _Fault(
-            f"clean has shape {clean.shape}; it must be [pair, pos], with at least one pair and "
-            "one position"
+            f"clean has shape {clean.shape}, expected [pair, pos] with at least one pair and one "
+            "position"
         )
     if corrupt.ndim == 2 and corrupt.shape[1] != clean.shape[1]:
         raise _Fault(
-            f"clean prompts have {clean.shape[1]} tokens and corrupt prompts {corrupt.shape[1]}; "
-            "both must have the same length"
+            f"clean prompts have {clean.shape[1]} tokens, but corrupt prompts have "
+            f"{corrupt.shape[1]} tokens; make the lengths equal"
         )
     if clean.shape[1] > model.spec.n_ctx:
         raise _Fault(
-            f"prompts have {clean.shape[1]} tokens; the model reads at most {model.spec.n_ctx} "
-            "tokens"
+            f"prompts have {clean.shape[1]} tokens, but the model accepts at most "
+            f"{model.spec.n_ctx} tokens; shorten the prompts"
         )
     return _tokens(clean, "clean", clean.shape, model), _tokens(
         corrupt, "corrupt", clean.shape, model
@@ -238,12 +233,12 @@ def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndar
 def _tokens(values: Any, name: str, shape: tuple[int, ...], model: Transformer) -> np.ndarray:
     tokens, vocabulary = _whole(values, name), model.spec.d_vocab
     if tokens.shape != shape:
-        raise _Fault(f"{name} has shape {tokens.shape}; its shape must be {shape}")
+        raise _Fault(f"{name} has shape {tokens.shape}, expected {shape}")
     wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary))
     if len(wrong):
         raise _Fault(
-            f"{name} of pair {wrong[0][0]} has token {tokens[tuple(wrong[0])]}; the model's tokens "
-            f"are 0 to {vocabulary - 1}"
+            f"{name} contains the token {tokens[tuple(wrong[0])]} in pair {wrong[0][0]}; use only "
+            f"tokens from 0 to {vocabulary - 1}"
         )
     return tokens.astype(np.int32)
 
@@ -252,9 +247,7 @@ def _whole(values: Any, name: str) -> np.ndarray:
     try:
         found = np.asarray(values)
     except ValueError:  # lists of different lengths
-        raise _Fault(
-            f"{name} has rows of different lengths; all rows must have the same length"
-        ) from None
+        raise _Fault(f"the rows of {name} have different lengths; make the lengths equal") from None
     if found.dtype.kind not in "iu":
-        raise _Fault(f"{name} has the type {found.dtype}; it must have an integer type")
+        raise _Fault(f"{name} has type {found.dtype}, expected an integer type")
     return found

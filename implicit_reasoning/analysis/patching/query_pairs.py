@@ -170,8 +170,8 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
         raise NotApplicable(
-            "cross_query_patching and pairs 'bridge' need probes that are training chains; this "
-            "dataset has none"
+            "cross_query_patching and pairs 'bridge' need probe rows that are training chains, but "
+            "this dataset contains no such rows"
         )
     targets = queries.queries_of_rows(dataset, random.permutation(trained)[: 2 * _MAX_PAIRS])
     usual = queries.have_roles(dataset, table, training_roles(0))

@@ -121,8 +121,8 @@ class Decoding(Instrument):
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
             raise NotApplicable(
-                "decoding needs prompts that begin with e1, r1; prompts of this task have the "
-                f"positions {', '.join(dataset.positions)} (task.order)"
+                "decoding needs prompts that begin with e1, r1, but prompts of this task have the "
+                f"positions {', '.join(dataset.positions)} (see task.order)"
             )
         variables = chain_variables(dataset, facts.rows)
         wanted = [i for i, name in enumerate(variables.names) if name in ("e2", "decoy")]
@@ -306,8 +306,8 @@ def _other(
             return chosen
         chosen[alike] = random.choice(among, len(alike))
     raise NotApplicable(
-        "this world is too small for decoding: for some fact, no fact was found that differs in "
-        "both e1 and e2"
+        "decoding needs, for every fact, a second fact with a different e1 and a different e2, but "
+        "this world is too small"
     )
 
 

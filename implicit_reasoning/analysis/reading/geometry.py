@@ -98,7 +98,7 @@ class Geometry(Instrument):
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
-                "geometry needs prompts with the position e1; prompts of this task have the "
+                "geometry needs prompts with the position e1, but prompts of this task have the "
                 f"positions {', '.join(dataset.positions)}"
             )
         facts, bridge = _of_common_bridges(facts, dataset.truth["e2"])

@@ -157,15 +157,16 @@ class Alignment(Instrument):
             missing = [pos for pos in self.positions if pos not in dataset.positions]
             if missing:
                 raise InputError(
-                    f"prompts of this task have no position {missing[0]!r}; their positions are "
-                    f"{', '.join(dataset.positions)}"
+                    f"prompts of this task have no position {missing[0]!r}; choose from the "
+                    f"positions {', '.join(dataset.positions)}"
                 )
             return [dataset.positions.index(pos) for pos in self.positions]
         rows = rows_to_fit(dataset)
         names = chain_variables(dataset, rows[:1]).names
         if self.variable not in names:
             raise InputError(
-                f"this task has no variable {self.variable!r}; its variables are {', '.join(names)}"
+                f"this task has no variable {self.variable!r}; choose from the variables "
+                f"{', '.join(names)}"
             )
         variable, pos = determined_cells(dataset, rows)
         return [int(pos[variable == names.index(self.variable)].min())]

@@ -184,7 +184,7 @@ def test_figures_say_how_to_read_them(measured):
 
 def test_it_says_where_it_makes_no_sense(data):
     model, _ = composer(data)
-    with pytest.raises(NotApplicable, match="need probes that are training chains"):
+    with pytest.raises(NotApplicable, match="need probe rows that are training chains"):
         CrossQueryPatching().examples(model, dataset(phi=0))
 
 

@@ -76,27 +76,30 @@ def test_exchange_pairs_differ_in_one_token_and_in_the_answer(place):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"clean": [1, 2]}, r"clean has shape \(2,\); it must be \[pair, pos\]"),
-        ({"corrupt": [[0, 1, 2], [0, 1, 2]]}, "clean prompts have 2 tokens and corrupt prompts 3;"),
-        ({"corrupt": [[0, 1]]}, r"corrupt has shape \(1, 2\); its shape must be \(2, 2\)"),
-        ({"corrupt": [[0, 1], [0]]}, "corrupt has rows of different lengths"),
-        ({"clean": [[0, 1], [2, 900]]}, "clean of pair 1 has token 900; the model's tokens are 0"),
+        ({"clean": [1, 2]}, r"clean has shape \(2,\), expected \[pair, pos\]"),
+        ({"corrupt": [[0, 1, 2], [0, 1, 2]]}, "but corrupt prompts have 3 tokens"),
+        ({"corrupt": [[0, 1]]}, r"corrupt has shape \(1, 2\), expected \(2, 2\)"),
+        ({"corrupt": [[0, 1], [0]]}, "the rows of corrupt have different lengths"),
+        (
+            {"clean": [[0, 1], [2, 900]]},
+            "clean contains the token 900 in pair 1; use only tokens from 0",
+        ),
         ({"corrupt_answer": [-1, 3]}, "corrupt_answer of pair 0 has token -1"),
-        ({"answer": [1, 2, 3]}, r"answer has shape \(3,\); its shape must be \(2,\)"),
-        ({"clean": [[0.5, 1], [0, 1]]}, "clean has the type float64; it must have an integer type"),
+        ({"answer": [1, 2, 3]}, r"answer has shape \(3,\), expected \(2,\)"),
+        ({"clean": [[0.5, 1], [0, 1]]}, "clean has type float64, expected an integer type"),
         (
             {"positions": ["a"]},
-            r"positions are \('a',\); prompts of 2 tokens need 2 distinct",
+            r"positions are \('a',\), but prompts of 2 tokens need 2 different",
         ),
-        ({"group": [0, 1]}, "group has the number 1, but groups has only 1 names"),
-        ({"group": [0]}, r"group has shape \(1,\); for 2 pairs, its shape must be \(2,\)"),
+        ({"group": [0, 1]}, "group contains the index 1, but groups contains only 1 names"),
+        ({"group": [0]}, r"group has shape \(1,\), expected \(2,\) for 2 pairs"),
         (
             {"clusters": [-1, 0]},
-            "clusters has the number -1; groups and clusters are numbered from 0",
+            "clusters contains the number -1; numbers must be at least 0",
         ),
         (
             {"clean": np.zeros((2, 50), int), "corrupt": np.zeros((2, 50), int)},
-            "prompts have 50 tokens; the model reads at most 3",
+            "prompts have 50 tokens, but the model accepts at most 3",
         ),
     ],
 )
@@ -113,7 +116,9 @@ def test_defaults_of_pairs_are_filled_in():
     pairs = make_pairs(find_pairs(lambda dataset: SOME), DATA, MODEL)
     assert pairs.positions == ("0", "1") and pairs.group.tolist() == [0, 0]
     assert pairs.clusters.tolist() == [0, 1]
-    with pytest.raises(InputError, match="returned list; it must return implicit_reasoning"):
+    with pytest.raises(
+        InputError, match="returned an object of type list; return an implicit_reasoning"
+    ):
         make_pairs(find_pairs(lambda dataset: list(dataset.splits)), DATA, MODEL)  # type: ignore
 
 
@@ -214,7 +219,7 @@ def test_pairs_are_for_instruments_that_take_them():
     assert patching.name == "pair_patching"
     assert patching.options()["pairs"]["name"] == "exchange_r1"
     assert patching.found_at == find_instrument("pair_patching").found_at
-    with pytest.raises(InputError, match="instrument 'lens' takes no pairs or metrics"):
+    with pytest.raises(InputError, match="instrument 'lens' does not accept pairs or metrics"):
         with_pairs(["lens"], None, ["accuracy"])
     assert set(PAIRS) >= {"bridge", "exchange_e1", "exchange_r1", "exchange_r2"}
 
