@@ -2,7 +2,7 @@
 
 The subpackage `truth` scores the instruments on models whose mechanism is known.
 
-The instruments have these groups:
+The instruments are grouped as follows:
 
 reading/        reads states without changing the model: lenses, probes, geometry
 patching/       replaces whole states and measures the effect on the answer
@@ -15,7 +15,7 @@ Modules that all instruments share:
 
 instrument.py   defines the base classes of instruments
 claims.py       defines claims about a mechanism, and compares them with the truth
-states.py       computes residual stream states and truth variables
+states.py       computes residual stream states, and the values of variables such as e2
 facts.py        chooses one row for each fact, and assigns rows to cross-validation folds
 queries.py      chooses queries from the facts of the world, on the host
 chunks.py       evaluates examples in chunks, and skips examples that do not count
@@ -29,7 +29,7 @@ storage.py      decides which saved results can be merged, and merges them on di
 labels.py       checks that the labels and options of an instrument can be saved
 api.py          defines `analyze(run, "lens")` and the table of instruments
 drawing.py      draws the plots that several instruments use
-figures.py      draws all figures of a run, for the report
+figures.py      draws the figures of all results of a run, for the report
 """
 
 from implicit_reasoning.analysis.api import (

@@ -38,12 +38,12 @@ def aggregate(
 
     The 95% confidence intervals use the spread between clusters of dependent examples. For each
     group, the result also contains the number of examples (`n_examples`) and the number of distinct
-    clusters (`n_states`). Both numbers have the dimension `examples.cluster_dim`, if it is given.
+    clusters (`n_states`). If `examples.cluster_dim` is given, both numbers have this dimension too.
 
     Args:
       instrument: the instrument that was run.
       outputs: the output arrays by name; the first axis is the step. An output with one outcome per
-        example can also be a `DeviceSums`, which contains sums of its outcomes.
+        example can also be a `DeviceSums`, which contains sums of the outcomes.
       examples: the examples that were measured.
       coords: the labels of each dimension.
       steps: the training steps of the checkpoints that were measured.

@@ -59,7 +59,7 @@ def analyze(
 ) -> xr.Dataset:
     """Measure a run's checkpoints with one instrument, and save the result.
 
-    The file is `analysis/<name>.nc` in the folder of the run.
+    The result is saved in `analysis/<name>.nc` in the folder of the run.
 
     Steps that are already in the saved result are not measured again. New steps are merged into the
     saved result. All saved steps are measured again in two cases:
@@ -246,7 +246,7 @@ def analyze_all(
 
 
 def default_instruments() -> list[Instrument]:
-    """Return the built-in instruments that run when the user names no instrument."""
+    """Return the built-in instruments that `analyze_all` runs by default."""
     found = [find_instrument(name) for name in INSTRUMENTS]
     return [instrument for instrument in found if instrument.default]
 
@@ -301,7 +301,7 @@ def load_instrument(name: Any, known: Mapping[str, str], form: type) -> Any:
         `/path/to/file.py:Class`. Former names of built-in instruments are also accepted. An
         instance of `form` is returned unchanged.
       known: the import path of each known name.
-      form: the base class of which the loaded class must be a subclass.
+      form: the required base class of the loaded class.
 
     Raises:
       InputError: there is no instrument with this name or path.

@@ -1,13 +1,14 @@
-"""Classify the answers of a model, and compare the answers with those of shortcuts.
+"""Classify the answers of a model, and compare the answers with the answers of shortcuts.
 
 A shortcut is a rule that predicts an answer without composing facts (see `worlds.shortcuts`).
 
 The kind of a wrong answer gives evidence about the mechanism:
 
-- Bridge (e2): the model may have skipped the second hop.
-- Tail of a fact with relation r2 whose head is not the bridge: the first hop may be wrong.
-- Most frequent answer after r2: the model may have used r2 only.
-- Answer of the shortcut "row completion": the model may have used no facts.
+- If the answer is the bridge (e2), the model may have skipped the second hop.
+- If the answer is the tail of a fact with relation r2 and a head other than the bridge, the first
+  hop may be wrong.
+- If the answer is the most frequent answer after r2, the model may have used r2 only.
+- If the answer is the answer of the shortcut "row completion", the model may have used no facts.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Behaviour(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the kinds of answers, and the agreement with shortcuts, over training."""
+        """Draw the shares of the kinds of answers, and the agreement with shortcuts."""
         return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
@@ -133,8 +134,9 @@ class Behaviour(Instrument):
         "test_ii". The claim needs three conditions for every such pair of splits:
 
         - The lower end of the interval of the training accuracy is at least `MIN_LOWER_BOUND`.
-        - The upper end of the interval of the test accuracy is at most u + 0.05. Here, u is the
-          larger upper end among the accuracies of the shortcuts `modal_r2` and `modal_e1_r2`.
+        - The upper end of the interval of the test accuracy is at most u + 0.05. The number u is
+          the upper end for the shortcut `modal_r2` or for the shortcut `modal_e1_r2`, whichever is
+          larger.
         - The test split has at least `MIN_CLUSTERS` clusters.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
@@ -160,7 +162,7 @@ def kinds_of_tokens(
 
     Args:
       dataset: a dataset of a chain task.
-      rows: rows of the dataset.
+      rows: indices of dataset rows.
       rules: for each shortcut, by name, the answer that the shortcut predicts in each row.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Evaluate examples in chunks, and skip the chunks in which no example counts.
+"""Evaluate examples in chunks, and skip chunks whose outcomes are not needed.
 
-In patching, most outcomes count only if the model answers the query correctly without a patch.
-Early checkpoints answer few queries correctly. Examples that count are therefore moved to the
-front. The loop over chunks stops after the last example that counts. The number of iterations is a
+In patching, most outcomes are needed only for queries that the model answers correctly without a
+patch. Early checkpoints answer few queries correctly. Needed examples are therefore moved to the
+front, and the loop over chunks stops after the last needed example. The number of iterations is a
 traced value, so a change of this number causes no recompilation.
 """
 
@@ -29,8 +29,8 @@ def map_in_chunks(
       outcomes: function that takes a pytree of arrays [example, ...], and returns arrays [...,
         example] by name.
       examples: a pytree of arrays [example, ...], with any number of examples.
-      counted: whether each example counts; default: all count. For an example that does not count,
-        the returned outcomes can be 0.
+      counted: whether the outcomes of each example are needed; default: all are needed. The
+        returned outcomes of examples that are not needed can be 0.
 
     Returns:
       The arrays [..., example] by name. Examples have their original order.

@@ -2,8 +2,8 @@
 
 A claim is a statement about a variable and a unit of the model (see `model.units`). Two examples
 are "e2 is decodable at layer 1, position r1" and "e2 is moved by head a2.h0". A `Mechanism`
-describes a model whose mechanism is known. It lists the claims that are true and the claims that
-are open. An open claim is neither right nor wrong.
+describes a model whose mechanism is known. A `Mechanism` lists the claims that are true and the
+claims that are open. The truth of an open claim is unknown or disputed.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Claim:
 
     Attributes:
       kind: one of `CLAIM_KINDS`.
-      variable: name of a variable, such as "e2". For claims of kind "stores", it is the text of a
-        fact or of a chain.
+      variable: name of a variable, such as "e2". For claims of kind "stores", the variable is the
+        text of a fact or of a chain.
       unit: the unit that the statement is about.
     """
 
@@ -155,7 +155,7 @@ class Mechanism:
 
     Attributes:
       true: the true claims.
-      open: claims whose truth is unknown or disputed. Open claims are neither right nor wrong.
+      open: the claims whose truth is unknown or disputed.
       closed: kinds of claims for which `true` and `open` are complete. A claim of such a kind is
         false if it is neither in `true` nor in `open`. Claims of all other kinds are open if they
         are not in `true`.
@@ -203,8 +203,8 @@ def above_chance(
         the intervals). All three contain the measured values and the control, under different
         labels.
       name: name of the output.
-      null: for each dimension that distinguishes the two, the pair (label of the measured values,
-        label of the control).
+      null: for each dimension that distinguishes measured values from the control, the pair (label
+        of the measured values, label of the control).
       least: minimum for the lower end of the measured value's interval; default: no minimum.
 
     Returns:
@@ -222,7 +222,7 @@ def known_means(result: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return whether each mean of an output is over at least `MIN_CLUSTERS` clusters."""
+    """Return whether each mean of an output is computed over at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
@@ -235,7 +235,7 @@ def claimed_units(
     *,
     error_rate: float = 0.05,
 ) -> set[Claim]:
-    """Claim the units whose statistic is significantly above a null distribution.
+    """Make a claim about each unit whose statistic is significantly above a null distribution.
 
     The test corrects for the number of units. If the statistics of all units follow the null
     distribution, the probability of any claim is at most `error_rate`.

@@ -37,7 +37,7 @@ def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
     """Choose the groups to draw: the first training group and the first test group.
 
     A group is a training group if its name begins with "train", and a test group if its name begins
-    with "test". If the result has neither, return the first group.
+    with "test". If the result has no such group, return the first group.
     """
     groups = [str(group) for group in result["group"].values]
     firsts = [next((g for g in groups if g.startswith(kind)), None) for kind in ("train", "test")]
@@ -144,8 +144,8 @@ def heat_maps(
       maps: for each map, by title, the values. The dimensions are those that `rows` and `columns`
         name. Values must be at most 1; nan is drawn white.
       label: label of the colour scale.
-      nulls: for each map, by title, the values of a null control. They are written in brackets
-        below the values of the map.
+      nulls: for each map, by title, the values of a null control. These values are written in
+        brackets below the values of the map.
       ncols: number of maps per row.
       rows: name of the dimension on the y axis.
       columns: name of the dimension on the x axis.

@@ -45,11 +45,11 @@ class FactRows(NamedTuple):
 
 
 def fact_rows(dataset: Dataset, most: int) -> FactRows:
-    """Choose one random chain for each first fact of a chain.
+    """Choose one random chain for each fact that occurs as the first fact of a chain.
 
     If there are more than `most` first facts, bridges (e2) are drawn at random. The first facts
-    that lead to a drawn bridge are kept, and all remaining first facts are dropped. A drawn bridge
-    therefore keeps all its examples for the training of a probe.
+    that lead to a drawn bridge are kept, and all remaining first facts are dropped. Each drawn
+    bridge therefore keeps all its first facts, which are the examples for training a probe.
 
     Args:
       dataset: a dataset of a chain task.
@@ -97,9 +97,9 @@ def is_taught_atomic(
 def is_training_prefix(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "pos row"]:
-    """Return whether each row begins like some training row, up to each position.
+    """Return whether the prefix of each row at each position is also the prefix of a training row.
 
-    An entry is true if a training row has the same tokens up to and including the position.
+    The prefix at a position consists of the tokens up to and including the position.
     """
     # Compute the keys of all rows at once: keys from different calls are not comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
@@ -107,9 +107,10 @@ def is_training_prefix(
 
 
 def first_known_position(variable: str, positions: Sequence[str]) -> str:
-    """Return the first position at which the tokens up to this position determine a variable.
+    """Return the first position whose prefix determines a variable.
 
-    For e2, this position is r1 if e1 precedes r1. For `answer`, this position is the last position.
+    The prefix of a position consists of the tokens up to and including the position. For e2, the
+    returned position is r1 if e1 precedes r1. For `answer`, it is the last position.
     """
     if variable in positions:
         return variable
@@ -158,8 +159,8 @@ def state_folds(
       n_layers: number of layers, including layer 0.
       n_folds: number of folds.
       together: a number for each row, such as e1. From layer 1 on, rows with equal numbers share a
-        fold. A position ignores these numbers if rows with different numbers have equal prefixes
-        there, as in prompts that begin with relations.
+        fold. The numbers are ignored at a position where rows with different numbers have equal
+        prefixes. For example, prompts that begin with relations have such positions.
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):

@@ -19,8 +19,8 @@ def figures(run: Run) -> list[Figure]:
     figures of built-in instruments follow in the order of `INSTRUMENTS`. The figures of instruments
     from the user's files are last. A result is omitted if its instrument cannot be found.
 
-    A result is also omitted if an earlier version of the instrument measured it, because its layout
-    may be different. In this case, a message is printed on standard error.
+    A result is also omitted if the version of the instrument has changed since the measurement. The
+    layout of the result may then be different. A message is printed on standard error.
     """
     names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)

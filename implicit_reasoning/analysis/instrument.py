@@ -55,8 +55,8 @@ class Examples:
         example]. An example with cluster -1 is excluded.
       cluster_dim: a dimension of the outcomes, such as "pos", along which the cluster of an example
         varies. None means that each example has only one cluster.
-      coords: labels of dimensions, in addition to the labels that `Instrument.coords` returns. They
-        can depend on the chosen examples, such as the names of variables.
+      coords: labels of dimensions whose labels depend on the chosen examples, such as names of
+        variables. `Instrument.coords` returns the labels of all other dimensions.
     """
 
     inputs: Any
@@ -75,13 +75,13 @@ class BaseInstrument(abc.ABC):
       definition: text that defines the outputs and cites their source.
       version: version of the instrument. Increase the version if new results cannot be compared
         with old results. Results of different versions are never merged.
-      outputs: for each output of `measure`, by name, the names of its dimensions. If the last
-        dimension is "example", the result contains the mean over each group, and the ends of its
+      outputs: for each output of `measure`, by name, the names of the dimensions. If the last
+        dimension is "example", the result contains the mean over each group, and the ends of the
         confidence interval as `<name>_low` and `<name>_high`. All other outputs are saved
         unchanged.
       given: for some outputs, by name, the name of a bool output that selects examples. Only the
         selected examples contribute to the mean of the output. For example, a bool output can
-        select the examples that the model answers correctly without a patch. Its dimensions are
+        select the examples that the model answers correctly without a patch. The bool output has
         some or all of the dimensions of the averaged output. The result also contains `<name>_n`,
         the number of clusters with a selected example.
       nulls: for each null control, by name, either the labels that select the control, or the name

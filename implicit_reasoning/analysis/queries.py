@@ -155,7 +155,10 @@ def prompt_tokens(
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """Return, for each position of a prompt, the index of its token in (e1, r1, r2, ...)."""
+    """Return the index in (e1, r1, r2, ...) of the token at each position of a prompt.
+
+    For example, the result is [1, 2, 0] for prompts (r1, r2, e1).
+    """
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
 

@@ -63,7 +63,7 @@ class DeviceInputs(NamedTuple):
 class Runner:
     """An instrument that is compiled for models of one shape.
 
-    Call a runner with stacked checkpoints, to measure the checkpoints.
+    A runner is called with stacked checkpoints, and returns the outputs of the instrument.
     """
 
     def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
@@ -89,7 +89,7 @@ class Runner:
 
         The number is a multiple of the number of devices. On each device, the stacked parameters
         need at most half of `memory_per_program`. At least one checkpoint per device is stacked,
-        even if it needs more memory.
+        even if one checkpoint needs more memory.
 
         Args:
           count: number of checkpoints to measure in all calls.
@@ -106,7 +106,7 @@ class Runner:
         sizes: Mapping[str, int] | None = None,
         reference: Params | None = None,
     ) -> DeviceInputs:
-        """Copy the inputs of the instrument to all devices. All calls can use the copy.
+        """Copy the inputs of the instrument to all devices, once for all calls of the runner.
 
         Args:
           examples: the examples to measure.
@@ -217,8 +217,8 @@ def measure(
       instrument: the instrument to run.
       subject: the run, or the weights in memory, to measure.
       steps: steps of the checkpoints; default: all.
-      runner: a runner for `instrument` and for models of the same shape, whose compiled program is
-        reused. The default is a new runner.
+      runner: a runner for `instrument` and for models of the same shape as `subject.model`. The
+        compiled program of the runner is reused. The default is a new runner.
       progress: whether to show a progress bar on standard error.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Compute the states of a model, and the variables of its queries.
+"""Compute the states of a model, and the values of variables in queries.
 
 The state `S[layer, pos]` is the residual stream after `layer` blocks. Layer 0 is the sum of token
-and position embeddings. Layer `depth` is the input of the final norm. A variable is a part of a
-query whose value the dataset knows, such as e2.
+and position embeddings. Layer `depth` is the input of the final norm. A variable is an entity or
+relation of a chain, such as e2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def residuals(
 
 
 def neuron_sites(model: Transformer) -> tuple[str, ...]:
-    """Return the names of the MLP sites after the activation function, one for each block."""
+    """Return the names of the sites of the MLP neurons (`hook_post`), one site for each block."""
     return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
 
 
@@ -62,11 +62,11 @@ class Variables(NamedTuple):
 def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variables:
     """Return the values of the variables e1, r1, e2, ... in some rows of a chain task.
 
-    The variable `answer` is the training target. The last entity, such as e3, is the answer that
-    follows from the world. The last entity is a separate variable only if it differs from the
-    training target in some row. The tasks `shadow` and `cue_conflict` also have the variable
-    `decoy`. The decoy is the training target of the prompt (e1, r1), and can differ from the bridge
-    e2.
+    The variable `answer` is the training target. The last entity of a chain, such as e3, is the
+    answer that follows from the facts of the world. The last entity is included only if it differs
+    from the training target in some row. The tasks `shadow` and `cue_conflict` also have the
+    variable `decoy`. The decoy is the training target of the prompt (e1, r1), and can differ from
+    the bridge e2.
 
     Args:
       dataset: a dataset of a chain task.
@@ -101,7 +101,7 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise an error unless the answer of every query is one token, the last entity of a chain.
+    """Raise an error if the task is not a chain task with answers of one token.
 
     Raises:
       NotApplicable: the task is not a chain task, entities consist of two tokens, or answers begin

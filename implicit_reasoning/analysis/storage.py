@@ -2,8 +2,8 @@
 
 The identity of a result consists of its instrument, version, options, world and model (see
 `identity_of`). Results with equal identities are merged by step. Results with different identities
-cannot be merged. A run has the files `analysis/<instrument>.nc` and
-`dictionaries/<set>/measured/<instrument>.nc`, with one result per file.
+cannot be merged. The files `analysis/<instrument>.nc` and
+`dictionaries/<set>/measured/<instrument>.nc` of a run contain one result each.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
     Older versions of the package did not save all attributes. Missing `options` mean that the
     instrument had no options. Missing `intervals` mean version 1 (percentile bootstrap, clustered
-    by first fact). A missing field of `model` means the value that reproduces the old behaviour.
+    by first fact). If a field of `model` is missing, the value that reproduces the old behaviour is
+    used.
 
     Args:
       old: the attributes of the saved result.
@@ -164,8 +165,8 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 def version_of_file(path: Path) -> tuple[int, int] | None:
     """Return a value that changes when a result file is replaced.
 
-    The value consists of the inode and the modification time. It is None if the file does not
-    exist.
+    The value consists of the inode and the modification time. The value is None if the file does
+    not exist.
     """
     path = find_result(path)
     if not path.exists():
@@ -189,9 +190,9 @@ def save_merged(
       path: path of the file.
       new: the result to write.
       identity: the identity of the result, from `identity_of`.
-      stale: the value of `version_of_file` for a file to overwrite without merging. If another
-        process has replaced the file, the file is merged. None means that any existing file is
-        merged.
+      stale: the value of `version_of_file` for a result to overwrite. If the file has a different
+        value, another process has replaced the file, and the results are merged. None means that an
+        existing result is never overwritten.
 
     Raises:
       InputError: another process has written a result with a different identity. The file is then

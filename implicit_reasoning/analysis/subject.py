@@ -1,4 +1,4 @@
-"""Subjects, the objects that instruments can measure: runs, and weights in memory."""
+"""Define subjects, the objects that instruments can measure, such as a run."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class SumsLayout(NamedTuple):
     """A hashable description of sums by cluster, for use as a static argument.
 
     Attributes:
-      n_sums: the number of sums, which is at least the number of (group, cluster) pairs. It is
-        rounded up, so that similar worlds share a compiled program.
+      n_sums: the number of sums. It is the number of (group, cluster) pairs, rounded up so that
+        similar worlds share a compiled program.
       n_groups: number of groups.
       cluster_dim: the dimension of the outcomes along which the cluster of an example varies; None
         if each example has one cluster.
@@ -93,13 +93,13 @@ class DeviceSums(NamedTuple):
 
 
 def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
-    """Number the (group, cluster) pairs of examples.
+    """Assign numbers to the (group, cluster) pairs of examples.
 
     Args:
       examples: the examples, with their groups and clusters.
 
     Returns:
-      The numbers of the pairs, and a layout whose `outputs` is empty.
+      The number of the pair of each example, and a layout with empty `outputs`.
     """
     clusters = examples.clusters if examples.cluster_dim else examples.clusters[None]
     n_groups = len(examples.groups)
@@ -179,15 +179,16 @@ def sum_by_cluster(
     layout: SumsLayout,
     axis: int | None,
 ) -> DeviceSums:
-    """Sum the outcomes of one output by group and cluster. A small block is computed at a time.
+    """Sum the outcomes of one output by group and cluster.
 
     Args:
-      values: the outcomes of one output of one checkpoint.
+      values: the outcomes of one output of one checkpoint. One block of outcomes is summed at a
+        time.
       counted: whether each outcome counts. The array has as many axes as `values`, and axes of size
         1 are broadcast. None means that all outcomes count.
       pairs: the (group, cluster) pair of each example.
       layout: layout of the sums.
-      axis: the axis of `values` that corresponds to `layout.cluster_dim`; None if there is no such
+      axis: the axis of `values` with the dimension `layout.cluster_dim`; None if there is no such
         axis.
     """
     cells, n_examples = values.shape[:-1], values.shape[-1]

@@ -8,8 +8,8 @@ For each variable and each state (layer, position), a table combines three resul
 - `stays_erased` is the share of answers that do not change after an erasure. An erasure removes all
   linear information about the variable from the state.
 
-If most answers follow the swap, the model uses the variable. If most answers also stay the same
-after the erasure, the model can compute answers without this representation.
+If `follows` is high, the model uses the variable in this state. If `stays_erased` is also high, the
+model can compute answers without the variable in this state.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     Args:
       results: results by instrument name. "mean_swap" and "erasure" are required. "probes", "lens"
         and "decoding" are optional. The decoding accuracy is the accuracy of "probes" with held-out
-        prefixes. Without "probes", it is the accuracy of the linear discriminant of "erasure" on
-        held-out states.
+        prefixes. Without "probes", the decoding accuracy is the accuracy of the linear discriminant
+        of "erasure" on held-out states.
       group: name of the split of the queries. The default is the first test split. If the last
         checkpoint answers too few queries of this split correctly, the default is the first
         training split.
@@ -76,19 +76,19 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
       results have. The data variables are:
 
       - `decoded`: decoding accuracy on held-out states.
-      - `lens`: share of states in which the logit lens ranks the token of the variable first. It
-        exists only with the result of "lens".
+      - `lens`: share of states in which the logit lens ranks the token of the variable first;
+        missing if `results` does not contain "lens".
       - `follows`: share of answers that become the right answer for the new value after the swap.
-      - `follows_random`: share of answers that become this answer in a control of the swap; maximum
-        over the controls.
+      - `follows_random`: share of answers that become the right answer for the new value in a
+        control of the swap; maximum over the controls.
       - `stays_swapped`: share of answers that stay the same after the swap.
       - `stays_erased`: share of answers that stay the same after the erasure.
       - `stays_control`: share of answers that stay the same in a control of the erasure; minimum
         over the controls.
       - `n`: number of clusters of queries for which the swap is measured.
       - `verdict`: one of `VERDICTS`; empty if `n` is too small or `decoded` is unknown.
-      - `by_construction`: whether the variable is the training target at this state. Decoding is
-        then no evidence of composition. It exists only with the result of "decoding".
+      - `by_construction`: whether the variable is the training target at this state, so that
+        decoding is no evidence of composition; missing if `results` does not contain "decoding".
 
       The suffixes `_low` and `_high` mark the ends of 95% intervals. All shares except `lens` and
       `stays_control` have intervals. Verdicts depend on the ends, so a wide interval causes the
@@ -149,10 +149,10 @@ def save_table(run: Run) -> None:
 
 
 def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the results with the confidence interval method of the result of "mean_swap".
+    """Return the results whose intervals have the same version as the intervals of "mean_swap".
 
-    The attribute `intervals` of a result is the version of the method. If "mean_swap" has no
-    result, all results are returned.
+    The attribute `intervals` of a result is the version of the method that computes confidence
+    intervals. If `results` does not contain "mean_swap", all results are returned.
     """
 
     def kind(name: str) -> int:

@@ -6,8 +6,9 @@ Denoising patches states of the clean run into the corrupted run. The state at e
 position) is patched. There are three corruptions:
 
 - `counterfactual` replaces the token so that the new query has a known, different answer. If
-  possible, the new query is a training query, which a model that only memorises can also answer.
-  For this corruption, the outputs of attention, of the MLP and of each head are also patched.
+  possible, the new query is a training query, so that a model that only memorises training queries
+  can also answer the new query. For this corruption, the outputs of attention, of the MLP and of
+  each head are also patched.
 - `symmetric` replaces the token by a random token of the same type (entity or relation). The new
   query may have no answer, or the same answer as the clean query.
 - `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is
@@ -228,12 +229,12 @@ class ActivationPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "carried" where a patch changes most answers as the replaced token predicts.
+        """Claim "carried" where most answers become the answer to the query with the new token.
 
         A token is claimed only for states at the position of the token. States at later positions
         may represent a variable that is computed from the token. The share of changed answers is
         measured in noising, over queries that the model answers correctly with both the old and the
-        new token. A high share in one split is sufficient.
+        new token. A high share in one split is sufficient for a claim.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)

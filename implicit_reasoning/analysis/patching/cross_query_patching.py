@@ -2,8 +2,8 @@
 
 The source query is (e1', r1', r2'), and its bridge is b'. The target query is (e1, r1, r2). The
 state of the source at one (layer, position) replaces the state of the target at the same (layer,
-position). If the source's state represents b', the answer becomes the tail of (b', r2). This tail
-is the answer to the composed chain (e1', r1', r2).
+position). If the state of the source represents b', the answer becomes the tail of (b', r2). This
+tail is the answer to the composed chain (e1', r1', r2).
 
 Source: Ye et al. 2025, section 4. This instrument adds three conditions:
 
@@ -13,7 +13,7 @@ Source: Ye et al. 2025, section 4. This instrument adds three conditions:
 - The answer to the source differs from the composed answer. A patch that only copies the answer to
   the source is therefore not counted.
 
-  The states of the last layer are also taken before the final norm, unlike in the paper.
+Unlike in the paper, the states of the last layer are taken before the final norm.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class CrossQueryPatching(Instrument):
 
         - At no (layer, position) do most answers of the group `BRIDGE` become the composed answer.
         - The model answers composed chains correctly in the group `TRAINED`, and wrongly in the
-          groups `BRIDGE` and `SAME`. A model that composes facts would be right in all three
-          groups.
+          groups `BRIDGE` and `SAME`. A model that composes facts would answer correctly in all
+          three groups.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY

@@ -25,8 +25,8 @@ class NamedFunction(NamedTuple):
 
     Attributes:
       name: the name of a built-in function, or `file.py:function`, or `package.module:function`.
-      source: digest of the source code; empty for a built-in function, whose changes increase the
-        version of the instrument.
+      source: digest of the source code; empty for a built-in function. If a built-in function
+        changes, the version of the instrument is increased.
       call: the function.
     """
 
@@ -48,7 +48,7 @@ def find_function(
       which: a key of `built_in`, an import path, or a function. An import path is
         `path/to/file.py:function` or `package.module:function`.
       built_in: the built-in functions by name.
-      kind: what the function is, for error messages: "pairs" or "metric".
+      kind: word for the function in error messages, "pairs" or "metric".
 
     Raises:
       InputError: the function does not exist, or its source code cannot be read.

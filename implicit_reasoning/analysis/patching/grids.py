@@ -33,7 +33,7 @@ def patch_states(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "layer pos example d_vocab"]:
-    """Compute the logits of the base run with one state of the donor run, for every state.
+    """Patch each state of the donor run into the base run, one at a time.
 
     A state is the residual stream at one (layer, position). Layer 0 is the sum of the embeddings.
     Layer `depth` is the input of the final norm.
@@ -45,9 +45,9 @@ def patch_states(
       donor: cached activations of the donor run, at the same sites as `base`.
       only: the position of the only token that differs between the two runs; may be traced. None
         means that several tokens may differ. If `only` is given, the function skips patches whose
-        logits are known. A patch at layer 0 and position `only` gives the logits of `donor`. A
-        patch at layer 0 and any other position gives the logits of `base`, and so does a patch at
-        any position before `only`.
+        logits are known. A patch at layer 0 and position `only` gives the logits of `donor`.
+        Patches at layer 0 and any other position give the logits of `base`. Patches at positions
+        before `only` also give the logits of `base`.
 
     Returns:
       The logits at the last position after each patch.
@@ -86,7 +86,7 @@ def patch_parts(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "block part pos example d_vocab"]:
-    """Compute the logits of the base run with one block part of the donor run, for every part.
+    """Patch each block part of the donor run into the base run, one at a time.
 
     A patch replaces the output of one part of one block at one position. `patch_states` describes
     the arguments.
@@ -122,7 +122,7 @@ def patch_parts(
 def patch_neurons(
     model: Transformer, params: Params, base: Cache, donor: Cache
 ) -> Float[Array, "block neuron pos example d_vocab"]:
-    """Compute the logits of the base run with one neuron of the donor run, for every neuron.
+    """Patch each neuron of the donor run into the base run, one at a time.
 
     A neuron is an element of `mlp.hook_post` of one block at one position. It adds `activation *
     W_out[neuron]` to the residual stream. A patch therefore adds `(donor activation - base

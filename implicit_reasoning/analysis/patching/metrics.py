@@ -1,8 +1,8 @@
 """Metrics of the logits after a patch, such as the logit difference.
 
-A metric is a function that JAX can trace. Its arguments are the logits at the last position, and
-the prompt pairs (`PairBatch`). It returns one number for each pair. Users can add metrics by import
-path to those in `METRICS`.
+A metric is a function that JAX can trace. The arguments of a metric are the logits at the last
+position, and the prompt pairs (`PairBatch`). A metric returns one number for each pair. `METRICS`
+contains the built-in metrics. Users can add metrics by import path.
 
 Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activation patching".
 """

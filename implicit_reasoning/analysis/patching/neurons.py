@@ -1,8 +1,8 @@
 """Patch single neurons between the prompts of pairs.
 
-Each patch replaces one neuron (`mlp.hook_post`) of one block at one position. The outputs are
-defined as those of `pair_patching`. Patching every neuron at every position is expensive, so
-`analyze` runs this instrument only if the user names it.
+Each patch replaces one neuron (`mlp.hook_post`) of one block at one position. `pair_patching`
+defines the outputs. Patching every neuron at every position is expensive, so this instrument runs
+only if the user names the instrument.
 """
 
 from __future__ import annotations

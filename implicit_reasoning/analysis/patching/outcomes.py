@@ -1,4 +1,4 @@
-"""Classify the answer after a patch, and compute continuous metrics of its logits.
+"""Classify the answer after a patch, and compute continuous metrics of the logits.
 
 A patch can change an answer in two ways: it inserts information, or it damages the computation. To
 distinguish the two, each answer after a patch is classified:

@@ -25,7 +25,7 @@ _SEED = 0
 
 
 class PairInstrument(Instrument):
-    """Base class of instruments that evaluate metrics on prompt pairs, both chosen by the user.
+    """Base class of instruments with prompt pairs and metrics that the user chooses.
 
     Results that were measured with different pairs or metrics are never merged.
 
@@ -95,7 +95,7 @@ class PairInstrument(Instrument):
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
-    """Run the model on both prompts of each pair, and return pairs and logits."""
+    """Compute the logits of both prompts of each pair."""
     clean, corrupt, answer, corrupt_answer = (
         jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
     )
@@ -104,9 +104,15 @@ def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
 
 
 def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
-    """Assign each pair a random different pair of the same group, and return its index.
+    """Choose a random different pair of the same group for each pair.
 
-    A pair that is alone in its group is assigned to itself.
+    A pair that is alone in its group is chosen for itself.
+
+    Args:
+      group: the group of each pair.
+
+    Returns:
+      The index of the chosen pair, for each pair.
     """
     random, other = np.random.default_rng(_SEED), np.empty_like(group)
     for number in np.unique(group):
@@ -120,7 +126,7 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """Return, for each example, the mean over the group that contains the example.
+    """Compute the mean of each group, and return the mean of the group of each example.
 
     Only examples for which `counted` is true contribute. The mean of a group without such examples
     is 0.

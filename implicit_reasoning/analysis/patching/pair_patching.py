@@ -10,9 +10,9 @@ A patch takes an activation from the donor run and inserts it into the base run.
 donor run is the corrupt run. In denoising, the donor run is the clean run. The recovery of a metric
 is (patched - base) / mean(donor - base). The mean is over the pairs of the group whose clean prompt
 is answered correctly. Recovery is 0 if patches do not change the metric. The mean recovery is 1 if
-patches change the metric to its mean in the donor runs. Because the denominator is a mean, pairs
-with a small difference donor - base do not dominate. The confidence intervals treat the denominator
-as known.
+the mean metric of the patched runs is equal to the mean metric of the donor runs. Because the
+denominator is a mean, pairs with a small difference `donor - base` do not dominate. The confidence
+intervals treat the denominator as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
 (normalised logit difference); Zhang and Nanda 2024.
@@ -199,7 +199,11 @@ class PairPatching(PairInstrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the recovery of states over training, and of block parts at the last step."""
+        """Draw the recovery for patches of states and for patches of block parts.
+
+        Patches of states are drawn over training. Patches of block parts are drawn at the last
+        step.
+        """
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         of_group = result.sel(group=group, metric=metric)
         states, parts = (known_means(of_group, name) for name in ("recovery", "part_recovery"))
@@ -262,8 +266,9 @@ class PairPatching(PairInstrument):
         - Most answers stay the same if the two prompts have the same bridge.
 
         With the built-in pairs `exchange_X`, such as `exchange_r1`, the token X can be claimed at
-        its own position. A claim needs a group in which answers become the answer to the corrupt
-        prompt. The lower end of the interval of this share must be at least `MIN_LOWER_BOUND`.
+        its own position. A claim needs a group in which a high share of answers becomes the answer
+        to the corrupt prompt. The lower interval end of the share must be at least
+        `MIN_LOWER_BOUND`.
 
         All shares are measured in noising, over pairs with two correctly answered prompts. A share
         of changed answers must also be above the null control. Pairs that a user defines give no

@@ -70,10 +70,10 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """Make pairs of queries with different first facts and the same later relations.
 
     The clean prompts are training queries (e1, r1, r2). The corrupt prompts are (e1', r1', r2),
-    with a different first fact. The pairs have the groups of `cross_query_patching`, which
-    `query_pairs` defines. In the group "same bridge", the two prompts have the same bridge (e2) and
-    the same answer. In all remaining groups, the two prompts have different bridges and different
-    answers. Pairs whose corrupt prompts have the same bridge form a cluster.
+    with a different first fact. The groups of pairs are `query_pairs.GROUPS`. In the group "same
+    bridge", the two prompts have the same bridge (e2) and the same answer. In all remaining groups,
+    the two prompts have different bridges and different answers. Pairs whose corrupt prompts have
+    the same bridge form a cluster.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)

@@ -1,4 +1,4 @@
-"""Parameter patching: replace the attention or MLP of one block by that of another checkpoint.
+"""Parameter patching: copy the attention or the MLP of one block between checkpoints.
 
 Parameters are patched between the measured checkpoint and the last checkpoint of the run, in two
 directions:
@@ -138,7 +138,7 @@ class ParameterPatching(Instrument):
 
 
 def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:
-    """Replace the parameters of one part of one block.
+    """Return `own`, with one part of one block replaced by the part of `other`.
 
     Args:
       own: the parameters to patch.

@@ -54,9 +54,9 @@ def replacements(
       random: the random generator.
 
     Returns:
-      `(token, answer)`, both [part, row]. `token` is the new token, and `answer` is the answer to
-      the new query. Parts have the order e1, r1, r2, ... Both are -1 if no token changes the
-      answer.
+      `(token, answer)`, both [part, row]. Parts have the order e1, r1, r2, ... `token` is the new
+      token, and `answer` is the answer to the new query. `token` and `answer` are -1 if no token
+      changes the answer.
     """
     table = queries.all_queries(dataset)
     tokens, answers = [], []
@@ -159,8 +159,8 @@ class ComposedPairs(NamedTuple):
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
     """Choose at most 400 pairs of a source and a target query for each group in `GROUPS`.
 
-    The targets are training chains that are probe rows, which are the rows used for evaluation
-    (`Dataset.probe`).
+    The targets are training chains among the probe rows. Probe rows are the rows that evaluation
+    uses (`Dataset.probe`).
 
     Raises:
       NotApplicable: no probe row is a training chain.

@@ -1,10 +1,10 @@
 """Instruments that read states without changing the model.
 
-    lens.py         unembeds states: the logit lens
+    lens.py         applies the unembedding to states: the logit lens
     tuned_lens.py   applies a fitted affine map before the unembedding: the tuned lens
     decoding.py     lets the later blocks of the model decode a fact from a state
     probes.py       fits linear probes for each variable
-    geometry.py     measures whether states with the same bridge form a cluster
+    geometry.py     measures whether states of facts with the same bridge (e2) are similar
 
     ranking.py      ranks a token among the logits
     ridge.py        fits ridge regressions with cross-validation

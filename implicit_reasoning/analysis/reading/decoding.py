@@ -3,10 +3,10 @@
 - *Immediate probing* unembeds the state S[layer, r1], with and without the final norm.
 - *Full-run probing* patches S[layer, r1] into the same layer and position of another prompt, the
   recipient prompt. The later layers of the forward pass decode the state.
-- *Bottleneck probing* is full-run probing of a projection of the state. The projection keeps the at
-  most 32 dimensions in which the class means by e2 differ most. It is fitted to facts that are not
-  decoded with it. The projection therefore keeps only what states of different facts with the same
-  e2 have in common.
+- *Bottleneck probing* is full-run probing of a projection of the state. The projection keeps at
+  most 32 dimensions, in which the class means by e2 differ most. The projection is fitted without
+  the decoded fact. The projection therefore keeps only information that is common to facts with the
+  same e2.
 
 The first two methods are those of Ye et al. 2025, with two corrections. The state is patched into
 the layer from which it is taken, and not one block later. Results for OOD facts are means over OOD
@@ -16,10 +16,10 @@ Some results are true by construction, and are therefore no evidence:
 
 - In most tasks, e2 is the training target of the prompt (e1, r1). The last layer then decodes e2.
   The output `by_construction` marks these cases.
-- From layer 1 on, the state at r1 depends on e1 and r1 only. The later layers compute the same
-  result in the recipient prompt and in the prompt (e1, r1). Full-run probing is therefore correct
-  if the model knows the fact. The output `full_run_by_construction` marks these layers. Claims use
-  the bottleneck instead.
+- From layer 1 on, the state at r1 contains e1 and r1. The later layers compute e2 from this state,
+  as in the prompt (e1, r1). Full-run probing is therefore correct even if the state does not
+  represent e2. The output `full_run_by_construction` marks these layers. Claims use the bottleneck
+  instead.
 
 The bottleneck has two controls: classes that are shuffled between facts, and random directions. If
 the controls also decode e2, the bottleneck is inconclusive. The projection then keeps so much of
@@ -199,9 +199,10 @@ class Decoding(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" where bottleneck probing decodes most tails.
 
-        A claim needs one more condition: either the two controls of the bottleneck decode at most
-        half of the tails, or immediate probing with the final norm also decodes most tails.
-        Full-run probing supports no claims, because it is correct by construction.
+        In addition, a claim needs one of two conditions. The first condition is that both controls
+        of the bottleneck decode at most half of the tails. The second condition is that immediate
+        probing with the final norm also decodes most tails. Full-run probing supports no claims,
+        because it is correct by construction.
         """
         first = result.isel(group=0, drop=True)
         true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])

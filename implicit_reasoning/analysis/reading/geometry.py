@@ -9,12 +9,13 @@ measures:
 - Cosines with centroids that exclude the compared state.
 - Cosines with the centroids of all other bridges, as a control.
 - Cosines of centred states, from which the mean of the ID states is subtracted. Without this step,
-  all states are similar, because they have a large mean.
+  all states are similar, because the mean is large.
 - Retrieval, the share of states whose nearest centroid belongs to their own bridge.
 
 Attribute enrichment at e1 (Geva et al. 2023) is measured with the unembedded state at e1. If the
-facts of e1 have m different tails, it is the share of these tails among the m entities with the
-highest logits. The module also projects the states of some bridges to two dimensions.
+facts of e1 have m different tails, attribute enrichment is the share of these tails among the m
+entities with the highest logits. The module also projects the states of some bridges to two
+dimensions.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Geometry(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose one chain for each first fact.
 
-        A fact is dropped if fewer than two facts of the first group (usually ID facts) have its
-        tail.
+        A fact is dropped if its tail is the tail of fewer than two facts of the first group. The
+        first group usually contains the ID facts, which occur in training chains.
         """
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
@@ -180,7 +181,7 @@ class Geometry(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" for e2 where most states are nearest to their own centroid.
+        """Claim "decodable" for e2 where most states are nearest to the centroid of their bridge.
 
         A centroid is the mean state of all facts with the same bridge (e2), without the compared
         state. The share of states must also be above the null control, in which bridges are

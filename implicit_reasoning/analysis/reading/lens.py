@@ -3,8 +3,8 @@
 A truth variable is a variable whose value the dataset knows, such as e2. At every (layer,
 position), the lens computes the rank, the top-1 share and the reciprocal rank of the token of every
 truth variable. States are unembedded with the final norm (Wang et al. 2024, section 3.3;
-nostalgebraist 2020), and without it ("immediate probing", Ye et al. 2025). Tokens are ranked among
-all tokens, and among the tokens of the same type (entities or relations).
+nostalgebraist 2020), and without the final norm ("immediate probing", Ye et al. 2025). Tokens are
+ranked among all tokens, and among the tokens of the same type (entities or relations).
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Linear probes, which decode variables from held-out states by ridge regression.
 
 A ridge regression to one-hot classes is fitted at every (layer, position), with cross-validation.
-There are two ways to hold out states. Held-out prefixes: all states with the same prefix are in the
-same fold. Held-out e1: all states with the same e1 are in the same fold, which is the harder test.
-There are three controls:
+There are two ways to assign states to folds. With held-out prefixes, all states with the same
+prefix are in the same fold. With held-out e1, all states with the same e1 are in the same fold,
+which is the harder test. There are three controls:
 
-- Shuffled labels: the accuracy must be at chance level.
-- Control task (Hewitt and Liang 2019): each e1 is assigned a random label. A probe with a high
-  accuracy on this task can memorise a label for each e1. The selectivity is the accuracy on the
-  variable minus the accuracy on the control task.
-- Unknown variables: the accuracy for a variable that is unknown at a position, such as r2 at
-  position r1, must be at chance level.
+- If labels are shuffled between states, the accuracy must be at chance level.
+- In the control task (Hewitt and Liang 2019), each e1 is assigned a random label. A probe with a
+  high accuracy on this task can memorise a label for each e1. The selectivity is the accuracy on
+  the variable minus the accuracy on the control task.
+- For a variable that is unknown at a position, such as r2 at position r1, the accuracy must be at
+  chance level.
 
 Claims require a high accuracy with held-out e1, which excludes memorised labels. Claims do not use
 the selectivity. If a state represents both e1 and the bridge, probes with held-out prefixes solve
@@ -245,8 +245,8 @@ class Outputs(NamedTuple):
     Attributes:
       label: int32 [out], the index of the label of each output.
       number: int32 [out], the class of each output.
-      place: int32 [label, most], the index of the output of each class of each label. The entry of
-        a class that does not exist is the number of outputs.
+      place: int32 [label, most], the index of the output for each label and class. If the label has
+        no such class, the entry is the number of outputs.
     """
 
     label: Int[Array | np.ndarray, " out"]

@@ -18,7 +18,7 @@ def ranks(
     Args:
       logits: the logits of each row.
       wanted: the tokens to rank. The axis `truth` can contain true and shuffled tokens.
-      among: the tokens among which the tokens of each variable are ranked; default: all tokens.
+      among: mask of the tokens among which the tokens of each variable are ranked; default: all.
     """
     of_wanted = jnp.take_along_axis(logits[None, None], wanted[..., None], axis=-1)
     better = ~(logits[None, None] < of_wanted)  # also true for ties, nan and the wanted token

@@ -72,8 +72,8 @@ class Sums(NamedTuple):
     Attributes:
       mean_x: the mean of the inputs x.
       mean_y: the mean of the targets y.
-      gram: the sum of the products of the centred inputs, `x.T @ x`.
-      cross: the sum of the products of the centred inputs and targets, `x.T @ y`.
+      gram: the Gram matrix `x.T @ x` of the centred inputs.
+      cross: the product `x.T @ y` of the centred inputs and the centred targets.
     """
 
     mean_x: Float[Array, "fold width"]
@@ -122,8 +122,8 @@ def ridge(sums: Sums) -> Float[Array, "fold width out"]:
     """Compute the ridge regression weights `(gram + c I)^-1 cross`.
 
     The weights are for centred inputs and targets. The penalty c makes `gram + c I`
-    well-conditioned, so the inverse is computed explicitly. For a `cross` with many columns, this
-    is several times faster than solving a system for each column.
+    well-conditioned, so the inverse is computed explicitly. If `cross` has many columns, an
+    explicit inverse is several times faster than solving a system for each column.
     """
     eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
@@ -136,9 +136,9 @@ def sparse_ridge(
 ) -> Float[Array, "size fold width out"]:
     """Compute regression weights that use only a few input dimensions for each output.
 
-    For output o, the dimensions are chosen by the difference between the mean of class o and the
-    mean of all other classes, divided by the standard deviation of the dimension. This score of
-    dimension d is proportional to `abs(cross[d, o]) / sqrt(gram[d, d])`.
+    For output o, the score of a dimension d is the difference between the mean of class o and the
+    mean of all other classes, in standard deviations. Up to a factor that depends on o only, the
+    score is `abs(cross[d, o]) / sqrt(gram[d, d])`. The dimensions with the highest scores are used.
 
     Args:
       sums: the statistics for one-hot targets y.

@@ -157,10 +157,10 @@ class TunedLens(Instrument):
         return claimed("decodable", above_chance(best, "top1", by_chance, least=MIN_LOWER_BOUND))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the top-1 share of the lenses, and their KL divergence from the final logits.
+        """Draw the top-1 share of each lens, and the KL divergence of each lens.
 
         The top-1 share is drawn for e2 and for the answer, at the first position whose prefix
-        determines the variable.
+        determines the variable. The KL divergence is from the final logits to the lens.
         """
         return [_top1(result), _distance(result)]
 

@@ -164,7 +164,7 @@ def untrained_model() -> KnownModel:
 
     The model does not know any fact, so all claims about e2 are false. The claims that a token is
     decodable at its own position are true. All other claims about tokens are open, because states
-    at later positions of a random network can contain linear images of earlier tokens.
+    at later positions can contain information about earlier tokens even in a random network.
     """
     dataset = small_world()
     spec = Spec(
@@ -206,13 +206,13 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
 
 
 def scrambled_mechanism(depth: int) -> Mechanism:
-    """Return the true and the open claims about a model that has learnt the world `scrambled`.
+    """Return the true and open claims about a model that is trained on the world `scrambled`.
 
     In this world, the answers to chains are random. The entity e2 is the training target of the
     prompt (e1, r1), so e2 is decodable at (last layer, r1). The model does not use e2 there,
     because no later computation reads this state. Chain answers do not follow from e2, so the model
-    does not compose facts. Nevertheless, the model may memorise chain answers under a key that
-    contains e2. At all other states, it is open whether e2 is decodable.
+    does not compose facts. Nevertheless, the model may use e2 to look up memorised chain answers.
+    At all other states, it is open whether e2 is decodable.
 
     Args:
       depth: the number of blocks of the model.
@@ -230,12 +230,13 @@ def scrambled_mechanism(depth: int) -> Mechanism:
 
 
 def shadow_mechanism(depth: int) -> Mechanism:
-    """Return the true and the open claims about a model that has learnt the world `shadow`.
+    """Return the true and open claims about a model that is trained on the world `shadow`.
 
     In this world, single facts and chains use two different tables of facts. The training target of
     the prompt (e1, r1) is called the decoy. The decoy is therefore decodable at (last layer, r1).
-    Chain answers follow from e2, the entity in the table of the chains, and not from the decoy. It
-    is open whether the model computes chain answers from e2 or memorises chain answers.
+    In the table of the chains, the tail of (e1, r1) is e2. Chain answers follow from e2, and not
+    from the decoy. It is open whether the model computes chain answers from e2 or memorises chain
+    answers.
 
     Args:
       depth: the number of blocks of the model.

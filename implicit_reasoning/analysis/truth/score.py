@@ -1,10 +1,10 @@
 """Score instruments on models whose mechanism is known.
 
-Each instrument measures the last checkpoint of each model, and its claims are compared with the
-truth. The thresholds for claims are constants in the module of the instrument, and do not depend on
-the model. The verdict is "wrong" if any claim is false. It is "right" if no claim is false and at
-least one claim is true. Otherwise, it is "silent". Instruments without a `claims` method are not
-run.
+Each instrument measures the last checkpoint of each model. The claims of the instrument are
+compared with the truth. The thresholds for claims are constants in the module of the instrument,
+and do not depend on the model. The verdict is "wrong" if any claim is false. The verdict is "right"
+if no claim is false and at least one claim is true. Otherwise, the verdict is "silent". Instruments
+without a `claims` method are not run.
 """
 
 from __future__ import annotations

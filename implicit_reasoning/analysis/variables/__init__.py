@@ -1,8 +1,8 @@
 """Intervene on a variable in the residual stream: swap its value, or erase it.
 
-    mean_swap.py        replaces the class mean of the current value by that of a new value
+    mean_swap.py        subtracts the class mean of the old value and adds the mean of a new value
     erasure.py          erases a variable with LEACE
-    das.py              interchanges a learnt subspace (distributed alignment search)
+    das.py              exchanges the component of states in a learnt subspace
 
     counterfactuals.py  chooses rows to edit, with their counterfactual answers (on the host)
     controls.py         chooses values for the controls, and values to erase (on the host)

@@ -1,8 +1,8 @@
 """Distributed alignment search (DAS): learn a subspace that represents a variable.
 
 In an interchange, the component of a base state in the subspace is replaced by the component of a
-source state. The subspace is optimised so that the answer is the one for the value of the variable
-in the source.
+source state. The subspace is optimised so that the model then gives the right answer for the value
+of the variable in the source.
 
 Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
 distributed neural representations*. The isolation criterion is from Huang et al. 2024, RAVEL.
@@ -42,7 +42,7 @@ def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*c
     """Return an orthonormal basis of the span of the columns.
 
     The basis is computed by a QR decomposition. The search optimises `weights` without constraints,
-    and uses the basis.
+    and applies the basis.
     """
     return jnp.linalg.qr(weights)[0]
 
@@ -52,7 +52,7 @@ def interchange(
     source: Float[Array, "pair d_model"],
     basis: Float[Array, "d_model rank"],
 ) -> Float[Array, "pair d_model"]:
-    """Replace the component of base states in a subspace by the component of source states.
+    """Replace the component of base states in a subspace by the component of the source states.
 
     Args:
       base: the states to edit.
@@ -70,10 +70,10 @@ class AlignmentData(NamedTuple):
       states: the residual stream in some dataset rows.
       place: the indices of the positions at which subspaces are learnt.
       base: the base of each pair, as an index along the axis `row` of `states`.
-      source: the source of each pair, as an index along the axis `row` of `states`. It can differ
-        between positions.
-      expected: the answer token of each pair that the loss makes more likely; -1 if the base has no
-        source at this position.
+      source: the source of each pair at each position, as an index along the axis `row` of
+        `states`.
+      expected: the expected answer token after the interchange; -1 if the base has no source at the
+        position.
     """
 
     states: Float[Array, "layer row n_pos d_model"]

@@ -81,24 +81,25 @@ def intervene(
 ) -> dict[str, Array]:
     """Edit states in every cell (variable, layer, position), and compute the answers.
 
+    A cell is skipped if the prefix up to the position does not determine the variable. The outputs
+    of a skipped cell are 0.
+
     Args:
       model: the model (static).
       params: the parameters of one checkpoint.
       inputs: the arrays from `counterfactuals.make_inputs`.
-      prepare: function that computes what all variables share at one (layer, position), such as a
+      prepare: function that computes arrays for all variables of one (layer, position), such as a
         whitening transform.
       edit: function that edits the states of one cell. The second argument is the result of
         `prepare`.
 
-    A cell is skipped if the prefix up to the position does not determine the variable. The outputs
-    of a skipped cell are 0.
-
     Returns:
       A dict with the arrays in `Edited.kept`, each `[variable, layer, pos, ...]`, and with:
-      answer: int `[condition, variable, layer, pos, example]`, the answer token after the edit.
-      counted: bool `[variable, layer, pos, example]`, whether the edit is possible, and the answer
-        without an edit is correct.
-      correct: bool `[example]`, whether the answer without an edit is correct.
+
+      - `answer`: int `[condition, variable, layer, pos, example]`, the answer token after the edit.
+      - `counted`: bool `[variable, layer, pos, example]`, whether the edit is possible, and the
+        answer without an edit is correct.
+      - `correct`: bool `[example]`, whether the answer without an edit is correct.
     """
     sites = cache_sites(model)
     cache = model.forward(params, inputs["tokens"], sites=sites)[1]
@@ -157,7 +158,7 @@ def intervene(
 
 
 def broadcast_to_cells(value: Array, like: Array) -> Array:
-    """Broadcast an array to the shape of an array with the axes of all cells.
+    """Broadcast an array of examples to all layers and positions.
 
     Args:
       value: the array to broadcast, `[variable, example]` or `[example]`.
@@ -171,7 +172,7 @@ def broadcast_to_cells(value: Array, like: Array) -> Array:
 def with_worst_control(
     result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
 ) -> xr.DataArray:
-    """Select an outcome of an edit, and the worst outcome of its controls, for a figure.
+    """Select an outcome of an edit and the worst outcome of the controls, for a figure.
 
     The returned array is an input of `drawing.maps_by_variable`.
 

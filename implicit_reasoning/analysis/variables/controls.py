@@ -2,11 +2,11 @@
 
 A control edit should not have the effect of the real edit.
 
-A control is useful only if it can fail. A random direction that is added to a state almost never
-produces one specific answer, so this control would never fail. The controls of a swap therefore
-insert class means of wrong values or of a different variable. A control fails if it also produces
-the expected answer of the real swap. The inserted class mean is then not the cause of the expected
-answer.
+A control is useful only if it can fail. For example, adding a random direction to a state almost
+never produces one specific answer, so a control with random directions would never fail. The
+controls of a swap therefore insert class means of wrong values or of a different variable. A
+control fails if it produces the answer that is expected after the real swap. In this case, the
+class mean of the new value is not the cause of the expected answer.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def swap_controls(
       fitted: the dataset rows from whose states class means are computed.
 
     Returns:
-      permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. It
-        is a different class, if the class occurs in the fitted rows.
+      permuted: int32 `[variable, class]`, the class whose mean is used instead of the mean of each
+        class. Classes that do not occur in the fitted rows are mapped to themselves.
       third: int32 `[variable, case]`, a value other than the old and the new value, which does not
         give the expected answer; -1 if there is no such value.
       beside_values: int32 `[variable, fit]`, the values of the control variable in the fitted rows.
@@ -71,7 +71,7 @@ def swap_controls(
 
 
 def control_variable(names: Sequence[str], name: str) -> int:
-    """Return the index of the variable whose class means a control of the swap inserts.
+    """Return the index of the control variable, whose class means one control of a swap inserts.
 
     The control variable is r1. If the swapped variable is r1, the control variable is e1.
 
@@ -131,8 +131,8 @@ def permuted_classes(
       random: the random number generator.
 
     Returns:
-      int32 `[class]`, the class that replaces each class. It differs from the replaced class, if at
-      least two classes occur. Classes that do not occur stay the same.
+      int32 `[class]`, the class that replaces each class. Classes that do not occur are mapped to
+      themselves.
     """
     there = random.permutation(np.unique(values[values >= 0]))
     dealt = np.arange(n_classes, dtype=np.int32)

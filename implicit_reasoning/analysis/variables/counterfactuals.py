@@ -1,10 +1,10 @@
 """Choose the rows to edit, with new values of variables and counterfactual answers.
 
 A case is a dataset row whose state is edited. The first facts of chains are divided into two
-halves. Class means and subspaces are fitted to chains with a first fact in one half. The first fact
-of a case is in the second half. At positions whose prefix determines the first fact, states of
-cases are therefore never used for fitting. At earlier positions, cases and fitted chains can have
-equal states.
+halves. Class means and subspaces are fitted to chains whose first facts are in the first half. The
+first facts of cases are in the second half. At positions whose prefix determines the first fact,
+states of cases are therefore never used for fitting. At earlier positions, cases and fitted chains
+can have equal states.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def choose_cases(
 
     Chosen rows and rows in `fitted` have no first fact in common. The chosen rows of a split have
     as many different first facts as possible. The new value is a random value that changes the
-    answer. It must occur in the rows in `fitted`, because a swap needs the class mean of the new
-    value. The answer for a new value is determined by facts that training uses at the same hop,
-    because a model may not know facts at hops that are not trained.
+    answer. The new value must occur in the rows in `fitted`, because a swap needs the class mean of
+    the new value. Counterfactual answers are computed only from facts that training uses at the
+    same hop, because a model may not know a fact at other hops.
 
     Args:
       dataset: the dataset.
@@ -147,7 +147,7 @@ def round_robin(
 def determined_cells(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
-    """Return the positions whose prefix determines a variable.
+    """Return the positions whose prefix determines a variable, for all variables.
 
     The prefix of a position is the tokens up to and including the position.
 
@@ -179,7 +179,7 @@ def follow_relations(
 
     Args:
       world: the world with the facts.
-      relations: for every hop of the chain, the relations.
+      relations: an array of relations for each hop.
       start: the head entity of the first followed hop; -1 if there is no entity.
       hop: the first hop to follow, counted from 0.
 
@@ -201,11 +201,12 @@ def counterfactual_answers(
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
-    """Return the right answers to rows in which one variable is changed.
+    """Return the right answers to queries in which the value of one variable is changed.
 
-    Usually, the facts of the world determine the answer. A value of the variable `decoy` is used
-    like a bridge (e2). In the world `scrambled`, training targets do not follow from the facts. The
-    answer to a changed input token is then the training target of the changed query.
+    Usually, the facts of the world determine the answer. If the variable is `decoy`, its new value
+    is used as the bridge (e2). In the world `scrambled`, training targets do not follow from the
+    facts. If the variable is an input token of this world, the answer is the training target of the
+    changed query.
 
     Args:
       dataset: the dataset.
@@ -215,8 +216,8 @@ def counterfactual_answers(
 
     Returns:
       int `[row, value]`, the answer tokens. An answer is -1 if a fact does not exist, if training
-      does not use a fact at its hop, or if the changed query is not a training query of
-      `scrambled`.
+      does not use a fact at its hop, or if the training target of the changed query is needed and
+      does not exist.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":
@@ -286,8 +287,8 @@ def make_inputs(
       dataset: the dataset.
       cases: the rows to edit, with the new values.
       fitted: the dataset rows to which class means or erasers are fitted.
-      more: further arrays `[variable, ...]` that the edit of an instrument needs, by name. For each
-        variable, `Cell.more` contains the entries.
+      more: further arrays `[variable, ...]` that the edit of an instrument needs, by name.
+        `Cell.more` contains the parts of these arrays for the variable of the cell.
     """
     variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]

@@ -1,11 +1,11 @@
 """Distributed alignment search (DAS): learn a subspace that represents a variable.
 
-A subspace is learnt at every (layer, position) (see `alignment.py`). It is scored on pairs of a
-base query and a source query. The component of the base state in the subspace is replaced by the
-component of the source state. The answer to the base should then depend on the value of the
-variable in the source (cause), and on no other property of the source (isolation). Training pairs
-and scored pairs have no first fact in common. Training pairs and scored pairs for cause also have
-no combination of new value and last relation in common.
+A subspace is learnt at every (layer, position) (see `alignment.py`). The subspace is scored on
+pairs of a base query and a source query. The component of the base state in the subspace is
+replaced by the component of the source state. The answer to the base should then depend on the
+value of the variable in the source (cause), and on no other property of the source (isolation).
+Training pairs and scored pairs have no first fact in common. Training pairs and scored pairs for
+cause also have no combination of new value and last relation in common.
 
 An edit in a learnt subspace can *make* a model compute something that the model does not compute
 without the edit. Compare the result with `mean_swap`, which learns no subspace. This instrument
@@ -14,10 +14,10 @@ which class means differ most, the component in a random subspace, or the whole 
 
 A random subspace almost never produces one specific answer, so it is no control for a search. Both
 controls are therefore searches. The first control learns a subspace from pairs with shuffled
-answers. It can learn which answers are frequent, and how to remove the old answer. The second
-control learns a subspace in a model at its initialisation. It shows what a search achieves in a
-model that computes nothing (compare arXiv 2507.08802). Each control costs as much as the main
-search.
+answers. This control can learn which answers are frequent, and how to remove the old answer. The
+second control learns a subspace in a model at its initialisation. This control shows what a search
+achieves in a model that computes nothing (compare arXiv 2507.08802). Each control costs as much as
+the main search.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _CONTROL = 0.5
 
 
 class Alignment(Instrument):
-    """Instrument that learns a subspace that represents a variable (DAS)."""
+    """Instrument that learns a subspace for a variable by distributed alignment search (DAS)."""
 
     name = "das"
     definition = (
@@ -150,8 +150,7 @@ class Alignment(Instrument):
         """Return the indices of the positions at which a subspace is learnt.
 
         Raises:
-          InputError: prompts of the dataset have no position of a chosen name, or the dataset has
-            no such variable.
+          InputError: a chosen position or the chosen variable does not exist in the dataset.
         """
         if self.positions is not None:
             missing = [pos for pos in self.positions if pos not in dataset.positions]
@@ -317,8 +316,8 @@ class Alignment(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "used" where the learnt subspace has high scores for cause and isolation.
 
-        A score is the share of pairs whose answer is the expected answer. In addition, the upper
-        interval end of the cause score of both controls must be at most 0.5.
+        A score is the share of pairs whose answer is the expected answer. In addition, the cause
+        scores of both controls must be low, with upper interval ends of at most 0.5.
         """
         learnt = result.sel(edit=EDITS[0], drop=True)
         sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)

@@ -2,9 +2,9 @@
 
 LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can predict
 the value of the variable. If the answers do not change, the model does not need the linear
-representation of the variable in this state. The model may still use the representation, and be
-able to compute the answer without it. A variable is therefore claimed to be unused only if a swap
-of class means does not change the answers either.
+representation of the variable in this state. The model may still use the representation, if it can
+also compute the answer without the representation. A variable is therefore claimed to be unused
+only if a swap of class means also leaves the answers unchanged.
 
 To erase a variable with many values, many directions must be removed, often all directions of a
 state. The model then cannot compute any answer. One erasure therefore makes at most 16 values
@@ -109,7 +109,9 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the rows to edit, which are full chains, such as (e1, r1, r2), from every split.
+        """Choose the rows to edit.
+
+        The rows are full chains, such as (e1, r1, r2), from every split.
 
         Erasers are fitted to training chains and to the rows to edit. The linear discriminant,
         which decodes the variable, is fitted to training chains only.

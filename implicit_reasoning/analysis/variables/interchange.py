@@ -2,8 +2,8 @@
 
 An interchange replaces the component of the base state in a subspace by the component of the source
 state. In a cause pair, base and source have different values of the variable. The expected answer
-is the right answer to the base with the value of the source. In an isolation pair, base and source
-have the same value of the variable, different first facts and different last relations. The
+is the right answer to the base query with the value of the source. In an isolation pair, base and
+source have the same value of the variable, different first facts and different last relations. The
 expected answer is the answer to the base (Huang et al. 2024, RAVEL).
 """
 
