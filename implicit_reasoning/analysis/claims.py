@@ -289,8 +289,8 @@ def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
     """Judge claims by a known mechanism.
 
     Returns:
-      "wrong" if any claim is false; "right" if no claim is false and at least one is true; "silent"
-      if all claims are open, or if there are no claims.
+      "wrong" if any claim is false; "right" if at least one claim is true and no claim is false;
+      "silent" if no claim is true or false.
 
     Raises:
       InputError: the kind of a claim is not in `CLAIM_KINDS`.

@@ -141,8 +141,8 @@ def heat_maps(
     """Draw heat maps with a common colour scale. The first row of a map is at the bottom.
 
     Args:
-      maps: for each map, by title, the values. The dimensions are those that `rows` and `columns`
-        name. Values must be at most 1; nan is drawn white.
+      maps: for each map, by title, the values, with the dimensions `rows` and `columns`. Values
+        must be at most 1; nan is drawn white.
       label: label of the colour scale.
       nulls: for each map, by title, the values of a null control. These values are written in
         brackets below the values of the map.
@@ -190,8 +190,7 @@ def maps_over_steps(
     """Draw heat maps at a few checkpoints, with one row of maps for each series of values.
 
     Args:
-      series: for each series, by name, the values. The dimensions are step and those that `rows`
-        and `columns` name.
+      series: for each series, by name, the values, with the dimensions step, `rows` and `columns`.
       label: label of the colour scale.
       rows: name of the dimension on the y axis of each map.
       columns: name of the dimension on the x axis of each map.

@@ -1,9 +1,9 @@
 """Choose chains with distinct first facts, and assign states to cross-validation folds.
 
-A state depends on its prefix only, which is the tokens up to its position. A world of 100 entities
-with 10 facts each therefore has 100 distinct states at position e1 and 1,000 at position r1. More
-queries do not add distinct states. Instruments use one chain for each first fact, count equal
-prefixes once, and assign rows with equal prefixes to the same fold.
+A state depends only on its prefix, the tokens up to and including its position. A world of 100
+entities with 10 facts each therefore has 100 distinct states at position e1 and 1,000 at position
+r1. More queries do not add distinct states. Instruments use one chain for each first fact, count
+equal prefixes once, and assign rows with equal prefixes to the same fold.
 """
 
 from __future__ import annotations

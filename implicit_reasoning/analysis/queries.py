@@ -1,4 +1,4 @@
-"""Choose queries for patching, on the host, from the true facts of the world.
+"""Choose queries for patching from the chains of the world. The choice runs on the host.
 
 Patching pairs each query with a second query that shares some parts, such as the first fact. The
 table of all chains is sorted by the shared parts. The candidates for the second query are therefore
@@ -93,7 +93,7 @@ def random_matches(
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " row"]:
-    """Match each row with a random item that has an equal key and satisfies `fits`.
+    """Match each row with a random item that has the key of the row and satisfies `fits`.
 
     Args:
       asked: the key of each row.
@@ -155,9 +155,9 @@ def prompt_tokens(
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """Return the index in (e1, r1, r2, ...) of the token at each position of a prompt.
+    """Return which part of a query is at each position of a prompt.
 
-    For example, the result is [1, 2, 0] for prompts (r1, r2, e1).
+    A part is an index into (e1, r1, r2, ...). For prompts (r1, r2, e1), the result is [1, 2, 0].
     """
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]

@@ -190,9 +190,9 @@ def save_merged(
       path: path of the file.
       new: the result to write.
       identity: the identity of the result, from `identity_of`.
-      stale: the value of `version_of_file` for a result to overwrite. If the file has a different
-        value, another process has replaced the file, and the results are merged. None means that an
-        existing result is never overwritten.
+      stale: the value that `version_of_file` returned for a result that is no longer needed. If the
+        value has not changed, the file is overwritten. Otherwise, another process has replaced the
+        file, and the results are merged. None means that all existing results are needed.
 
     Raises:
       InputError: another process has written a result with a different identity. The file is then

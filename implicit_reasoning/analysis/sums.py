@@ -70,9 +70,9 @@ class SumsLayout(NamedTuple):
 class DeviceSums(NamedTuple):
     """Sums of the outcomes of one output by (group, cluster) pair, for one checkpoint.
 
-    The axes `*cell` are all dimensions of the output except "example". An outcome counts unless the
-    instrument excludes it (see `BaseInstrument.given`). If checkpoints are stacked, the first axis
-    of every array is the checkpoint.
+    The axes `*cell` are all dimensions of the output except "example". An outcome counts unless
+    `BaseInstrument.given` excludes the outcome. If checkpoints are stacked, the first axis of every
+    array is the checkpoint.
 
     Attributes:
       least: float32 [*cell, group], the smallest outcome that counts; infinite if no outcome
@@ -181,11 +181,12 @@ def sum_by_cluster(
 ) -> DeviceSums:
     """Sum the outcomes of one output by group and cluster.
 
+    To limit the memory, the outcomes are summed in blocks.
+
     Args:
-      values: the outcomes of one output of one checkpoint. One block of outcomes is summed at a
-        time.
-      counted: whether each outcome counts. The array has as many axes as `values`, and axes of size
-        1 are broadcast. None means that all outcomes count.
+      values: the outcomes of one output of one checkpoint.
+      counted: whether each outcome contributes to the sums. The array has as many axes as `values`,
+        and axes of size 1 are broadcast. None means that all outcomes contribute.
       pairs: the (group, cluster) pair of each example.
       layout: layout of the sums.
       axis: the axis of `values` with the dimension `layout.cluster_dim`; None if there is no such

@@ -176,7 +176,9 @@ def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, mon
     of_default(monkeypatch, CrossQueryPatching(), LogitLens())
     other = WithoutTrainingChains(run.files.workdir)
     assert analyze_all(other, steps=[20], progress=False) == ["lens"]
-    with pytest.raises(NotApplicable, match="cross_query_patching and pairs 'bridge' need probe rows"):
+    with pytest.raises(
+        NotApplicable, match="cross_query_patching and pairs 'bridge' need probe rows"
+    ):
         analyze(other, "cross_query_patching", progress=False)
 
 

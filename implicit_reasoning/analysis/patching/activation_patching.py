@@ -231,10 +231,10 @@ class ActivationPatching(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "carried" where most answers become the answer to the query with the new token.
 
-        A token is claimed only for states at the position of the token. States at later positions
-        may represent a variable that is computed from the token. The share of changed answers is
-        measured in noising, over queries that the model answers correctly with both the old and the
-        new token. A high share in one split is sufficient for a claim.
+        Claims are made only for states at the position of the replaced token. States at later
+        positions may represent a variable that is computed from the token. The share of changed
+        answers is measured in noising, over queries that the model answers correctly with both the
+        old and the new token. A high share in one split is sufficient for a claim.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)

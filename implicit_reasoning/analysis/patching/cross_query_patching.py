@@ -11,7 +11,7 @@ Source: Ye et al. 2025, section 4. This instrument adds three conditions:
   memorised a chain could give the answer without using a bridge.
 - The composed answer differs from the clean answer.
 - The answer to the source differs from the composed answer. A patch that only copies the answer to
-  the source is therefore not counted.
+  the source therefore does not give the composed answer.
 
 Unlike in the paper, the states of the last layer are taken before the final norm.
 """
@@ -185,6 +185,8 @@ class CrossQueryPatching(Instrument):
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim where e2 is carried, and whether the model composes facts or has memorised chains.
+
+        The composed chain has the first fact of the source and the later relations of the target.
 
         "carried" needs two conditions at the claimed (layer, position):
 

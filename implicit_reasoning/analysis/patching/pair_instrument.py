@@ -63,8 +63,8 @@ class PairInstrument(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Make the prompt pairs, and check that the pairs and the metrics are valid.
 
-        For the null control, each pair is also assigned the prompts of a random different pair of
-        its group.
+        For the null control, the inputs also contain the prompts of a random different pair of the
+        same group, for each pair.
 
         Raises:
           InputError: the pairs function does not return valid pairs, or a metric does not return

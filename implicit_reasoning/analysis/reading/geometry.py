@@ -56,8 +56,8 @@ class Geometry(Instrument):
     """Instrument that measures whether states of facts with the same bridge (e2) are similar.
 
     The centroid of a bridge is the mean state of its facts. The instrument computes cosines between
-    states and centroids, the nearest centroid of each state, the tails that can be decoded at e1,
-    and projections of states to two dimensions.
+    states and centroids, and the nearest centroid of each state. The instrument also decodes tails
+    of e1 from the state at e1, and projects states to two dimensions.
     """
 
     name = "geometry"

@@ -18,7 +18,8 @@ def ranks(
     Args:
       logits: the logits of each row.
       wanted: the tokens to rank. The axis `truth` can contain true and shuffled tokens.
-      among: mask of the tokens among which the tokens of each variable are ranked; default: all.
+      among: for each variable, a mask of the tokens with which a wanted token is compared; default:
+        all tokens.
     """
     of_wanted = jnp.take_along_axis(logits[None, None], wanted[..., None], axis=-1)
     better = ~(logits[None, None] < of_wanted)  # also true for ties, nan and the wanted token

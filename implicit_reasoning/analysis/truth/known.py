@@ -102,8 +102,9 @@ def known_models(
 def planted_models(seed: int | None = None) -> list[KnownModel]:
     """Return one planted model for each mechanism in `MECHANISMS`.
 
-    The model `prefix_memoriser` answers training chains only, which distinguishes it from models
-    that compose facts. All other models answer the chains of all splits.
+    Most models answer the chains of all splits. The model `prefix_memoriser` answers training
+    chains only. Wrong answers to held-out chains distinguish this model from models that compose
+    facts.
 
     Args:
       seed: the seed of the random family; None means the fixed models.

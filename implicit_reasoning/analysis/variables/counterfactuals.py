@@ -215,9 +215,9 @@ def counterfactual_answers(
       others: the new values of the variable in each row.
 
     Returns:
-      int `[row, value]`, the answer tokens. An answer is -1 if a fact does not exist, if training
-      does not use a fact at its hop, or if the training target of the changed query is needed and
-      does not exist.
+      int `[row, value]`, the answer tokens. An answer is -1 if a fact does not exist, or if
+      training does not use a fact at its hop. In `scrambled`, an answer is -1 if the changed query
+      is not a training query.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":

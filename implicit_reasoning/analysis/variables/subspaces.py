@@ -164,7 +164,7 @@ class Eraser(NamedTuple):
 
 
 class Whitening(NamedTuple):
-    """Whitening transform of states, and its inverse.
+    """Whitening transform of states, with the inverse transform.
 
     Attributes:
       mean: the mean of the states.
@@ -219,8 +219,8 @@ def leace(
     To erase only some classes, set the class of all other states to -1.
 
     Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem
-    4.3. The paper uses the cross-covariance of states and one-hot classes. It spans the same
-    directions as the centred class means.
+    4.3. The paper uses the cross-covariance of states and one-hot classes. The cross-covariance
+    spans the same directions as the centred class means.
 
     Args:
       white: the whitening transform of the states.
