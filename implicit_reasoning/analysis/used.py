@@ -62,6 +62,9 @@ _SOURCES = ("mean_swap", "erasure", "probes", "lens", "decoding")
 def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
     """Combine the results of several instruments for one run into a table.
 
+    The instrument `mean_swap` replaces the value of a variable in a state by a new value (swap).
+    The instrument `erasure` removes all linear information about a variable from a state.
+
     Args:
       results: results by instrument name. "mean_swap" and "erasure" are required. "probes", "lens"
         and "decoding" are optional. The decoding accuracy is the accuracy of "probes" with held-out
@@ -75,7 +78,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
       A dataset with the dimensions step, variable, layer and pos, and with the labels that all
       results have. The data variables are:
 
-      - `decoded`: decoding accuracy on held-out states.
+      - `decoded`: accuracy of a linear probe for the variable on held-out states.
       - `lens`: share of states in which the logit lens ranks the token of the variable first;
         missing if `results` does not contain "lens".
       - `follows`: share of answers that become the right answer for the new value after the swap.

@@ -6,9 +6,9 @@ Denoising patches states of the clean run into the corrupted run. The state at e
 position) is patched. There are three corruptions:
 
 - `counterfactual` replaces the token so that the new query has a known, different answer. If
-  possible, the new query is a training query, so that a model that only memorises training queries
-  can also answer the new query. For this corruption, the outputs of attention, of the MLP and of
-  each head are also patched.
+  possible, the new query is a training query. A model that only memorises training queries can then
+  also answer the new query. For this corruption, the outputs of attention, of the MLP and of each
+  head are also patched.
 - `symmetric` replaces the token by a random token of the same type (entity or relation). The new
   query may have no answer, or the same answer as the clean query.
 - `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is

@@ -205,7 +205,7 @@ def counterfactual_answers(
 
     Usually, the facts of the world determine the answer. If the variable is `decoy`, its new value
     is used as the bridge (e2). In the world `scrambled`, training targets do not follow from the
-    facts. If the variable is an input token of this world, the answer is the training target of the
+    facts. If an input token is changed in this world, the answer is the training target of the
     changed query.
 
     Args:

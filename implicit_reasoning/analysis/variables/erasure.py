@@ -6,12 +6,12 @@ representation of the variable in this state. The model may still use the repres
 also compute the answer without the representation. A variable is therefore claimed to be unused
 only if a swap of class means also leaves the answers unchanged.
 
-To erase a variable with many values, many directions must be removed, often all directions of a
-state. The model then cannot compute any answer. One erasure therefore makes at most 16 values
-indistinguishable, which removes at most 15 directions. For each variable, ten sets of values are
-drawn at random. Each state is edited once, with a set that contains the value of the state. Every
-erased direction causes some damage, so two controls erase the same number of directions. The first
-control fits the eraser to shuffled values. The second control erases random directions.
+A complete erasure of a variable with many values would remove many directions, often all directions
+of a state. The model could then not compute any answer. One erasure therefore makes at most 16
+values indistinguishable, which removes at most 15 directions. For each variable, ten sets of values
+are drawn at random. Each state is edited once, with a set that contains the value of the state.
+Every erased direction causes some damage, so two controls erase the same number of directions. The
+first control fits the eraser to shuffled values. The second control erases random directions.
 
 The number of forward passes does not depend on the number of sets. Fitting and editing need further
 operations for each variable, layer and position. With n fitted states, c edited states and d
