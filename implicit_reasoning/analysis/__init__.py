@@ -18,7 +18,7 @@ claims.py       defines claims about a mechanism, and compares them with the tru
 states.py       computes residual stream states, and the values of variables such as e2
 facts.py        chooses one row for each fact, and assigns rows to cross-validation folds
 queries.py      chooses queries from the facts of the world, on the host
-chunks.py       evaluates examples in chunks, and skips examples that do not count
+chunks.py       evaluates examples in chunks, and skips examples that are not needed
 suffix.py       computes the logits of the answer from the states of a given layer
 subject.py      defines the objects that can be measured: a run, or weights in memory
 runner.py       measures all checkpoints in one compiled program

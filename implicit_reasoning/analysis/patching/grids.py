@@ -222,8 +222,8 @@ def noising_and_denoising(
       patch: function such as `patch_states`, which takes the base run before the donor run.
       model: the model; static.
       params: parameters of both runs.
-      one: cached activations of the first run; the base run of the first direction.
-      other: cached activations of the second run; the donor run of the first direction.
+      one: cached activations of the first run, which is the base run in the first direction.
+      other: cached activations of the second run, which is the donor run in the first direction.
 
     Returns:
       The logits of both directions, stacked along a new first axis.

@@ -126,7 +126,7 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """Compute the mean of each group, and return the mean of the group of each example.
+    """Return the mean of the group to which each example belongs.
 
     Only examples for which `counted` is true contribute. The mean of a group without such examples
     is 0.

@@ -71,9 +71,10 @@ def swap_controls(
 
 
 def control_variable(names: Sequence[str], name: str) -> int:
-    """Return the index of the control variable, whose class means one control of a swap inserts.
+    """Return the index of the control variable of a swap.
 
-    The control variable is r1. If the swapped variable is r1, the control variable is e1.
+    One control of a swap inserts class means of the control variable. The control variable is r1.
+    If the swapped variable is r1, the control variable is e1.
 
     Args:
       names: the names of all variables.

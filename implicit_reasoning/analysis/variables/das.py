@@ -4,8 +4,8 @@ A subspace is learnt at every (layer, position) (see `alignment.py`). The subspa
 pairs of a base query and a source query. The component of the base state in the subspace is
 replaced by the component of the source state. The answer to the base should then depend on the
 value of the variable in the source (cause), and on no other property of the source (isolation).
-Training pairs and scored pairs have no first fact in common. Training pairs and scored pairs for
-cause also have no combination of new value and last relation in common.
+Training pairs and scored pairs have no first fact in common. For cause, training pairs and scored
+pairs also have no combination (new value, last relation) in common.
 
 An edit in a learnt subspace can *make* a model compute something that the model does not compute
 without the edit. Compare the result with `mean_swap`, which learns no subspace. This instrument
