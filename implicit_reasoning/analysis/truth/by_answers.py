@@ -1,8 +1,9 @@
-"""Decide from the answers of a trained model whether `factors` and `grounded` are true of it.
+"""Decide from the answers of a trained model whether the claims `factors` and `grounded` are true.
 
-The mechanism of a trained model is not written into its weights, so its answers are the truth for
-the claims of instruments. The rules here were fixed before any model was measured. They use probe
-rows only, so they need no intervention on the model and no checkpoint other than the one to judge.
+The mechanism of a trained model is unknown. The answers to probe rows, which are the rows for
+evaluation, therefore decide whether the claims of instruments are true. The rules in this module
+were fixed before any model was measured. The rules need no intervention on the model, and only the
+answers of the judged checkpoint.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ RULES_WITHOUT_BRIDGES = ("modal_r2", "modal_e1_r2", "modal_r1_r2")
 
 
 class Judged(NamedTuple):
-    """The truth of a claim, and the numbers that it follows from.
+    """The truth of a claim, with the accuracies that decide the claim.
 
     Attributes:
-      holds: whether the claim is true; None if it is open.
-      accuracy: the accuracy on the rows that decide, with its 95% interval, clustered by bridge.
-      compared: the accuracy on the rows for comparison, in the same form.
-      rule: the name of the best rule on the rows that decide.
-      by_rule: the accuracy of this rule on these rows.
+      holds: whether the claim is true; None if the claim is open.
+      accuracy: the accuracy on the deciding split, with a 95% interval that is clustered by bridge.
+      compared: the accuracy on the split for comparison, with a 95% interval that is clustered by
+        bridge.
+      rule: the name of the shortcut with the highest accuracy on the deciding split.
+      by_rule: the accuracy of this shortcut on the deciding split.
     """
 
     holds: bool | None
@@ -52,30 +54,32 @@ class Judged(NamedTuple):
 
 
 def grounded(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
-    """Decide whether the model's code of the bridge is set by the atomic fact.
+    """Decide the claim `grounded`: the atomic fact alone sets the representation of the bridge.
 
-    The training chains do not identify the bridge of the chains in `test_c0`, and only the atomic
-    fact does. Chains in `test_c2` have the same number of training chains per fact, and these
-    chains identify the bridge. Let `threshold` be the accuracy of the best rule on `test_c0`, of
-    all rules in `worlds.shortcuts.RULES` that apply, plus `ABOVE_RULES`. The claim is
+    For chains in the split `test_c0`, the training chains do not identify the bridge (e2), so only
+    the atomic fact identifies the bridge. For chains in `test_c2`, the same number of training
+    chains per fact also identifies the bridge. Let c0 and c2 be the accuracies on the two splits.
+    Let `threshold` be `ABOVE_RULES` plus the highest accuracy of a shortcut in
+    `worlds.shortcuts.RULES` on `test_c0`. The claim is
 
-    - true if the lower end of c0 is at least `threshold`, and c0 is at least `SHARE` times c2;
-    - false if the upper end of c0 is below `threshold`, or if c0 - `SHARE` * c2 is negative at
-      the upper end of its interval;
-    - open otherwise, and if c0 or c2 has fewer than `MIN_CLUSTERS` bridges.
+    - true if the lower interval end of c0 is at least `threshold`, and c0 is at least `SHARE * c2`;
+    - false if the upper interval end of c0 is below `threshold`, or if the upper interval end of
+      `c0 - SHARE * c2` is negative;
+    - open in all other cases, and if c0 or c2 has fewer than `MIN_CLUSTERS` bridges.
 
-    The interval of the difference combines the intervals of c0 and c2, which have no bridge in
-    common.
+    The intervals of c0 and c2 are combined into an interval of the difference. The two splits have
+    no bridge in common.
 
     Args:
       dataset: a dataset of the task `ladder`.
-      correct: for each probe row, whether the model answers it correctly; in the order of
-        `np.flatnonzero(dataset.probe)`, as `training.evaluation.ProbeMetrics.correct` returns it.
+      correct: whether the model answers each probe row correctly. The rows have the order of
+        `np.flatnonzero(dataset.probe)`, as in `training.evaluation.ProbeMetrics.correct`.
 
     Raises:
-      InputError: the dataset has no split `test_c0` or `test_c2`, or `correct` has another length.
+      InputError: the dataset has no split `test_c0` or `test_c2`, or the length of `correct`
+        differs from the number of probe rows.
 
-    Source: the rule was fixed for this project; the interval of the difference is that of Zou and
+    Source: the rule was fixed for this project. The interval of the difference is from Zou and
     Donner 2008, "Construction of confidence intervals about effect measures: a simple approach".
     """
     c0, c2 = (_accuracy(dataset, correct, name) for name in ("test_c0", "test_c2"))
@@ -91,27 +95,31 @@ def grounded(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
 
 
 def factors(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
-    """Decide whether held-out chains follow a code that the prefixes of one bridge share.
+    """Decide the claim `factors`: prefixes of one bridge share a representation.
 
-    A model that looks up whole chains answers a held-out chain no better than a rule that does not
-    group prefixes by bridge (`RULES_WITHOUT_BRIDGES`). Rules that do group them, such as row
-    completion, are not compared: a model that follows such a rule has a shared code, which is what
-    the claim says. For the same reason, the rows that no rule answers do not decide: chains do not
-    determine their bridge, so these rows test whether the code is grounded. Let `threshold` be the
-    accuracy of the best of these rules on `test_ii`, plus `ABOVE_RULES`. The claim is
+    The claim is about the representation that answers to held-out chains depend on.
 
-    - true if the lower end of test_ii is at least `threshold`, and test_ii is at least `SHARE`
-      times train_ii;
-    - false if the upper end of test_ii is below `threshold`;
-    - open otherwise, because some prefixes then share a code and others do not, and if `test_ii`
-      has fewer than `MIN_CLUSTERS` bridges.
+    A model that looks up whole chains answers held-out chains no better than the shortcuts in
+    `RULES_WITHOUT_BRIDGES`, which do not group prefixes by bridge (e2). All other shortcuts, such
+    as row completion, are ignored, because a model that follows one of these shortcuts has a shared
+    representation. Rows that no shortcut answers correctly are not used as a separate deciding
+    split. Training chains do not determine the bridge of these rows, so these rows test the claim
+    `grounded`. Let `threshold` be `ABOVE_RULES` plus the highest accuracy of a shortcut in
+    `RULES_WITHOUT_BRIDGES` on `test_ii`. The claim is
+
+    - true if the lower interval end of the accuracy on `test_ii` is at least `threshold`, and this
+      accuracy is at least `SHARE` times the accuracy on `train_ii`;
+    - false if the upper interval end of the accuracy on `test_ii` is below `threshold`;
+    - open in all other cases, because only some prefixes then share a representation, and if
+      `test_ii` has fewer than `MIN_CLUSTERS` bridges.
 
     Args:
       dataset: a dataset of the task `ladder` or `composition`.
-      correct: as for `grounded`.
+      correct: whether the model answers each probe row correctly; see `grounded` for the order.
 
     Raises:
-      InputError: the dataset has no split `test_ii` or `train_ii`, or `correct` has another length.
+      InputError: the dataset has no split `test_ii` or `train_ii`, or the length of `correct`
+        differs from the number of probe rows.
 
     Source: the rule was fixed for this project, by analogy with `grounded`.
     """
@@ -128,16 +136,18 @@ def factors(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
 
 
 def mechanism_by_answers(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Mechanism:
-    """Return the mechanism of a trained model of the ladder, for `claims.judge`.
+    """Return the true and open claims about a model that is trained on `ladder`.
 
-    Only `factors` and `grounded` can be true or false. Claims of all other kinds are open.
+    Only claims of the kinds `factors` and `grounded` can be true or false. All other claims are
+    open.
 
     Args:
       dataset: a dataset of the task `ladder`.
-      correct: as for `grounded`.
+      correct: whether the model answers each probe row correctly; see `grounded` for the order.
 
     Raises:
-      InputError: as for `grounded` and `factors`.
+      InputError: a split that `grounded` or `factors` needs is missing, or the length of `correct`
+        differs from the number of probe rows.
     """
     judged = {
         Claim("factors", "e2"): factors(dataset, correct).holds,
@@ -153,13 +163,14 @@ def mechanism_by_answers(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) 
 def correct_probes(
     subject: Subject, steps: Sequence[int] | None = None
 ) -> Bool[np.ndarray, "step probe"]:
-    """Return which probe rows a run answers correctly at some checkpoints.
+    """Return whether each probe row is answered correctly, at some checkpoints.
 
-    All checkpoints share one compiled program.
+    Probe rows are the rows for evaluation (`Dataset.probe`). All checkpoints share one compiled
+    program.
 
     Args:
       subject: a run, or a model with data and checkpoints.
-      steps: the checkpoints; None evaluates all.
+      steps: the steps of the checkpoints; None means all.
     """
     evaluation = Evaluation(subject.model, subject.dataset)
     found = []
