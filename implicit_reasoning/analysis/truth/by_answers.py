@@ -186,13 +186,13 @@ def _accuracy(dataset: Dataset, correct: Bool[np.ndarray, " probe"], split: str)
     probes = np.flatnonzero(dataset.probe)
     if len(correct) != len(probes):
         raise InputError(
-            f"`correct` has {len(correct)} values, and the dataset has {len(probes)} probe rows; "
-            "they must be equal"
+            f"`correct` has {len(correct)} values, but the dataset has {len(probes)} probe rows; "
+            "pass one value for each probe row"
         )
     if split not in dataset.splits:
         raise InputError(
-            f"the truth of this claim needs the split {split!r}; this dataset has "
-            f"{', '.join(dataset.splits)}"
+            f"the truth of this claim needs the split {split!r}, but the dataset has only the "
+            f"splits {', '.join(dataset.splits)}"
         )
     rows = dataset.probes(split)
     return clustered_interval(

@@ -96,7 +96,7 @@ def test_with_fewer_than_20_bridges_the_claim_is_open():
 
 def test_a_world_without_cold_facts_is_refused(data):
     other = small_world()
-    with pytest.raises(InputError, match="needs the split 'test_c0'; this dataset has id_triples"):
+    with pytest.raises(InputError, match="needs the split 'test_c0', but the dataset has only"):
         grounded(other, np.ones(other.probe.sum(), bool))
     with pytest.raises(InputError, match="`correct` has 3 values"):
         grounded(data, np.ones(3, bool))
