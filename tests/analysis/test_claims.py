@@ -74,7 +74,7 @@ def test_a_claim_names_a_state_by_layer_and_position_or_any_unit():
     assert Claim("composes", "e2").unit == WholeModel()
     with pytest.raises(InputError, match="a layer and a position"):
         Claim("used", "e2", 1)
-    with pytest.raises(InputError, match="about one unit"):
+    with pytest.raises(InputError, match="omit the position"):
         Claim("part", "answer", Head(0, 1), "r1")
 
 

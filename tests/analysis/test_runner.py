@@ -197,7 +197,7 @@ def without(name, result):
     [
         ({"probability": ("pos", "example")}, "declares the outputs .'probability'., but measure"),
         ({**Probabilities.outputs, "weights": ("head",)}, "'weights' has the dimension 'head'"),
-        ({**Probabilities.outputs, "weights": ("layer",)}, r"has shape \(8,\); it must be"),
+        ({**Probabilities.outputs, "weights": ("layer",)}, r"has shape \(8,\), but the declared"),
     ],
 )
 def test_what_is_not_as_declared_is_said(subject, outputs, said):

@@ -77,14 +77,14 @@ def test_exchange_pairs_differ_in_one_token_and_in_the_answer(place):
     ("change", "said"),
     [
         ({"clean": [1, 2]}, r"clean has shape \(2,\), expected \[pair, pos\]"),
-        ({"corrupt": [[0, 1, 2], [0, 1, 2]]}, "but corrupt prompts have 3 tokens"),
+        ({"corrupt": [[0, 1, 2], [0, 1, 2]]}, "clean prompts have 2 tokens, but corrupt prompts"),
         ({"corrupt": [[0, 1]]}, r"corrupt has shape \(1, 2\), expected \(2, 2\)"),
         ({"corrupt": [[0, 1], [0]]}, "the rows of corrupt have different lengths"),
         (
             {"clean": [[0, 1], [2, 900]]},
             "clean contains the token 900 in pair 1; use only tokens from 0",
         ),
-        ({"corrupt_answer": [-1, 3]}, "corrupt_answer of pair 0 has token -1"),
+        ({"corrupt_answer": [-1, 3]}, "corrupt_answer contains the token -1 in pair 0"),
         ({"answer": [1, 2, 3]}, r"answer has shape \(3,\), expected \(2,\)"),
         ({"clean": [[0.5, 1], [0, 1]]}, "clean has type float64, expected an integer type"),
         (
@@ -108,7 +108,7 @@ def test_wrong_pairs_are_refused_in_a_sentence(change, said):
         return dataclasses.replace(SOME, **change)
 
     instrument = PairPatching(pairs=my_pairs)
-    with pytest.raises(InputError, match="my_pairs: " + said):
+    with pytest.raises(InputError, match="my_pairs returned invalid pairs: " + said):
         instrument.examples(MODEL, DATA)
 
 
