@@ -55,9 +55,10 @@ _PICTURED, _EACH = 5, 12  # number of bridges in the projections, and maximum st
 class Geometry(Instrument):
     """Instrument that measures whether states of facts with the same bridge (e2) are similar.
 
-    The centroid of a bridge is the mean state of its facts. The instrument computes cosines between
-    states and centroids, and the nearest centroid of each state. The instrument also decodes tails
-    of e1 from the state at e1, and projects states to two dimensions.
+    The centroid of a bridge is the mean state of its ID facts, which occur in training chains. The
+    instrument computes cosines between states and centroids, and the nearest centroid of each
+    state. The instrument also decodes tails of e1 from the state at e1, and projects states to two
+    dimensions.
     """
 
     name = "geometry"
@@ -183,9 +184,9 @@ class Geometry(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" for e2 where most states are nearest to the centroid of their bridge.
 
-        A centroid is the mean state of all facts with the same bridge (e2), without the compared
-        state. The share of states must also be above the null control, in which bridges are
-        shuffled.
+        The centroid of a bridge is the mean state of its ID facts, without the compared state. ID
+        facts are facts that occur in training chains. The share of states must also be above the
+        null control, in which bridges are shuffled.
         """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
         by_chance = {"truth": ("true", "shuffled")}
