@@ -19,7 +19,7 @@ from implicit_reasoning.errors import Exit, InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return the exit code; `argv` is by default `sys.argv[1:]`."""
+    """Run one command line and return the exit code. `argv` defaults to `sys.argv[1:]`."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] == "help" or words[0].startswith("-"):

@@ -15,7 +15,7 @@ from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
 
 def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
-    """Check this machine, and return what was found, by the name of the check.
+    """Check this machine, and return the finding of each named check.
 
     The call takes a few seconds, because it measures the peak throughput of matrix products.
 
@@ -44,7 +44,7 @@ def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
 
 
 def remedies() -> list[str]:
-    """Check this machine for known problems, and return advice for each problem that it has."""
+    """Check this machine for known problems, and return advice for each problem found."""
     advice = []
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         advice.append(

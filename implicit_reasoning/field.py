@@ -1,8 +1,7 @@
 """`Field`: the type, meaning, default and allowed values of one configuration field.
 
-A package that reads a group of fields has a table of these fields: `worlds/tasks/fields.py`,
-`model/fields.py`, `runs/fields.py` and `dictionaries/fields.py`. `config/fields.py` checks a
-configuration against such a table.
+Four modules contain tables of fields: `worlds/tasks/fields.py`, `model/fields.py`, `runs/fields.py`
+and `dictionaries/fields.py`. `config/fields.py` checks a configuration against a table.
 """
 
 from __future__ import annotations
@@ -32,13 +31,12 @@ class Field:
     Attributes:
       kind: type of the value: bool, int, float (ints are accepted too), str or tuple.
       doc: meaning of the field.
-      default: value in a new configuration. If the default is None, the value may be None, and the
-        code that reads the field then chooses a value.
+      default: value in a new configuration. If the default is None, None is allowed, and the code
+        that reads the field then chooses a value.
       low, high: inclusive bounds of a number.
       choices: the allowed values; empty if `choices` does not restrict the value.
-      before: value that reproduces the behavior from before the field existed. A file without the
-        field gets this value. `ALWAYS` means that the field existed from the beginning, so a file
-        without the field is an error.
+      before: value for a configuration file without this field. The value reproduces the behavior
+        from before the field existed. `ALWAYS` means that every file must contain the field.
     """
 
     kind: type
@@ -60,9 +58,9 @@ class Field:
         return self.before is ALWAYS
 
     def fault(self, value: Any) -> str:
-        """Return what a valid value would be, or empty text if `value` is valid.
+        """Describe the valid values; return empty text if `value` is valid.
 
-        The text is the end of a sentence that begins with `NAME is VALUE; `.
+        The text is the end of an error message that begins with `NAME is VALUE; `.
         """
         if value is None and self.default is None:
             return ""

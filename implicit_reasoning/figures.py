@@ -81,10 +81,10 @@ class Figure:
     """A figure for the report.
 
     Attributes:
-      name: file name without extension; it is also the tag in TensorBoard.
-      title: one line of text.
-      caption: sentences that say what is drawn, with units, intervals and null controls, and how
-        to read it.
+      name: file name without extension; the name is also the tag in TensorBoard.
+      title: heading of the figure; one line.
+      caption: text that says what is drawn and how to read the figure. The caption names the units,
+        the intervals and the null controls.
       drawing: the matplotlib figure.
     """
 
@@ -100,7 +100,7 @@ class Page:
 
     Attributes:
       name: file name without extension.
-      title: one line of plain text.
+      title: heading of the page; one line of plain text.
       lead: one or two sentences of plain text that say what the page shows and how its contents
         were chosen.
       body: HTML, inserted without escaping. The caller must escape all data in it.
@@ -115,7 +115,7 @@ class Page:
 
 
 def split_style(split: str) -> dict[str, Any]:
-    """Return the color and the line style that a split has in every figure."""
+    """Return the color and the line style of a data split; all figures use both."""
     kind = "--" if split.startswith("train") else "-" if split.startswith("test") else ":"
     spare = _SPARE[sum(map(ord, split)) % len(_SPARE)]
     color, linestyle = _SPLITS.get(split, (spare, kind))
@@ -145,9 +145,10 @@ def new_drawing(width: float = 8.0, height: float = 4.5, **grid: Any) -> tuple[D
 
 
 def step_axis(ax: Axes, last: int) -> None:
-    """Scale the x axis for training steps: step 0 at the left, then logarithmic from step 1.
+    """Scale the x axis for training steps.
 
-    Call this function before `label_ends`.
+    Step 0 is at the left edge, and the scale is logarithmic from step 1 on. Call this function
+    before `label_ends`.
 
     Args:
       ax: the axes.
@@ -171,11 +172,12 @@ def log_axis(ax: Axes) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8.5) -> None:
-    """Label each curve at the right edge, next to its last point, so that labels do not overlap.
+    """Label each curve next to its last point, without overlap between labels.
 
     Args:
       ax: the axes. Their scales and limits must have been set.
-      ends: for each curve, `(y, text, color)`, where y is its last value in data units.
+      ends: one tuple `(y, text, color)` per curve; `y` is the last value of the curve in data
+        units.
       size: font size in points.
     """
     drawing = ax.get_figure(root=True)
@@ -193,7 +195,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8
 
 
 def darken(color: str) -> tuple[float, float, float]:
-    """Return a darker version of a color, in which small text is readable on white."""
+    """Darken a color enough to make small text readable on a white background."""
     red, green, blue = to_rgb(color)
     return 0.75 * red, 0.75 * green, 0.75 * blue
 
@@ -201,9 +203,9 @@ def darken(color: str) -> tuple[float, float, float]:
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     """Move heights so that neighbours are at least `gap` apart, and return the new heights.
 
-    Each height is first moved up until it is at least `gap` above the height before it. Heights
-    above the top are then moved down, and so are the heights that would be less than `gap` below
-    them. The top is 1 or the last of the given heights, whichever is larger.
+    The first pass goes upwards and raises each height to at least the previous height plus `gap`.
+    The second pass goes downwards and lowers each height to at most the next height minus `gap`. It
+    lowers the last height to at most `max(1, heights[-1])`.
 
     Args:
       heights: the heights in ascending order.

@@ -100,8 +100,8 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
 
     Args:
       path: the file, for the error message.
-      found: the version that is stated in the file.
-      newest: the newest version that can be read.
+      found: the format version that the file contains.
+      newest: the newest format version that this package can read.
 
     Raises:
       InputError: the version is newer than `newest` or not a positive integer.

@@ -49,17 +49,17 @@ def short_count(count: int) -> str:
 def listed(values: Sequence[Any], limit: int = MAX_ROWS) -> str:
     """Return values separated by commas, or `none` if there are no values.
 
-    If there are more than `limit` values, the text has the first `limit` values and says how many
-    more there are.
+    For more than `limit` values, the text contains the first `limit` values and the number of
+    omitted values.
     """
     more = f" and {len(values) - limit:,} more" if len(values) > limit else ""
     return (", ".join(map(str, values[:limit])) or "none") + more
 
 
 def attempt(make: Callable[[], Any]) -> Any:
-    """Return `make()` or, if it raises an exception, a text with the message of the exception.
+    """Return `make()`, or a text with the error message if `make` raises an exception.
 
-    Use this to show an object, because showing an object must never fail.
+    The display of objects in notebooks uses this function, because display must never fail.
     """
     try:
         return make()
@@ -73,7 +73,7 @@ def card(kind: str, name: object, *parts: str) -> str:
     Args:
       kind: the type of the object.
       name: text that identifies the object. It is escaped.
-      *parts: results of `fields`, `table` and `note`. All other text is escaped.
+      *parts: HTML from `fields`, `table` or `note`. Plain text is escaped.
     """
     title = Markup('<div class="ir-title">{} {}</div>').format(kind, name)
     body = Markup("").join((title, *parts))
@@ -93,12 +93,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], limit: int = 
     Args:
       header: the names of the columns.
       rows: the rows; each must have one cell for each column. A float is shown with three decimal
-        places, and None as an empty cell.
-      limit: the maximum number of rows to show. If rows are omitted, a line below the table says
-        how many.
+        places. None gives an empty cell.
+      limit: the maximum number of rows to show. A line below the table says how many rows were
+        omitted.
 
     Raises:
-      ValueError: the number of cells in a row is not the number of columns.
+      ValueError: a row does not have one cell per column.
     """
     shown = rows[:limit]
     head = Markup("").join(

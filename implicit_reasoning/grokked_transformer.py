@@ -1,10 +1,11 @@
 """Import of a GrokkedTransformer run: its checkpoints and data become a run directory.
 
-The vocabulary of an original run has first the 50,257 tokens of GPT-2 and then the symbols of the
-world, and is padded to a multiple of 8. The original model has 1,024 positions. The import keeps
-only the embeddings of the world's symbols and of the positions that its rows use. The logits of the
-kept tokens do not change. Softmax and ranks are computed over the kept tokens only, so an answer
-that ranked below a token of GPT-2 in the original run can count as correct in the imported run.
+The vocabulary of an original run consists of the 50,257 tokens of GPT-2, the symbols of the world,
+and padding to a multiple of 8. The original model has 1,024 positions. The import keeps the
+embeddings of the symbols and of the positions that occur in the data. It discards all other
+embeddings. The logits of the kept tokens do not change. Softmax and ranks are computed over the
+kept tokens only, so an answer that ranked below a token of GPT-2 in the original run can count as
+correct in the imported run.
 
 The original runs did not save their initialization, so an imported run has no step 0.
 
@@ -56,7 +57,7 @@ _RECIPE = (
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint folder of the original run, and its step."""
+    """A checkpoint folder of the original run, with its training step."""
 
     step: int
     folder: Path
@@ -79,7 +80,7 @@ def import_grokked(
       training arguments that are stored in the checkpoints.
 
     Raises:
-      InputError: a file is missing or truncated, or contradicts a different file.
+      InputError: a file is missing or truncated, or two files contradict each other.
     """
     # A resolved path always has a parent, even if `workdir` is `.`, and contains no links.
     files = Layout(local_path(workdir, "workdir").resolve())
@@ -101,7 +102,7 @@ def import_grokked(
 
 
 def published(task: Any) -> Dataset:
-    """Build the dataset of an imported run from its JSON data in the folder `task.folder`."""
+    """Build the dataset of an imported run from the JSON files in `task.folder`."""
     return read_grokked(task.folder)
 
 
@@ -132,15 +133,15 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
 def token_ids(
     folder: Path, symbols: Sequence[str], vocab: Path, d_vocab: int
 ) -> Int[np.ndarray, " token"]:
-    """Return the token id that each symbol of the world has in a checkpoint.
+    """Return the token id of each symbol of the world in the vocabulary of a checkpoint.
 
     Args:
-      folder: the checkpoint, with at least one file of its tokenizer: `added_tokens.json`,
+      folder: the checkpoint folder. The ids are read from a tokenizer file: `added_tokens.json`,
         `tokenizer.json` or `tokenizer_config.json`.
       symbols: the symbols of the world.
-      vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of the
-        symbols in `vocab.json` determines the ids. In this case, `d_vocab` must be the number of
-        GPT-2's tokens plus the number of these symbols, after padding.
+      vocab: path of the `vocab.json` of the data. Without a tokenizer file, the order of the
+        symbols in `vocab.json` determines the ids. In this case, `d_vocab` must be 50,257 plus the
+        number of symbols, rounded up to a multiple of 8.
       d_vocab: vocabulary size of the checkpoint.
 
     Returns:

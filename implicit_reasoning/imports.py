@@ -1,4 +1,4 @@
-"""Finding of built-in code by its name, and of a user's code by its import path."""
+"""Lookup of built-in objects by name, and of user-defined objects by import path."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = Non
 
     Args:
       name: a key of `known`, `package.module:attribute` or `path/to/file.py:attribute`.
-      known: the built-in objects. A value may be an import path, so that its module is imported
-        only when it is needed.
+      known: the built-in objects by name. A value may also be an import path; its module is
+        imported only when the object is needed.
       kind: what the object should be, for error messages, such as "task" or "instrument".
-      form: the class of which the object must be a subclass. If `form` is None, the object must be
-        callable.
+      form: a base class. The object must be a subclass of `form`. If `form` is None, the object
+        must be callable.
 
     Raises:
-      InputError: there is no such name, file, module or attribute, or the attribute is not a
-        subclass of `form` or not callable.
+      InputError: the name, file, module or attribute does not exist, or the object is not callable
+        or not a subclass of `form`.
     """
     where = known.get(name, name)
     if not isinstance(where, str):
@@ -68,8 +68,8 @@ def load(where: str, kind: str) -> ModuleType:
       kind: what the module should be, for error messages, such as "configuration" or "task".
 
     Raises:
-      InputError: there is no such file or module. Exceptions raised inside the module, including a
-        failed import, propagate unchanged.
+      InputError: the file or module does not exist. Exceptions from code inside the module
+        propagate unchanged.
     """
     return _load_file(where, kind) if where.endswith(".py") else _load_module(where, kind)
 

@@ -54,10 +54,10 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def local_folder(given: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return the path of a folder that exists or can be created; see `local_path`.
+    """Return the path of a folder, with `~` and `~user` expanded. The folder may be missing.
 
     Raises:
-      InputError: `local_path` raises an error, or the path is that of an existing file.
+      InputError: `local_path` rejects the path, or the path is an existing file.
     """
     path = local_path(given, name)
     if path.is_file():

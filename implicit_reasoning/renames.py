@@ -15,7 +15,7 @@ def note(what: str, old: str, new: str) -> None:
     Each note is printed only once in a process.
 
     Args:
-      what: what has this name, such as "instrument".
+      what: kind of the renamed object, such as "instrument".
       old: the name that was given.
       new: the current name.
     """
@@ -27,7 +27,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
       module: `__name__` of the module.
-      names: the current names of objects in the module, by their old names.
+      names: dict from old names of objects in the module to their current names.
     """
 
     def get(name: str) -> Any:

@@ -1,11 +1,11 @@
 """Clustered confidence intervals, means over seeds, and permutation nulls.
 
-For statements about answers, the independent unit is the bridge, the fact or the prefix, not the
-query (see `worlds.clusters`), because queries with the same bridge share a hidden state. An
-interval that treats queries as independent is therefore too narrow. A null distribution is also too
-narrow if labels are permuted between queries and not between clusters. For statements about
-training, the independent unit is the run. If several runs share a world, the independent unit is
-the world.
+For statements about answers, the independent unit is the bridge entity, the fact or the prefix, and
+not the query, because queries with the same bridge entity share a hidden state. `worlds.clusters`
+computes these clusters. An interval that treats queries as independent is too narrow. A null
+distribution from permutations of single queries, rather than clusters, is also too narrow. For
+statements about training, the independent unit is the run. If several runs share a world, the
+independent unit is the world.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Version 1 was a percentile bootstrap clustered by first fact.
 class Interval:
     """A mean with its confidence interval.
 
-    `mean`, `low` and `high` are floats, or arrays [...] if the values have the shape
-    [..., example]. `low` and `high` are nan if there are fewer than two clusters, because the
-    spread is then unknown. `mean` is nan if there is no example. `n_clusters` is an array if the
-    number of clusters differs between the means.
+    `mean`, `low` and `high` are floats, or arrays [...] if the values have the shape `[...,
+    example]`. With fewer than two clusters, `low` and `high` are nan, because the spread is
+    unknown. Without examples, `mean` is nan. `n_clusters` is an array if the number of clusters
+    differs between the means.
     """
 
     mean: Any
@@ -49,31 +49,31 @@ class ClusterIntervals:
 
     Notation: k clusters have sums y_c and sizes n_c, and the mean is m = sum(y) / sum(n). The
     residual of a cluster is r_c = y_c - m n_c. The estimated variance of m is v = k / (k - 1) *
-    sum(r^2) / sum(n)^2. The k clusters, whose sizes may differ, carry as much information as
-    K = sum(n)^2 / sum(n^2) clusters of equal size (Kish).
+    sum(r^2) / sum(n)^2. The effective number of clusters is K = sum(n)^2 / sum(n^2) (Kish). If all
+    sizes are equal, K = k.
 
     Numbers (some value is neither 0 nor 1): the interval is m +- t sqrt(v), where t is Student's t
-    for K - 1 degrees of freedom. If all values lie in [0, 1], the ends are clipped to [0, 1]. If
-    also m is 0 or 1, the interval is that of Clopper and Pearson with one independent example per
-    cluster. In all other cases, the interval has width zero if all cluster means are equal.
+    for K - 1 degrees of freedom. If all values lie in [0, 1], the ends are clipped to [0, 1]. If,
+    in addition, m is 0 or 1, the interval is the Clopper-Pearson interval with one independent
+    example per cluster. In all other cases, the interval has width zero if all cluster means are
+    equal.
 
-    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for N independent
-    examples, with N = m (1 - m) / v but at most sum(n) (Korn and Graubard). The mean of N
-    independent outcomes has the variance v. With few clusters, v is often too small. It is
-    therefore first replaced by (K v + 3 w) / (K + 3), as if three more clusters had the variance w.
-    Here w = p (1 - p) / K, with p = (m K + 1) / (K + 2), is the variance of m if all examples of a
-    cluster have the same outcome. If all outcomes are equal, N is the number of clusters: the lower
-    end for 20 correct clusters of 20 is .83.
+    Outcomes (all values are 0 or 1): the interval is the Clopper-Pearson interval for N independent
+    examples, with N = min(m (1 - m) / v, sum(n)) (Korn and Graubard). With few clusters, the
+    estimate v is often too small. The formula for N therefore uses (K v + 3 w) / (K + 3) instead of
+    v. Here w = p (1 - p) / K, with p = (m K + 1) / (K + 2), is the variance of m if all examples of
+    a cluster have the same outcome. If all outcomes are equal, N is the number of clusters. For
+    example, 20 correct clusters of 20 give the lower end .83.
 
-    In simulations of outcomes, "95%" intervals cover the true proportion in at least 93% of the
-    cases, with 10, 20 and 50 clusters. The simulations use proportions from .05 to .95,
+    In simulations of outcomes with 10, 20 and 50 clusters, "95%" intervals cover the true
+    proportion in at least 93% of the cases. The simulations use proportions from .05 to .95,
     correlations within clusters from 0 to 1, equal and unequal sizes, and bimodal clusters.
-    tests/test_coverage.py has the simulation and its limits.
+    tests/test_coverage.py contains the simulation and its limits.
 
     Sources: Korn and Graubard 1998, "Confidence intervals for proportions with small expected
     number of positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*,
     section 3.12 (variance of a ratio); Kish 1965, *Survey Sampling* (K); Clopper and Pearson 1934.
-    The shrinkage was designed for this project, similar to that of Agresti and Coull 1998.
+    The replacement of v was designed for this project; Agresti and Coull 1998 is similar.
     """
 
     def __init__(self, clusters: Int[np.ndarray, " example"]) -> None:
@@ -87,15 +87,15 @@ class ClusterIntervals:
     def interval(
         self, values: Shaped[np.ndarray, "*batch example"], level: float = 0.95
     ) -> Interval:
-        """Return the mean over examples and its interval, for every index of the leading axes.
+        """Return means over the last axis, with their intervals.
 
         Args:
-          values: [..., example] numbers or bools, in the order of `clusters`. An array that
-            contains only 0 and 1 is treated as outcomes.
-          level: coverage, between 0 and 1.
+          values: [..., example] numbers or bools, with examples in the order of `clusters`. An
+            array that contains only 0 and 1 is treated as outcomes (class docstring).
+          level: nominal coverage, between 0 and 1.
 
         Raises:
-          InputError: the number of values is not the number of examples, a value is not finite, or
+          InputError: the last axis of `values` does not match `clusters`, a value is not finite, or
             `level` is out of range.
         """
         n_examples, n_clusters = len(self._order), len(self._sizes)
@@ -121,16 +121,18 @@ class ClusterIntervals:
         """Return means and intervals over a subset of the examples.
 
         Args:
-          values: [..., example], as for `interval`.
-          counted: bool [..., example], which examples are included. The selection may differ for
-            every index of the leading axes. Axes of size 1 are broadcast, which saves computation.
-          level: coverage, between 0 and 1.
+          values: [..., example] numbers or bools, with examples in the order of `clusters`.
+          counted: bool [..., example], True for examples that are included. The selection may
+            differ between indices of the leading axes. Axes of size 1 are broadcast, which saves
+            computation.
+          level: nominal coverage, between 0 and 1.
 
         Returns:
           The intervals. `n_clusters` [...] counts the clusters with at least one selected example.
 
         Raises:
-          InputError: as for `interval`. Only the selected values must be finite.
+          InputError: the last axes do not match `clusters`, a selected value is not finite, or
+            `level` is out of range.
         """
         if not np.isfinite(values).all(where=counted):
             raise InputError(
@@ -167,16 +169,16 @@ class ClusterIntervals:
 
 
 class ClusterSums(NamedTuple):
-    """Sums by cluster from which `interval_of_sums` computes intervals, for many means at once.
+    """Sums over the examples of each cluster. `interval_of_sums` computes intervals from them.
 
     Attributes:
-      least: [...], the smallest selected value (0 if no value is selected). It is subtracted from
-        all values, so that equal values give a spread of exactly zero.
+      least: [...], the smallest selected value, or 0 if no value is selected. Sums contain
+        differences from `least`, so that equal values give a spread of exactly zero.
       sums: [..., cluster], sum of `value - least` over the selected examples of each cluster.
-      sizes: number of selected examples of each cluster, [..., cluster], or [cluster] if the
-        numbers are the same for all means.
-      outcomes: whether all selected values, of all means, are 0 or 1.
-      shares: whether all selected values, of all means, lie between 0 and 1.
+      sizes: [..., cluster], number of selected examples of each cluster, or [cluster] if all means
+        have the same numbers.
+      outcomes: whether all selected values are 0 or 1.
+      shares: whether all selected values lie between 0 and 1.
     """
 
     least: Any
@@ -189,12 +191,12 @@ class ClusterSums(NamedTuple):
 def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -> Interval:
     """Compute means and intervals from sums by cluster.
 
-    The results equal those of `ClusterIntervals` for the examples that were summed.
+    The results equal the results of `ClusterIntervals` for the summed examples.
 
     Args:
       found: the sums by cluster.
-      n_examples: number of examples, copied to the result.
-      level: coverage, between 0 and 1.
+      n_examples: number of examples, which is copied to the result.
+      level: nominal coverage, between 0 and 1.
 
     Raises:
       InputError: `level` is out of range.
@@ -226,8 +228,8 @@ def clustered_interval(
 ) -> Interval:
     """Return the mean of `values` and its interval, based on the spread between clusters.
 
-    For several sets of values on the same examples, create one `ClusterIntervals`. That class
-    documents the method, the errors and the sources.
+    To compute intervals of several sets of values on the same examples, use `ClusterIntervals`. The
+    docstring of this class describes the method, the errors and the sources.
     """
     return ClusterIntervals(clusters).interval(values, level)
 
@@ -240,19 +242,19 @@ def mean_over_seeds(
 ) -> Interval:
     """Average the runs of each world, and return the mean over worlds with Student's t interval.
 
-    Runs that share a world are not independent, because they differ in their initialization only.
-    The interval is therefore computed over worlds. With one world, `low` and `high` are nan. The
-    interval is symmetric, so for proportions near 0 or 1 an end may lie outside [0, 1].
+    Runs that share a world are not independent, because only their initialization differs. The
+    interval is therefore computed over worlds. With one world, `low` and `high` are nan. The
+    interval is symmetric, so its ends may lie outside [0, 1] for proportions near 0 or 1.
 
     Args:
-      values: [run, ...], one value per run. A run whose value is nan is excluded; this means, for
-        example, that the run has not reached a phase.
+      values: [run, ...], one value per run. Runs with the value nan are excluded. For example, a
+        run is nan if it has not reached a phase of training.
       worlds: [run], the world seed of each run.
-      level: coverage, between 0 and 1.
+      level: nominal coverage, between 0 and 1.
 
     Returns:
-      The interval. `n_examples` is the number of all runs; `n_clusters` [...] is the number of
-      worlds that have a run with a value.
+      The interval. `n_examples` is the number of all runs. `n_clusters` [...] is the number of
+      worlds with at least one run that is not excluded.
 
     Raises:
       InputError: the number of worlds differs from the number of runs, or `level` is out of range.
@@ -283,10 +285,10 @@ def clopper_pearson(successes: Any, trials: Any, level: float = 0.95) -> tuple[A
     """Return the ends of the exact two-sided confidence interval of a proportion.
 
     Args:
-      successes: number of successes, a number or an array [...]; it does not have to be an integer.
-        nan gives nan.
+      successes: number of successes, a number or an array [...]. Fractions are allowed; nan gives
+        nan.
       trials: number of trials, a number or an array [...].
-      level: coverage, between 0 and 1.
+      level: nominal coverage, between 0 and 1.
 
     Source: Clopper and Pearson 1934, computed from quantiles of the beta distribution.
     """
@@ -305,7 +307,7 @@ def permutation_null(
     seed: int,
     clusters: Int[np.ndarray, " example"] | None = None,
 ) -> Float[np.ndarray, " permutation"]:
-    """Return a statistic for random permutations of the labels.
+    """Return the values of a statistic under random permutations of the labels.
 
     Args:
       statistic: function from labels [example] to a number; it is called once per permutation.
@@ -313,8 +315,8 @@ def permutation_null(
       n_permutations: number of permutations.
       seed: seed of the permutations.
       clusters: [example], the cluster of each example, such as its fact. All examples of a cluster
-        must have the same label, and labels are permuted between clusters. By default every example
-        is a cluster.
+        must have the same label. Labels are permuted between clusters. By default, every example is
+        a separate cluster.
 
     Returns:
       The statistic for each permutation, float64 [permutation], for `p_value`.
@@ -345,7 +347,7 @@ def permutation_null(
 def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     """Return the one-sided p-value `(1 + #(null >= observed)) / (1 + n)`.
 
-    The p-value is valid for any number of permutations n, and is never zero.
+    The p-value is valid for any number n of permutations. It is never zero.
 
     Raises:
       InputError: `observed` or `null` contains a nan.
@@ -363,26 +365,24 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
 def max_statistic_p_values(
     observed: Float[np.ndarray, " cell"], null: Float[np.ndarray, "draw cell"]
 ) -> Float[np.ndarray, " cell"]:
-    """Return one-sided p-values that are corrected for the number of cells.
+    """Return one-sided p-values that are corrected for multiple comparisons between cells.
 
-    A cell is, for example, a neuron, an edge or a feature. Each cell is compared with the largest
-    statistic over all cells in each draw of the null: `(1 + #(max null >= observed)) / (1 +
-    draws)`. This controls the family-wise error rate: if all cells follow the null, the chance of
-    one or more p-values below alpha does not exceed alpha, however the cells depend on each other.
-    The smallest possible p-value is 1 / (1 + draws), so `draws` must be at least 1 / alpha - 1.
+    A cell is, for example, a neuron, an edge or a feature. The p-value of a cell is (1 + #(max
+    null >= observed)) / (1 + draws), where `max null` is the largest statistic over all cells in a
+    draw of the null. These p-values control the family-wise error rate for any dependence between
+    the cells. If all cells follow the null, the probability of one or more p-values below alpha is
+    at most alpha. The smallest possible p-value is 1 / (1 + draws), so the test needs at least 1 /
+    alpha - 1 draws.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell
         with the largest variance sets the threshold.
-      null: [draw, cell], the same statistics under the null, for example with shuffled labels. All
-        cells of a draw must come from the same shuffle.
+      null: [draw, cell], the statistics under the null, for example with shuffled labels. Use one
+        shuffle for all cells of a draw.
 
     Returns:
-      float64 [cell]. A cell that is nan or infinite in `observed` or in any draw is excluded and
-      has the p-value nan.
-
-    Raises:
-      InputError: `null` has a different number of cells, or no draws.
+      float64 [cell]. A cell with a value that is nan or infinite, in `observed` or in any draw, is
+      excluded and gets the p-value nan.
 
     Source: Westfall and Young 1993, *Resampling-Based Multiple Testing* (single step).
     """

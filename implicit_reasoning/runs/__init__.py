@@ -1,15 +1,11 @@
 """Run directories: their files, configurations and checkpoints, and `Run`, which opens a directory.
 
-fields.py       every field of a configuration
-config.py       configurations: defaults, completion of old ones, reading and writing
-layout.py       paths of the files
-checkpoints.py  writing and reading pytrees under step numbers, atomically
-stores.py       stores, from which parameters are read
-stacked.py      the checkpoints of a trial that was trained in populations
-starts.py       reading the list of a run's starts
-arrays.py       reading and writing labelled arrays; fingerprints
-results.py      finding the results of instruments by their current or old names
-run.py          `Run`
+fields.py       every field of a configuration config.py       configurations: defaults, completion
+of old ones, reading and writing layout.py       paths of the files checkpoints.py  writing and
+reading pytrees under step numbers, atomically stores.py       sources of parameters at each step
+stacked.py      the checkpoints of a trial that was trained in populations starts.py reading the log
+of a run's starts and resumptions arrays.py       reading and writing labelled arrays; fingerprints
+results.py finding the saved results of an analysis by its current or old name run.py `Run`
 summary.py      the HTML that shows a run in a notebook
 """
 

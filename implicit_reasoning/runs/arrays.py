@@ -44,7 +44,7 @@ def save_arrays(path: Path, arrays: xr.Dataset) -> None:
 
 
 def load_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a file of `save_arrays`, without reading its arrays."""
+    """Return the attributes from a file that `save_arrays` wrote, without reading its arrays."""
     with xr.open_dataset(path, engine="h5netcdf") as arrays:
         found: dict[str, Any] = json.loads(arrays.attrs.get("json", "{}"))
     return found
@@ -54,7 +54,7 @@ def load_arrays(path: Path) -> xr.Dataset:
     """Return the arrays that `save_arrays` wrote.
 
     Raises:
-      InputError: the file has a newer format.
+      InputError: the format version of the file is newer than this package supports.
     """
     arrays = xr.load_dataset(path, engine="h5netcdf")
     check_format(path, int(arrays.attrs.get(FORMAT_VERSION, 1)), RESULT_FORMAT)

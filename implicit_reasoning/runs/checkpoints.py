@@ -1,4 +1,4 @@
-"""Writing and reading of pytrees of arrays under step numbers, atomically, with Orbax."""
+"""Checkpoints: pytrees of arrays with step numbers, written atomically with Orbax."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_path(folder: Path) -> None:
       folder: the folder of a run, a sweep or dictionaries. It does not have to exist yet.
 
     Raises:
-      InputError: the absolute path has characters that Orbax misreads.
+      InputError: the absolute path contains characters that Orbax misinterprets.
     """
     path = folder.absolute()
     found = _PATTERNS.search(str(path))
@@ -49,7 +49,7 @@ def check_path(folder: Path) -> None:
 
 
 class DamagedCheckpoint(InputError):
-    """Error for a checkpoint that was renamed to its final name but cannot be read."""
+    """Error for a checkpoint that has its final name but cannot be read."""
 
     def __init__(self, folder: Path, error: Exception):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -73,7 +73,7 @@ def _in_parts(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Raise `DamagedCheckpoint` if reading the checkpoint `folder` fails in a `with` statement."""
+    """In a `with` block that reads a checkpoint, convert errors to `DamagedCheckpoint`."""
     # Orbax has no error type for damage, so any error counts as damage, except for a lack of memory
     # and for errors of the JAX runtime, such as a lost process.
     try:
@@ -86,7 +86,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Raise an `OSError` if a system error prevents a write to `folder` in a `with` statement."""
+    """In a `with` block that writes to `folder`, convert reports of system errors to `OSError`."""
     # TensorStore reports a system error as a ValueError. Only the text of the ValueError tells
     # which system error happened.
     try:
@@ -100,12 +100,11 @@ def written(folder: Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """A folder of checkpoints, each a pytree of arrays with a step number, for reading and writing.
+    """A folder of checkpoints. A checkpoint is a pytree of arrays with a step number.
 
-    A checkpoint is written under a temporary name and renamed when it is complete. The incomplete
-    checkpoint of a process that was killed is ignored, and the next `Checkpoints` of the folder
-    removes it. If a run has several processes, all of them must call every method in the same
-    order.
+    A checkpoint is written under a temporary name and renamed when it is complete. Incomplete
+    checkpoints are ignored, and the next `Checkpoints` object for the folder removes them. If a run
+    has several processes, all processes must call every method in the same order.
     """
 
     def __init__(self, folder: Path, *, keep: int | None = None):
@@ -136,10 +135,10 @@ class Checkpoints:
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:
-        """Save a checkpoint in the background. If the step already has one, do nothing.
+        """Save a checkpoint in the background. If the step already has a checkpoint, do nothing.
 
         Raises:
-          OSError: this checkpoint, or the previous one, could not be written.
+          OSError: this checkpoint or the previous checkpoint could not be written.
         """
         if step not in self._manager.all_steps():
             # Without `force`, Orbax silently skips a step that is earlier than the newest
@@ -151,11 +150,12 @@ class Checkpoints:
             self._check(earlier)
 
     def restore(self, step: int, like: Any) -> Any:
-        """Read the checkpoint of a step; its arrays get the devices and shardings of `like`.
+        """Read the checkpoint of a step into arrays with the shardings of `like`.
 
         Args:
           step: the step.
-          like: a tree with the same structure, of arrays or of shapes with shardings.
+          like: a pytree with the structure of the checkpoint. Its leaves are arrays, or instances
+            of `jax.ShapeDtypeStruct` with a sharding.
 
         Raises:
           DamagedCheckpoint: the checkpoint cannot be read.

@@ -21,10 +21,10 @@ A new field does not increase the version; see `completed`.
 
 
 def default_config(task: str = "composition") -> ConfigDict:
-    """Return a new, unlocked configuration for one of the package's tasks, with all defaults.
+    """Return a new, unlocked configuration with the default values for a built-in task.
 
     Raises:
-      InputError: the package has no task with that name.
+      InputError: no built-in task has this name.
     """
     if task not in task_fields.FIELDS:
         near = difflib.get_close_matches(task, task_fields.FIELDS, n=1)
@@ -35,20 +35,19 @@ def default_config(task: str = "composition") -> ConfigDict:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Return a locked copy of a configuration in which missing newer fields are filled in.
+    """Return a locked copy of a configuration, with missing fields filled in.
 
-    A field that was added after the configuration was written gets the value that reproduces the
-    earlier behaviour (`Field.before`). This value may differ from the default of a new
-    configuration.
+    A missing field gets the value `Field.before`, which reproduces the behaviour from before the
+    field existed. This value may differ from the default of a new configuration.
     """
     return complete(config, schema(config))
 
 
 def read_config(path: Path) -> ConfigDict:
-    """Read the configuration that `write_config` wrote, and complete it; see `completed`.
+    """Read a configuration that `write_config` wrote, and fill in missing fields by `completed`.
 
     Raises:
-      InputError: the file is missing or damaged, or has a newer format.
+      InputError: the file is missing or damaged, or its format version is too new.
     """
     kept = read_json(path)
     if isinstance(kept, dict):

@@ -164,28 +164,28 @@ FIELDS: dict[str, Field] = {
 def task_schema(name: str) -> dict[str, Field]:
     """Return all fields of a configuration with a given task.
 
-    For a task that is not in the package, return `FIELDS`, which has only `task.name` in its group
-    `task`.
+    For a user-defined task, the group `task` contains only the field `task.name`.
     """
     own = task_fields.FIELDS.get(name, {})
     return FIELDS | {f"task.{key}": field for key, field in own.items()}
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
-    """Return the fields of a configuration, including those of its task; see `task_schema`."""
+    """Return all fields that a configuration may contain, including the fields of its task."""
     task = config.get("task")
     name = task.get("name") if isinstance(task, ConfigDict) else None
     return task_schema(name) if isinstance(name, str) else FIELDS
 
 
 def open_groups(config: ConfigDict) -> tuple[str, ...]:
-    """Return the groups that may have undeclared fields: `task`, if the task is a user's own.
+    """Return the groups that may contain undeclared fields.
 
-    The `build` function of the user's task checks these fields.
+    Only the group `task` of a user-defined task may contain such fields. The task's function
+    `build` checks them.
     """
     return () if len(schema(config)) > len(FIELDS) else ("task",)
 
 
 def is_field(config: ConfigDict, key: str) -> bool:
-    """Return whether a configuration may have a field of this name."""
+    """Return whether a configuration may contain a field named `key`."""
     return key in schema(config) or key.partition(".")[0] in open_groups(config)

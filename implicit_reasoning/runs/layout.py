@@ -47,12 +47,12 @@ class Layout:
 
     @property
     def stacked(self) -> Path:
-        """The file that lists the populations of a trial, and the row of the trial in each."""
+        """The file that lists the populations (groups of jointly trained trials) of this trial."""
         return self.workdir / "stacked.json"
 
     @property
     def trial(self) -> Path:
-        """The file with the values of the fields that the sweep chose for a trial."""
+        """The file of the configuration values that a sweep chose for this trial."""
         return self.workdir / "trial.json"
 
     @property
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def first_correct(self) -> Path:
-        """The file with the first evaluated step at which each probe row was answered correctly."""
+        """The file of the first correct step for each probe row (row that training evaluates)."""
         return self.workdir / "first_correct.npz"
 
     @property
@@ -72,7 +72,7 @@ class Layout:
 
     @property
     def analysis(self) -> Path:
-        """The folder of the results of instruments, `<name>.nc`."""
+        """The folder of analysis results, with a file `<name>.nc` for each instrument."""
         return self.workdir / "analysis"
 
     @property

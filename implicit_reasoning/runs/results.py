@@ -1,4 +1,4 @@
-"""Saved results of instruments, which can be found by their current or old name."""
+"""Access to saved results of instruments by current or old names."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ LABELS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 
 
 def current_instrument(name: str) -> str:
-    """Return the current name of an instrument; print a note on standard error if `name` is old."""
+    """Return the current name of an instrument. If `name` is old, print a note on stderr."""
     if name in INSTRUMENTS:
         renames.note("instrument", name, INSTRUMENTS[name])
     return INSTRUMENTS.get(name, name)
 
 
 def result_names(folder: Path) -> list[str]:
-    """Return the current names of the instruments with results in a folder, sorted."""
+    """Return the sorted current names of all instruments with a saved result in a folder."""
     return sorted({_name(path) for path in folder.glob("*.nc")})
 
 
 def find_result(path: Path) -> Path:
     """Return the file that holds the result of an instrument.
 
-    This is the file with the current name of the instrument or, if that is missing, the file with
-    its old name. A user's own instrument may have a name that an instrument of this package had
-    before. The results of such an instrument keep their name.
+    The file with the current name is returned if it exists, and otherwise the file with an old
+    name. A user-defined instrument may have a name that a built-in instrument had before. Results
+    of user-defined instruments are never renamed.
 
     Args:
-      path: the path of the result, with the current or the old name of the instrument.
+      path: path of the result; the file name is the current or an old name of the instrument.
     """
     name, folder = _name(path), path.parent
     if name != path.stem:
@@ -77,12 +77,12 @@ def _name(path: Path) -> str:
 
 
 def load_result(path: Path) -> xr.Dataset:
-    """Load a result with the current names of its instrument, outputs and labels."""
+    """Load a saved result. Old names of instruments, outputs and labels become current names."""
     return with_current_names(load_arrays(path))
 
 
 def with_current_names(result: xr.Dataset) -> xr.Dataset:
-    """Return the result with current names, and print a note on standard error for each change."""
+    """Return a result with old names replaced, and print a note on standard error for each."""
     if not _is_own(result.attrs):
         return result
     old = str(result.attrs.get("instrument", ""))

@@ -32,7 +32,7 @@ from implicit_reasoning.worlds import Dataset
 
 
 class Run:
-    """An opened run directory: access to the run, and a place for results of instruments."""
+    """An opened run directory. It reads the data of a run, and saves and loads analysis results."""
 
     def __init__(self, workdir: str | os.PathLike[str], store: Store | None = None):
         """Open a run directory.
@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration of the run, including fields that were added after it was trained."""
+        """The configuration of the run, including fields that did not exist when it was trained."""
         return read_config(self.files.config)
 
     @cached_property
@@ -79,7 +79,7 @@ class Run:
 
     @cached_property
     def model(self) -> Transformer:
-        """The model for analysis. It computes in true float32, even if training did not."""
+        """The model for analysis. It computes in true float32; training may not."""
         exact = {"dtype": "float32", "precision": "highest"}
         return Transformer(
             Spec.from_config(
@@ -108,9 +108,9 @@ class Run:
         The arrays are transferred from the host once, and each device receives only its shard.
 
         Args:
-          steps: the steps of the checkpoints; by default all. A step may be listed several times
-            and is then read only once.
-          sharding: the sharding of every leaf. None puts whole arrays on the default device.
+          steps: the steps of the checkpoints; by default all steps. A step that is listed several
+            times is read only once.
+          sharding: the sharding of every array. None puts whole arrays on the default device.
 
         Raises:
           InputError: a step has no checkpoint.
@@ -140,11 +140,11 @@ class Run:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """All starts of the run, each with its step, time, versions, hardware and outcome.
+        """All starts of the run, with step, time, versions, hardware and outcome.
 
-        `until` is the step of the last existing metrics row that was written after this start and
-        before the next one; None if there is no such row. `seconds` is the time from the start to
-        that row; 0 if there is no such row.
+        `until` is the step of the last metrics row that was written between this start and the next
+        start, or None if no such row exists. `seconds` is the time from this start to that row, or
+        0 if no such row exists.
         """
         starts = read_starts(self.files.provenance)
         own: list[list[dict[str, Any]]] = [[] for _ in starts]
@@ -159,10 +159,10 @@ class Run:
 
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
-        """For each probe row, its index in the dataset, and the step of its first correct answer.
+        """The step of the first correct answer to each probe row (row that training evaluates).
 
-        These are the arrays `row` and `step`. `step` is -1 for a row that was never answered
-        correctly.
+        The array `row` contains indices of dataset rows. The array `step` contains steps, or -1 if
+        the row was never answered correctly.
         """
         what = "record of first correct answers, which training writes when it saves"
         kept = read_npz(self.files.first_correct, what)
@@ -173,7 +173,7 @@ class Run:
         return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
-        """Save an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4).
+        """Save labelled arrays of an analysis as `analysis/<name>.nc` (netCDF 4).
 
         Returns:
           The path of the file.
@@ -186,10 +186,10 @@ class Run:
         """Load the result that `save_result` saved under a name.
 
         Args:
-          name: the name of the result; a name that the instrument had before also works.
+          name: the name of the result. Old names of an instrument also work.
 
         Raises:
-          InputError: there is no such result.
+          InputError: no result has this name.
         """
         path = find_result(self.files.analysis / f"{name}.nc")
         if not path.exists():

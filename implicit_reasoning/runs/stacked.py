@@ -1,8 +1,8 @@
-"""The checkpoints of a trial that was trained in populations.
+"""Checkpoints of a trial that was trained together with other trials, in a population.
 
-The checkpoints of a population are stacked: the parameters of a trial are one row of each.
-`stacked.json` lists the populations of a trial in order. Usually there is one. There are more if
-the trial was stopped and then continued in a new population.
+The parameters of all trials of a population are stacked along a leading axis, and a row of this
+axis contains one trial. `stacked.json` lists the populations of a trial in order. A trial has
+several populations if it was stopped and then continued in a new population.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _HELD_BYTES = 2**30
 
 
 class PopulationSegment(NamedTuple):
-    """The part of a trial's training that ran in one population.
+    """The part of a trial's training that ran in one population (jointly trained trials).
 
     Attributes:
       folder: the folder of the population, with `checkpoints/` and `resume/` as in a run directory.
       row: index of the trial along the leading axis of the population's checkpoints.
-      last: the last step that belongs to the trial; None if the segment has not ended.
+      last: the last step of the segment; None if the segment has not ended.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class PopulationSegment(NamedTuple):
 
 
 def read_segments(files: Layout) -> list[PopulationSegment]:
-    """Return the segments of a trial, in order. A run that was trained alone has none.
+    """Return the segments of a trial, in order; empty for a run that was trained alone.
 
     Raises:
       InputError: `stacked.json` is damaged.
@@ -65,13 +65,13 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
 
 
 def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
-    """Record that a trial continues as a row of a population.
+    """Record that a trial continues in a population (jointly trained trials).
 
     Args:
       files: the paths of the trial.
       population: the folder of the population.
       row: the index of the trial in the population.
-      step: the step from which the trial continues. Its earlier segments end at this step.
+      step: the step from which the trial continues. Earlier segments of the trial end at this step.
     """
     ended = [
         part._replace(last=step if part.last is None else min(step, part.last))
@@ -81,9 +81,10 @@ def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
 
 
 def end_segment(files: Layout, step: int) -> None:
-    """Record that checkpoints of its population after `step` do not belong to the trial.
+    """Record that the trial leaves its population after `step`.
 
-    For a run that was trained alone, do nothing.
+    Later checkpoints of the population do not belong to the trial. For a run that was trained
+    alone, do nothing.
     """
     if parts := read_segments(files):
         _write(files, [*parts[:-1], parts[-1]._replace(last=step)])
@@ -103,14 +104,17 @@ def _relative(folder: Path, workdir: Path) -> str:
 
 
 def open_store(files: Layout, model: Transformer) -> Store:
-    """Return the store of the parameters of a run directory."""
+    """Return the object that reads the parameters of a run directory."""
     own = FolderStore(files.checkpoints, model)
     parts = read_segments(files)
     return SegmentsStore(parts, own, model) if parts else own
 
 
 class SegmentsStore:
-    """A store that reads a trial's rows of population checkpoints, and its own checkpoints."""
+    """A store that reads the parameters of one trial from checkpoints of populations.
+
+    The store also reads checkpoints that contain only this trial.
+    """
 
     def __init__(self, parts: Sequence[PopulationSegment], own: Store, model: Transformer):
         """Create the store; nothing is read yet."""
@@ -119,7 +123,7 @@ class SegmentsStore:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps of all segments and of the trial's own checkpoints, ascending."""
+        """The steps of all checkpoints that contain the trial, ascending."""
         found = {step for part in self._parts for step in self._steps_of(part)}
         return tuple(sorted({*found, *self._own.steps}))
 

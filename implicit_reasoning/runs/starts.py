@@ -1,4 +1,4 @@
-"""Reading the starts of a run from `provenance.json`."""
+"""Reading the log of a run's starts and resumptions from `provenance.json`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from implicit_reasoning.files import read_json
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Return the entry of every start in `provenance.json`; empty if the file is missing.
+    """Return all entries of `provenance.json`, one per start; empty if the file is missing.
 
     Raises:
-      InputError: the file is not a list of starts.
+      InputError: the file is not a valid list of starts.
     """
     starts = read_json(path) if path.exists() else []
     if not isinstance(starts, list) or not all(

@@ -1,4 +1,4 @@
-"""Stores, from which a `Run` reads parameters. `stacked.py` has the store of a trial."""
+"""Stores: objects from which a `Run` reads parameters. Another store is in `stacked.py`."""
 
 from __future__ import annotations
 
@@ -64,13 +64,12 @@ def finished_steps(folder: Path) -> tuple[int, ...]:
 
 
 def read_tree(folder: Path, step: int, like: Any) -> Any:
-    """Read the checkpoint of a step as a tree of numpy arrays.
+    """Read the checkpoint of a step as a pytree of numpy arrays.
 
     Args:
       folder: the folder of the checkpoints.
       step: the step.
-      like: a tree with the structure of the checkpoint. The shapes of its leaves may differ from
-        those of the checkpoint.
+      like: a pytree with the structure of the checkpoint. Its leaves may have any shapes.
 
     Raises:
       DamagedCheckpoint: the checkpoint cannot be read.
@@ -82,9 +81,9 @@ def read_tree(folder: Path, step: int, like: Any) -> Any:
 
 
 class CachedStore:
-    """A store that caches in memory the parameters that it has read, up to a limit.
+    """A store that keeps parameters in memory, up to a size limit.
 
-    It is meant for several instruments that run one after the other on the same checkpoints.
+    Use this store to run several instruments in sequence on the same checkpoints.
     """
 
     def __init__(self, store: Store, limit: int):
@@ -100,7 +99,7 @@ class CachedStore:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that have a checkpoint in the underlying store at this moment, ascending."""
+        """The steps that currently have a checkpoint in the underlying store, ascending."""
         return self._store.steps
 
     def params(self, step: int) -> Params:

@@ -1,4 +1,4 @@
-"""The HTML that shows a run in a notebook. It is made without reading parameters or compiling."""
+"""The HTML that shows a run in a notebook. It needs no parameters and no compilation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_html(run: Run) -> str:
     """Return the HTML of a run.
 
-    If a file is missing or damaged, the HTML has a message in place of the contents of that file.
+    For a missing or damaged file, the HTML shows a message instead of the contents of the file.
     """
     about = {
         "task": attempt(lambda: _task(run)),

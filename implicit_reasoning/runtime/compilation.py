@@ -1,11 +1,11 @@
 """The persistent cache of compiled programs in the user's cache directory.
 
 Commands use the cache by default. A program of a small model compiles in seconds and runs in
-milliseconds, so most of the time of a command without the cache is compilation. JAX manages the
+milliseconds, so without the cache a command spends most of its time on compilation. JAX manages the
 cache (`jax_compilation_cache_dir`): it evicts the least recently used entries, and it locks the
-cache so that several processes can use it. This module chooses the folder of the cache. Each
-combination of the versions of jax and jaxlib and the processor model has its own folder, because a
-program that was compiled for one processor may not run on a different one.
+cache so that several processes can use it. This module chooses the folder of the cache. The folder
+depends on the versions of jax and jaxlib and on the processor model, because a program that was
+compiled for one processor may not run on a different processor.
 
 The user's settings have priority: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`,
 `JAX_COMPILATION_CACHE_MAX_SIZE` and `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
@@ -53,7 +53,7 @@ def use_cache(wanted: bool = True) -> str:
       wanted: False disables the cache for this process and its child processes.
 
     Returns:
-      The reason why this process has no cache; empty text if it has one.
+      The reason why this process has no cache; empty text if the process has a cache.
     """
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -68,7 +68,7 @@ def use_cache(wanted: bool = True) -> str:
 
 
 def cache_fault() -> str:
-    """Return the reason why this process cannot use a cache; empty text if it can."""
+    """Return the reason why this process cannot use a cache; empty text if the cache is usable."""
     if not setting("jax_enable_compilation_cache"):
         return "it is switched off"
     if setting("jax_compilation_cache_dir"):
@@ -130,7 +130,7 @@ def _prepare(folder: Path) -> None:
 
 
 def cache_works() -> bool:
-    """Return whether JAX reads a program from the cache if it is compiled a second time."""
+    """Compile a small program twice, and return whether JAX reads the second from the cache."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -152,7 +152,7 @@ def cache_works() -> bool:
 
 
 def describe() -> str:
-    """Describe the cache: its folder, number of programs, size and limit, and whether it works."""
+    """Describe the folder, number of programs, size, size limit and state of the cache."""
     folder = setting("jax_compilation_cache_dir")
     if not folder or not setting("jax_enable_compilation_cache"):
         return f"none: {cache_fault() or 'no command or setting has switched it on'}"
@@ -168,6 +168,6 @@ def describe() -> str:
 def setting(name: str) -> Any:
     """Return the value of one of JAX's settings.
 
-    JAX defines its settings at run time, so type checkers do not know them.
+    JAX defines its settings at run time, so type checkers reject `jax.config.<name>`.
     """
     return getattr(jax.config, name)

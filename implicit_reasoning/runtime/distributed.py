@@ -1,10 +1,9 @@
-"""Training of one run by several processes: how they join, agree, and react to a lost process.
+"""Training of one run by several processes: connection, agreement, and loss of a process.
 
 The same command runs on every host, and each step is one program over all devices. All processes
-must therefore take the same steps at the same time. Before each chunk of steps, they exchange the
-values that may differ between them, such as signals and speed, and agree on one value. If one
-process is lost, the remaining processes cannot continue: they exit, and all processes must be
-started again together.
+must therefore take the same steps at the same time. Before each chunk of steps, the processes
+exchange values that may differ, such as signals and speed, and agree on one value. If one process
+is lost, the remaining processes exit. All processes must then be started again together.
 
 All processes write checkpoints together into one shared folder. All other files are written by
 process 0 only.
@@ -43,14 +42,14 @@ _ADVICE = "rerun the same command in every process to continue from the last sav
 
 
 class PeerLost(Exception):
-    """Error in this process if another process of the run was lost."""
+    """Error that this process raises if another process of the run was lost."""
 
     def __init__(self, reason: str):
         super().__init__(f"a peer process was lost ({reason}); {_ADVICE}")
 
 
 def faults(config: Any) -> list[str]:
-    """Return a message for each fault of the configuration group `distributed`."""
+    """Return an error message for each invalid field of the configuration group `distributed`."""
     mode, count, own = config.mode, config.num_processes, config.process_id
     if mode not in MODES:
         return [f"distributed.mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}"]
@@ -81,12 +80,12 @@ def faults(config: Any) -> list[str]:
 
 
 def initialize(config: Any) -> None:
-    """Join the processes of the run; call this before anything uses a device.
+    """Connect the processes of the run. Call this before any code uses a device.
 
     Args:
-      config: the group `distributed`. Only its `mode` decides whether processes are joined. Nothing
-        is inferred from the environment, so a misconfigured cluster causes an error. (Otherwise
-        each process would start a separate run.)
+      config: the group `distributed`. Only `config.mode` decides whether processes connect. The
+        mode is never inferred from the environment, so a misconfigured cluster causes an error.
+        (Otherwise each process would start a separate run.)
 
     Raises:
       InputError: no cluster was found, the port is in use, or the number of processes differs from
@@ -144,15 +143,15 @@ def _check_port_is_free(address: str) -> None:
 
 
 def is_distributed() -> bool:
-    """Return whether the run has other processes besides this one."""
+    """Return whether several processes train this run."""
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
 
 
 def assert_same_across_processes(said: str) -> None:
-    """Check that all processes pass the same text; call this in every process.
+    """Check that all processes pass the same text. Call this in every process.
 
     Raises:
-      InputError: the processes disagree. The error is raised in every process.
+      InputError: the texts differ. The error is raised in every process.
     """
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
     if (allgather(digest) != digest).any():
@@ -164,7 +163,7 @@ def assert_same_across_processes(said: str) -> None:
 
 
 def is_primary() -> bool:
-    """Return whether this process writes the files of the run."""
+    """Return whether this process writes the files of the run (it is process 0)."""
     # Do not call `jax.process_index` unless processes were joined: the call would initialize JAX,
     # which claims all devices of this machine.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -173,7 +172,7 @@ def is_primary() -> bool:
 def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]:
     """Return the values of all processes, stacked along a leading axis.
 
-    All processes must call this at the same point.
+    All processes must call this function at the same point of the program.
     """
     if not is_distributed():
         return values[None]
@@ -183,7 +182,7 @@ def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]
 
 @contextlib.contextmanager
 def exit_if_peer_lost() -> Iterator[None]:
-    """Raise `PeerLost` in place of the error that JAX raises when a peer is lost."""
+    """Convert JAX's error for a lost process in a `with` block to `PeerLost`."""
     try:
         yield
     except InputError:
@@ -195,11 +194,11 @@ def exit_if_peer_lost() -> Iterator[None]:
 
 
 def exit_process(exit_code: int) -> None:
-    """End this process immediately if it has peers.
+    """End this process immediately if the run has several processes.
 
-    The peers are the other processes of the run. They wait for this process in a collective
-    operation, and a normal exit would wait for the peers in JAX's shutdown. The peers notice the
-    loss sooner if this process ends immediately.
+    A normal exit would wait in JAX's shutdown for the other processes. They, in turn, wait for this
+    process in a collective operation. An immediate end lets the other processes notice the loss
+    sooner.
     """
     if is_distributed():
         sys.stdout.flush()

@@ -33,7 +33,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 
 class EventFile:
-    """One event file. When `write` returns, TensorBoard can read the data from the file."""
+    """A TensorBoard event file. When `write` returns, TensorBoard can read the data."""
 
     def __init__(self, path: Path, begun: float) -> None:
         """Create the file and its folder.
@@ -68,7 +68,7 @@ class EventFile:
 
 
 def scalars(values: Mapping[str, float]) -> Summary:
-    """Return a summary with one point for each curve; the keys are the tags of the curves."""
+    """Return a summary with one point per curve. The keys of `values` are tags of curves."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
 
 
@@ -78,11 +78,11 @@ def text(tag: str, markdown: str) -> Summary:
 
 
 def charts(title: str, curves: Mapping[str, Sequence[str]]) -> Summary:
-    """Return a summary with charts, each of which shows several curves.
+    """Return a summary with charts. A chart shows several curves.
 
     Args:
       title: title of the group of charts (custom scalars).
-      curves: tags of the curves, by name of the chart.
+      curves: dict from the name of a chart to the tags of its curves.
     """
     category = layout_pb2.Category(
         title=title,
@@ -100,13 +100,13 @@ def charts(title: str, curves: Mapping[str, Sequence[str]]) -> Summary:
 
 
 def hyperparameters(values: Mapping[str, Any], metrics: Sequence[str], begun: float) -> Summary:
-    """Return a summary with one row of the table of hyperparameters.
+    """Return a summary with one row for TensorBoard's table of hyperparameters.
 
-    The summary has no end time, because a resumed run would continue after that time.
+    The summary has no end time, because a resumed run would continue past the end time.
 
     Args:
       values: the hyperparameters. Values other than numbers, bools and strings are shown as `str`.
-      metrics: tags of the results.
+      metrics: tags of the metrics to show in the row.
       begun: start of the run in seconds since 1970.
     """
     experiment = api_pb2.Experiment(

@@ -2,10 +2,10 @@
 
 The lock is `flock` on `<folder>/.lock`. The system releases the lock when the process ends, for
 whatever reason. Some network file systems have no `flock`. The lock is then a marker file that is
-created exclusively, `<folder>/.lock.owner` (`filelock.SoftFileLock`). The marker names its process
-and host. If the process ran on this host and has ended, the next process takes over the lock. A
-marker from a different host must be removed by hand, because this host cannot tell whether the
-process is still alive.
+created exclusively, `<folder>/.lock.owner` (`filelock.SoftFileLock`). The marker names the locking
+process and its host. If this process ran on the same host and has ended, the next process takes
+over the lock. Remove a marker from a different host by hand, because a process cannot check whether
+a process on a different host is alive.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PATIENCE = 600.0  # seconds to wait for a lock that is held during a short writ
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock on a folder in a `with` statement. The folder is created if missing.
+    """Hold the lock on a folder in a `with` statement. A missing folder is created.
 
     Args:
       folder: the folder to lock.
-      refusal: the message of the error if another process holds the lock.
+      refusal: the error message for the case that another process holds the lock.
 
     Raises:
       InputError: another process holds the lock.
@@ -60,7 +60,7 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
 
 
 def describe_lock(folder: Path) -> str:
-    """Describe the kind of lock that works in an existing folder, for the command `doctor`.
+    """Describe the kind of lock that works in an existing folder.
 
     Raises:
       OSError: the folder cannot be written.

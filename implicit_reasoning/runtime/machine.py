@@ -1,4 +1,4 @@
-"""Properties of this machine: cores, memory, JAX settings, provenance and measured peak FLOP/s."""
+"""Properties of this machine: cores, memory, versions, JAX settings and measured peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _SECONDS = 0.02  # minimum duration of one measurement; far longer than the laun
 def single_threaded_lapack() -> Iterator[None]:
     """Run each LAPACK decomposition within a `with` statement on a single thread.
 
-    XLA's CPU programs use the LAPACK library of scipy, whose threads wait for each other by
-    spinning. An eigendecomposition of a 256 x 256 matrix took 100 to 260 ms on two threads, and
-    4 ms on one thread.
+    XLA's CPU programs use the LAPACK library of scipy. The threads of this library wait in busy
+    loops. An eigendecomposition of a 256 x 256 matrix took 100 to 260 ms on two threads, and 4 ms
+    on one thread.
     """
     # threadpoolctl limits only libraries that are already loaded.
     importlib.import_module("scipy.linalg.cython_lapack")
@@ -59,8 +59,8 @@ def single_threaded_lapack() -> Iterator[None]:
 def one_device_per_core() -> None:
     """Make each CPU core a JAX device, so that work can be split over the cores.
 
-    Call this before JAX initializes its devices; later calls have no effect. Do not call it in a
-    process that uses LAPACK: such a process hung with two of these devices (jax 0.10.2).
+    Call this function before JAX initializes its devices; later calls have no effect. Do not call
+    it in a process that uses LAPACK: with two such devices, a process hung (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(available_cores()))
@@ -77,7 +77,7 @@ def available_cores() -> list[int]:
 
 
 def pin_to_cores(numbers: Sequence[int]) -> None:
-    """Restrict this process to the cores with these indices. This has an effect on Linux only."""
+    """Restrict this process to the cores with these indices. Only Linux supports this."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
@@ -85,9 +85,9 @@ def pin_to_cores(numbers: Sequence[int]) -> None:
 def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return a function whose matrix products are computed in true float32.
 
-    All measurements use this decorator. By default, JAX computes float32 products in TF32 on recent
-    GPUs and in bfloat16 on TPUs. On a CPU, the decorator changes nothing. Write it below
-    `@jax.jit`, so that the compiled function includes it.
+    Use this decorator for all measurements. By default, JAX computes float32 products in TF32 on
+    recent GPUs and in bfloat16 on TPUs. On a CPU, the decorator changes nothing. Write the
+    decorator below `@jax.jit`, so that the compiled function includes it.
     """
 
     @functools.wraps(function)
@@ -101,14 +101,14 @@ def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def memory_per_program() -> int:
     """Return the bytes that one program may use on each device.
 
-    This is half of the memory of a GPU or TPU, or 2 GiB if the device does not report its memory.
+    The result is half of the device memory, or 2 GiB if the device does not report its memory.
     """
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return has // 2 if has else _HOST_MEMORY
 
 
 def max_open_files() -> int:
-    """Raise the limit on open files as far as possible, and return the new limit."""
+    """Raise this process's limit on open files as far as possible, and return the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # A container may forbid a change of the limit. macOS reports no limit, but rejects a value
     # above OPEN_MAX.
@@ -121,7 +121,7 @@ def max_open_files() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """Return the versions, JAX settings, commit and hardware with which this process runs."""
+    """Return the software versions, JAX settings, commit and hardware of this process."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -139,7 +139,7 @@ def provenance() -> dict[str, Any]:
 
 
 def numerics() -> dict[str, Any]:
-    """Return the JAX settings that change the results of training, by name."""
+    """Return the values of the JAX settings that change the results of training, by name."""
     found = {name: getattr(jax.config, name) for name in _NUMERICS if hasattr(jax.config, name)}
     plain = (bool, int, float, str, type(None))
     return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
@@ -173,7 +173,7 @@ def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) 
 
     Args:
       dtype: dtype of the factors. Recent GPUs compute float32 products in TF32.
-      n: number of rows and columns of the matrices; by default large enough to keep the device
+      n: number of rows and columns of the matrices. The default is large enough to keep the device
         busy.
       repeats: number of measurements. The fastest measurement is used, because slower measurements
         may be caused by other programs on the machine.

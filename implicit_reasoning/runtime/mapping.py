@@ -1,4 +1,4 @@
-"""Mapping of one program over many trials, dictionaries or checkpoints, along the axis `trial`."""
+"""Mapping of a function over stacked trials, dictionaries or checkpoints, on several devices."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ def map_over_axis(
     together: int | None = None,
     shared: tuple[Any, ...] = (),
 ) -> Any:
-    """Apply a function to every item of a stacked tree.
+    """Apply a function to every item of a stacked pytree.
 
-    The items are split evenly over the devices of the mesh axis `trial`.
+    The items are split evenly over the devices along the mesh axis `trial`.
 
     Args:
       function: called with one item and the shared arguments.
-      items: a tree of arrays. The first axis of every array is the axis of the items.
-      mesh: a mesh of `sharding.make_mesh`; None means one device.
-      together: number of items that a device processes at once (`vmap`). The default is one on a
-        CPU, where batched products of small matrices are slow, and all items elsewhere.
-      shared: further arguments of `function`, which are the same for all items. An array that is on
-        the mesh must be passed here; `function` must not capture it.
+      items: a pytree of arrays. Index i of the leading axis of every array belongs to item i.
+      mesh: a mesh from `sharding.make_mesh`; None means one device.
+      together: number of items that a device processes at once (`vmap`). The default is 1 on a CPU,
+        where batched products of small matrices are slow. On all other devices, the default is all
+        items.
+      shared: further arguments of `function`, equal for all items. Pass arrays that are placed on
+        the mesh here; `function` must not capture them.
 
     Returns:
       The results, stacked along a first axis of items.
@@ -60,10 +61,10 @@ def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) 
 
 
 def fitting_mesh(n_members: int) -> Mesh | None:
-    """Return a mesh over the largest number of devices that divides the number of members.
+    """Return a mesh of a size that divides the number of members (trials or models).
 
     Returns:
-      The mesh, with all its devices along the axis `trial`; None if that number is 1.
+      A mesh over as many devices as possible, all along the axis `trial`; None for a single device.
     """
     n_devices = len(jax.local_devices())
     most = max(n for n in range(1, n_devices + 1) if n_members % n == 0)

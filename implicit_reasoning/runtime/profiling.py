@@ -18,18 +18,18 @@ _FIRST, _LAST = 2, 5  # the chunks of steps to trace; chunk 1 is skipped, becaus
 class Compiles:
     """The number and duration of compilations in this process.
 
-    Programs that were read from the compilation cache are included.
+    Both values include programs that were read from the compilation cache.
 
     Attributes:
       count: number of programs.
-      seconds: total duration of their compilation or reading.
+      seconds: total time of compiling or reading the programs.
     """
 
     count: int = 0
     seconds: float = 0.0
 
     def since(self, before: Compiles) -> dict[str, int | float]:
-        """Return the difference from an earlier count, as columns of a metrics row."""
+        """Return the compilations since the count `before`, as columns of a metrics row."""
         return {
             "compiles": self.count - before.count,
             "compile_seconds": self.seconds - before.seconds,
@@ -57,14 +57,14 @@ def compiles() -> Compiles:
 
 
 class Profile:
-    """A profiler trace of chunks 2 to 5 of the steps, for TensorBoard (xprof) or Perfetto."""
+    """A profiler trace of the chunks of steps 2 to 5, for TensorBoard (xprof) or Perfetto."""
 
     def __init__(self, folder: Path | None):
         """Create the profile; `folder` is the folder of the trace, or None for no trace."""
         self._folder, self._chunk, self._tracing = folder, 0, False
 
     def next_chunk(self, state: Any) -> None:
-        """Start or stop the trace; call this before each chunk.
+        """Start or stop the trace. Call this before each chunk of steps.
 
         Args:
           state: the result of the previous chunk, which may still be running on the device.

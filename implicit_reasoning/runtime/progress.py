@@ -28,7 +28,7 @@ else:
 class ProgressBar:
     """A progress bar with the estimated remaining time and the latest values of some quantities.
 
-    It is a context manager. If a run has several processes, only the primary process shows the bar.
+    The bar is a context manager. If a run has several processes, only process 0 shows the bar.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class ProgressBar:
         self.close()
 
     def advance(self, count: int = 1) -> None:
-        """Move the bar forward by a number of steps."""
+        """Move the bar forward by `count` steps."""
         self._bar.update(count)
 
     def move_to(self, step: int, values: Mapping[str, str] | None = None) -> None:
-        """Move the bar to a step, and show `values`, if given, next to the bar."""
+        """Move the bar to a step. If `values` are given, show the values next to the bar."""
         self.advance(step - self._bar.n)
         if values:
             self.show_values(values)
@@ -82,7 +82,7 @@ class ProgressBar:
         self._bar.set_description(title)
 
     def close(self) -> None:
-        """Close the bar, which stays visible."""
+        """Close the bar. The closed bar stays visible."""
         self._bar.close()
 
 

@@ -1,12 +1,13 @@
 """The device mesh of a run, and the sharding of its arrays.
 
-The axes are `trial` (trials of a population), `data` (rows of a batch) and `model` (heads and
+The mesh axes are `trial` (trials of a population), `data` (rows of a batch) and `model` (heads and
 neurons). All axes are `Auto`: parameters declare their sharding, and the compiler chooses the
 sharding of all other arrays.
 
-The sharding of a run changes its results by rounding only, because sums are added in a different
-order. Losses agree to 1e-5 over the first 100 steps. After that, training is chaotic and amplifies
-the rounding differences. Single curves then differ, and only averages over seeds can be compared.
+A different sharding changes the results of a run only by rounding, because it changes the order of
+sums. Losses agree to 1e-5 over the first 100 steps. After these steps, training is chaotic and
+amplifies the rounding differences. Single curves then differ, and only averages over seeds can be
+compared.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def make_mesh(config: Any) -> Mesh:
     The size of one axis may be -1, which means all remaining devices.
 
     Raises:
-      InputError: the sizes are invalid, do not fit the devices, or leave a process without a
-        device.
+      InputError: the sizes are invalid, the sizes do not fit the devices, or a process has no
+        device of the mesh.
     """
     devices = jax.devices()
     asked = {axis: int(config[axis]) for axis in AXES}
@@ -60,17 +61,17 @@ def make_mesh(config: Any) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array that is whole on every device."""
+    """Return the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def row_sharded(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array whose leading axis is split over `data`."""
+    """Return the sharding of an array whose leading axis is split over the mesh axis `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def put_scalar(number: int, where: NamedSharding) -> Int[Array, ""]:
-    """Put an int32 on every device of `where`, without communication.
+    """Put an int32 on every device of the sharding `where`, without communication.
 
     All processes must pass the same number.
     """
@@ -86,16 +87,17 @@ def tree_shardings(
     fsdp: bool = False,
     stacked: bool = False,
 ) -> Any:
-    """Return the sharding of every leaf of a tree of parameters, or of a training state.
+    """Return the sharding of every leaf of a pytree of parameters or of a training state.
 
     Args:
       mesh: the device mesh.
-      tree: a tree of arrays or of their shapes.
-      axes: the entries of `Parameter.axes` for each parameter, by dotted name. A leaf of the tree
-        gets the sharding of the parameter whose name is the end of the leaf's path: the leaf
-        `moments.0.mu.embed.W_E` gets that of `embed.W_E`. All other leaves are not split.
+      tree: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+      axes: dict from the dotted name of a parameter to its `Parameter.axes`. A leaf gets the
+        sharding of the parameter whose name is the end of the leaf's path. For example, the leaf
+        `moments.0.mu.embed.W_E` is sharded like `embed.W_E`. Leaves that match no parameter are not
+        split.
       fsdp: whether dimensions with the entry `fsdp` are split over `data`. A device then holds only
-        its share of the weights and of their moments (Rajbhandari et al. 2020, stage 3).
+        its share of the weights and of the optimizer's moments (Rajbhandari et al. 2020, stage 3).
       stacked: whether every leaf has a leading axis of trials, which is split over `trial`.
 
     Raises:

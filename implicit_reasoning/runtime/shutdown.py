@@ -1,4 +1,4 @@
-"""Graceful handling of SIGTERM and SIGINT: the training loop saves its state soon and exits."""
+"""Graceful handling of SIGTERM and SIGINT, which lets the training loop save its state and exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """Error that ends training after a signal. The state was saved; the same call resumes."""
+    """Error that ends training after a signal. The state is saved, and the same call resumes it."""
 
     def __init__(self, step: int, signal_name: str):
         super().__init__(f"{signal_name}: saved at step {step}; rerun the same command to continue")
@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 class ShutdownRequest:
-    """A request to stop the process. `number` is the number of the received signal; 0 if none."""
+    """A request to stop the process. `number` is the received signal, or 0 before any signal."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -38,8 +38,8 @@ def signal_name(number: int) -> str | None:
 def shutdown_requests() -> Iterator[ShutdownRequest]:
     """Record the first SIGTERM or SIGINT within a `with` statement as a shutdown request.
 
-    A second signal has the effect that it would have outside the `with` statement. Python can
-    handle signals in the main thread only, so no request is recorded in any other thread.
+    A second signal has its usual effect, such as `KeyboardInterrupt`. Python handles signals only
+    in the main thread, so a `with` statement in a different thread records no request.
     """
     shutdown = ShutdownRequest()
     if threading.current_thread() is not threading.main_thread():

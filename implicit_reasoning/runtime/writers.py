@@ -1,8 +1,8 @@
-"""Writers of metrics: `metrics.jsonl` is the record, and TensorBoard displays the same metrics.
+"""Writers of metrics to `metrics.jsonl` and to event files for TensorBoard.
 
 Rows are written in order and flushed one by one, so a crash can truncate only the last line. When a
-run resumes at an earlier step, the rows after that step are removed, and TensorBoard's events are
-rewritten from the remaining rows. The results are the same as those of an uninterrupted run.
+run resumes at an earlier step, the rows after this step are removed, and TensorBoard's events are
+rewritten from the remaining rows. The files then equal the files of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Read the complete rows of a `metrics.jsonl`; a truncated last line is ignored.
+    """Read the complete rows of a `metrics.jsonl`, and ignore a truncated last line.
 
     Raises:
-      InputError: a complete line is not a row; the message names the line.
+      InputError: a complete line is not a metrics row. The message contains the line.
     """
     if not path.exists():
         return []
@@ -71,7 +71,7 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row. The row is on disk when this function returns."""
+        """Append one row. The row is flushed to the file when this method returns."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -86,9 +86,9 @@ class TensorBoard:
     """A writer of TensorBoard events for one run.
 
     It writes all metrics as scalars, charts that show all splits together, the hyperparameters, and
-    the configuration as text. For each `accuracy/<split>` there is a second curve with the best
-    value so far, `best_accuracy/<split>`. TensorBoard's table of hyperparameters shows the last
-    point of each curve, so it shows both the final and the best accuracy.
+    the configuration as text. For each curve `accuracy/<split>`, it also writes a curve
+    `best_accuracy/<split>` with the best value so far. TensorBoard's table of hyperparameters shows
+    the last point of each curve, so the table contains the final and the best accuracy.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Selection of the training rows of a batch, as a pure function of key, step and row count.
 
 The selection has no state, so a resumed run needs no data loader and no saved data position. The
-row count is traced, so it may differ between the trials of a population under `vmap`.
+row count is traced, so trials that are trained together under `vmap` may have different row counts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def rows_of_step(
 
     Args:
       key: the random key for the order of the data.
-      step: the number of updates before this one.
+      step: the number of updates before this batch.
       n_rows: the number of training rows.
       batch_size: the number of rows in a batch.
       order: `replacement` draws each row independently. `epochs` visits every row once per epoch,
-        in a new order for each epoch, as the published code does. Here, rows of the next epoch fill
-        up the last batch of an epoch; in the published code, that batch is shorter.
+        in a new order for each epoch. The last batch of an epoch is filled up with rows of the next
+        epoch. (In the published code, the last batch is shorter.)
 
     Returns:
       Row indices in `[0, n_rows)`, int32 `[batch]`.
@@ -45,10 +45,10 @@ def rows_of_step(
 
 
 def check_order(order: str, batch_size: int, n_rows: int) -> None:
-    """Check that `rows_of_step` supports an order of the rows.
+    """Check that `rows_of_step` supports an order of the rows for these sizes.
 
     Raises:
-      InputError: the order is unknown, or it is `epochs` and its 32-bit integers would overflow.
+      InputError: the order is unknown, or the order `epochs` would overflow 32-bit integers.
     """
     if order not in ORDERS:
         raise InputError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
@@ -76,9 +76,9 @@ def permuted(
 ) -> UInt32[Array, ""]:
     """Map `index` through a keyed pseudo-random permutation of 0..n-1, without a table.
 
-    A Feistel network permutes 0..m-1, where m is the smallest power of four that is at least n.
-    The network is applied repeatedly until the result is below n, which gives a permutation of
-    0..n-1 ("cycle walking", Black & Rogaway 2002). This takes at most four applications on average.
+    A Feistel network permutes 0..m-1, where m is the smallest power of four with m >= n. The
+    network is applied until the result is below n ("cycle walking", Black & Rogaway 2002). The
+    result is a permutation of 0..n-1. On average, cycle walking needs at most four applications.
 
     Args:
       round_keys: one random key for each round of the network, uint32 `[rounds]`.

@@ -1,10 +1,10 @@
 """Cost of a training step, computed from shapes: matrix-product FLOPs, bytes and parameters.
 
 FLOPs are the multiplications and additions of the matrix products in `wirings.forward_at`. Norms,
-activations and the optimiser are not counted. The FLOP/s of a run divided by the peak FLOP/s of the
-machine is therefore the share of the run's time that the matrix products would take at the peak.
-Attention over a few positions is computed as sums but counted as matrix products. It has 0.2% of
-the FLOPs of a `pocket` step.
+activations and the optimiser are not counted. The quotient of a run's FLOP/s and the machine's peak
+FLOP/s is therefore the utilization of the machine by matrix products. Attention over a few
+positions is computed as sums but counted as matrix products; it has 0.2% of the FLOPs of a step at
+the scale `pocket`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class StepCost(NamedTuple):
 
     Attributes:
       forward: FLOPs of the forward pass.
-      step: FLOPs of the forward and backward passes. The backward pass has two matrix products for
-        each matrix product of the forward pass.
+      step: FLOPs of the forward and backward passes. The backward pass computes two matrix products
+        for each matrix product of the forward pass.
       parameters: number of model parameters.
       state_bytes: size of the parameters and Adam's two moments in float32.
-      traffic_bytes: minimum memory traffic of an update in bytes. Parameters, moments and gradients
-        are each read once and written once.
+      traffic_bytes: minimum memory traffic of an update in bytes. An update reads and writes all
+        parameters, moments and gradients once.
     """
 
     forward: int
@@ -48,7 +48,8 @@ def step_cost(
       batch_size: the number of rows in a batch.
       n_pos: the number of input positions per row.
       n_slots: the number of supervised positions per row.
-      n_early: the number of states per row that early supervision reads, summed over layers.
+      n_early: the number of additional supervised states per row, summed over layers. They belong
+        to `loss.early_supervision`.
     """
     model = Transformer(spec)
     forward = batch_size * (
@@ -62,7 +63,9 @@ def step_cost(
 
 
 def row_shape(dataset: Dataset) -> dict[str, int]:
-    """Return `n_pos` and `n_slots` of a dataset, as arguments for `step_cost`.
+    """Return the number of input positions and of supervised positions per training row.
+
+    `step_cost` needs these numbers as `n_pos` and `n_slots`.
 
     Raises:
       InputError: the dataset has no training rows.

@@ -1,6 +1,7 @@
-"""The task `cue_conflict`: which of two cues about a fact the answers of a model follow.
+"""Measures for the task `cue_conflict`: which of two contradictory cues the answers follow.
 
-The triple of a fact teaches one bridge, and training chains with the same fact teach another one.
+The cues concern the tail of a fact. The atomic triple of the fact teaches one tail. Training chains
+that contain the fact teach a different tail.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ CUES = {"chains": BLUE, "fact": VERMILION}
 
 
 def cue_splits(dataset: Dataset) -> dict[str, list[str]]:
-    """Return the two splits for each number of training chains.
+    """Return a pair of splits for each number of training chains of the task `cue_conflict`.
 
-    For example, `test_s1` has the splits `test_s1_chains` and `test_s1_fact`. Both splits have the
-    same prompts. The first has the answers that follow the chains, and the second has the answers
-    that follow the triple. Splits without probe rows are omitted. For all other tasks, the result
-    is empty.
+    For example, the key `test_s1` has the splits `test_s1_chains` and `test_s1_fact`. The prompts
+    of both splits are equal. In the first split, the answers agree with the training chains. In the
+    second split, the answers agree with the atomic triples. Pairs without probe rows are omitted.
+    For tasks other than `cue_conflict`, the result is empty.
     """
     if "decoy_answer" not in dataset.truth:
         return {}
@@ -38,9 +39,9 @@ def cue_splits(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def cue_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
-    """Draw, over training, the shares of answers that follow the chains, the triple, or neither.
+    """Draw the shares of answers that agree with the chains, the triple, or neither, by step.
 
-    Return None if the task is not `cue_conflict` or no row has these shares.
+    Return None if the task is not `cue_conflict`, or if no metrics row contains these shares.
     """
     pairs = cue_splits(dataset)
     shown = [row for row in rows if all(f"{OTHER}/{name}" in row for name in pairs)]

@@ -1,4 +1,4 @@
-"""Run directories: their creation, checks before a run is resumed, and a lock for one process."""
+"""Run directories: creation, checks before a run is resumed, and a lock against other processes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def exclusive(
 ) -> AbstractContextManager[None]:
     """Lock a training folder against other processes.
 
-    In a distributed run only the primary process takes the lock.
+    In a distributed run, only process 0 takes the lock.
 
     Args:
-      folder: the folder to lock; it is created if missing.
-      activity: what the folder is used for, for the error message.
+      folder: the folder to lock. A missing folder is created.
+      activity: the use of the folder, for the error message.
       choose: the command line option that selects the folder, for the error message.
 
     Returns:
@@ -55,13 +55,13 @@ def exclusive(
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """Load the dataset of an existing run, or build the dataset of a new run.
 
-    Nothing is written. If the task is defined in a user's file, the dataset of an existing run is
-    also built again and compared with the saved dataset, because the configuration does not contain
-    the code of that file.
+    Nothing is written. The configuration does not contain the code of a user-defined task. For such
+    a task, the dataset of an existing run is therefore built again and compared with the saved
+    dataset.
 
     Raises:
-      InputError: the existing run has a different configuration, dataset or JAX settings; a file of
-        the run is damaged; or no dataset can be built from the configuration.
+      InputError: the configuration, dataset or JAX settings of the existing run are different; a
+        file of the run is damaged; or the configuration does not describe a valid dataset.
     """
     if not files.config.exists():
         return build(config.task)
@@ -92,8 +92,8 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
 def check_same(files: Layout, config: ConfigDict) -> None:
     """Check that a configuration equals the configuration of the existing run.
 
-    A field that did not exist when the run began is compared with the value that reproduces the
-    behaviour of the run.
+    If a field did not exist when the run began, the check uses the value that reproduces the
+    behaviour of the run (`Field.before`).
 
     Raises:
       InputError: the configurations differ; the message lists the fields that differ.
@@ -114,11 +114,12 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
       workdir: the run directory, for the error message.
-      starts: the recorded starts of the run, newest last. Versions before 2026-11-28 did not record
-        the settings; starts without settings are skipped.
+      starts: the recorded starts of the run, newest last. Starts without recorded settings, from
+        versions before 2026-11-28, are skipped.
 
     Raises:
-      InputError: a setting differs from its value at the previous start; the message names it.
+      InputError: a setting differs from the value at the previous start. The message names the
+        setting.
     """
     noted = [start["numerics"] for start in starts if "numerics" in start]
     was: Mapping[str, Any] = noted[-1] if noted else {}
@@ -136,7 +137,7 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
-    """Return, as JSON, everything that must be equal in all processes of a distributed run."""
+    """Return a JSON text that must be equal in all processes of a distributed run."""
     same = {key: value for key, value in to_json(config).items() if key not in _OWN}
     return json.dumps([same, stop, dataset.fingerprint(), numerics()], sort_keys=True)
 
@@ -163,7 +164,7 @@ def record_start(path: Path, step: int, source: Mapping[str, Any] | None = None)
     Args:
       path: the file.
       step: the step at which training starts.
-      source: additional fields, about the checkpoint that the initial parameters come from.
+      source: additional fields that describe the checkpoint with the initial parameters.
     """
     start = {"step": step, "time": time.time(), **provenance(), **(source or {})}
     write_json(path, [*read_starts(path), start])

@@ -2,8 +2,8 @@
 
 The usual loss of an answer constrains only the state after the last block. But in a model with two
 blocks, the second hop of a chain reads the state after the first block. Early supervision therefore
-adds a loss for the tail of a fact, read from the states after earlier blocks. These states are read
-through the final norm and the unembedding of the model, so there are no additional parameters.
+adds a loss for predicting the tail of a fact from the states after earlier blocks. The model's
+final norm and unembedding map these states to logits, so there are no additional parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from implicit_reasoning.worlds.world import NONE
 
 
 class EarlyTargets(NamedTuple):
-    """The answers of early supervision, for all training rows or for the rows of one batch.
+    """The targets of early supervision, for all training rows or for the rows of one batch.
 
     Attributes:
       positions: the positions whose states are read, `[row, early_slot]`.
@@ -37,11 +37,11 @@ class EarlyTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class EarlySupervision:
-    """The static part of the additional loss.
+    """The additional loss for states after earlier blocks, without its targets.
 
     Attributes:
-      weight: the factor by which the additional loss is multiplied.
-      layers: the blocks whose outputs are read, counted from 0 in unrolled depth.
+      weight: factor of the additional loss.
+      layers: indices of the blocks whose outputs are supervised, in unrolled depth, from 0.
     """
 
     weight: float
@@ -49,7 +49,7 @@ class EarlySupervision:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites from which answers are read."""
+        """Names of the sites (hook points) whose states are supervised."""
         return tuple(f"blocks.{layer}.hook_resid_post" for layer in self.layers)
 
     def loss(
@@ -62,16 +62,17 @@ class EarlySupervision:
     ) -> Float[Array, ""]:
         """Return the additional loss of a batch, in nats.
 
-        This is `weight` times the sum of the losses of all early answers over all layers, divided
-        by the number of supervised slots in the batch. The usual loss is divided by the same
-        number. If `weight` is 1, an early answer therefore counts as much as a usual answer.
+        The losses of all early answers are summed over the layers, multiplied by `weight`, and
+        divided by the number of supervised positions in the batch. The usual loss is divided by
+        this number too. With `weight` 1, an early answer therefore counts as much as a usual
+        answer.
 
         Args:
           model: the model.
           params: the parameters of the model.
           states: the residual stream at the sites in `sites`.
           targets: the early answers of the batch.
-          answers: the usual answers of the batch; their supervised slots are counted.
+          answers: the usual answers of the batch, -1 where nothing is supervised.
         """
         where = jnp.asarray(targets.positions)[None, :, :, None]
         read = jnp.take_along_axis(jnp.stack([states[site] for site in self.sites]), where, axis=2)
@@ -83,17 +84,21 @@ class EarlySupervision:
 
 @dataclass(frozen=True)
 class EarlySettings:
-    """Settings from the group `loss.early_supervision`; `runs.fields` documents each field."""
+    """Settings from the configuration group `loss.early_supervision`.
+
+    The module `runs.fields` describes each field.
+    """
 
     weight: float
     layers: tuple[Any, ...]
     rows: str
 
     def resolve(self, model: Transformer) -> EarlySupervision | None:
-        """Return the additional loss for a model, or None if its weight is 0.
+        """Return the additional loss for a model, or None if the weight of the loss is 0.
 
         Raises:
-          InputError: a layer does not exist or is the last layer, or the model has only one block.
+          InputError: a layer does not exist, a layer is the last block, or the model has only one
+            block.
         """
         if not self.weight:
             return None
@@ -116,18 +121,18 @@ NO_EARLY = EarlySettings(weight=0.0, layers=(), rows="atomic")
 
 
 def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
-    """Return the early answers of the training rows of a dataset as numpy arrays.
+    """Return the early-supervision targets of all training rows as numpy arrays.
 
     Args:
       dataset: a dataset whose task consists of chains.
-      rows: which rows get early answers. `atomic`: a row of a single fact gets its own answer.
-        `chains`: a chain gets the bridge entity, which is the answer to its first fact. `all`: both
-        kinds of rows. The answer to the first fact is read at the position at which the atomic row
-        of that fact is answered. A chain gets an early answer only if the chain and the atomic row
-        have the same tokens up to this position.
+      rows: the kind of rows that get an early target. With `atomic`, the target of a single fact is
+        its usual answer. With `chains`, the target of a chain is its bridge entity (the tail of the
+        first fact). `all` means both kinds. The target of a chain belongs to the position at which
+        the row of the first fact alone is answered. A chain gets a target only if the chain and
+        this row have equal tokens up to this position.
 
     Raises:
-      InputError: the task does not consist of chains, or no training row has an early answer.
+      InputError: the task does not consist of chains, or no training row gets a target.
     """
     if "fact2" not in dataset.truth:
         raise InputError(

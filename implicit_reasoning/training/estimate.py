@@ -28,13 +28,13 @@ class Speed:
     """Training speed measured on this machine.
 
     Attributes:
-      compile_seconds: time to compile the training step. The time is shorter if the compiled step
-        was in the compilation cache.
-      step_seconds: time of one step.
+      compile_seconds: time to compile the training step. Reading the step from the compilation
+        cache takes less time.
+      step_seconds: time of one training step.
       evaluation_seconds: time of one evaluation of all splits.
-      device_bytes: memory that the compiled training loop uses on a device for arguments, results
-        and temporaries. None if the backend does not report the memory.
-      peak: measured FLOP/s of large matrix products on one device.
+      device_bytes: memory on one device for arguments, results and temporaries of the compiled
+        training loop. None if the backend does not report its memory.
+      peak: FLOP/s of large matrix products on one device, measured.
     """
 
     compile_seconds: float
@@ -54,7 +54,7 @@ class CostEstimate:
       checkpoints: number of checkpoints.
       rows: number of training rows.
       devices: number of devices.
-      cost: cost of one step.
+      cost: FLOPs and memory of one step.
       rows_bytes: memory of the training rows on every device.
       speed: measured speed; None if the speed was not measured.
     """
@@ -70,9 +70,10 @@ class CostEstimate:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Disk space in bytes after training: all checkpoints and the last two full states.
+        """Upper bound of the disk space in bytes after training.
 
-        This is an upper bound. Orbax compresses files, but trained parameters compress little.
+        The bound includes all checkpoints and the last two full states. Compression by Orbax is not
+        taken into account, because trained parameters compress little.
         """
         return self.checkpoints * 4 * self.cost.parameters + 2 * self.cost.state_bytes
 
@@ -80,7 +81,7 @@ class CostEstimate:
     def seconds(self) -> float | None:
         """Estimated duration of the run in seconds; None if the speed was not measured.
 
-        Saves are not included, because they run in the background.
+        The estimate excludes saving, because checkpoints are saved in the background.
         """
         if self.speed is None:
             return None
@@ -120,12 +121,12 @@ def plan(config: ConfigDict, *, measure: bool = True) -> CostEstimate:
     """Estimate the cost of training a configuration on this machine. Nothing is written.
 
     Args:
-      config: the configuration, as for `train`.
-      measure: also compile and time some steps and one evaluation. This takes a few seconds, most
-        of them for compilation.
+      config: the configuration that would be passed to `train`.
+      measure: also compile and time some steps and one evaluation. The measurement takes a few
+        seconds, mainly for compilation.
 
     Raises:
-      InputError: the configuration cannot be trained.
+      InputError: the configuration is not valid for training.
     """
     setup.check_config(config)
     dataset, settings = build(config.task), TrainingSettings.from_config(config)

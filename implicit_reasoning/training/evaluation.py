@@ -1,10 +1,10 @@
-"""Evaluation of every split on the device: accuracy, loss and reciprocal rank of the answer.
+"""Evaluation of every data split on the device: accuracy, loss and reciprocal rank of answers.
 
 Answers of several tokens are evaluated with teacher forcing. An answer is correct if the model
 predicts every token of the answer correctly, given the true previous tokens; greedy decoding gives
 the same accuracy. The loss of an answer is the sum of the losses of its tokens. The rank of an
-answer is the worst rank among its tokens. The `</a>` token that may follow an answer is not
-evaluated. `training.thoughts` has the additional measures of answers with a chain of thought.
+answer is the worst rank of its tokens. Some tasks append an end token `</a>` to the answer; this
+token is not evaluated. `training.thoughts` measures answers with a chain of thought.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ NEVER = -1
 
 
 class Outcome(NamedTuple):
-    """Loss and rank of the answers to the probe rows.
+    """Loss and rank of the correct answers to the probe rows (rows that training evaluates).
 
     Attributes:
-      loss: loss of the answer in nats, summed over its tokens.
-      rank: rank of the answer; 0 is best. The rank of a token is the number of other tokens whose
-        logit is higher than the token's logit, equal to it, or NaN.
-      thought: the measures of answers with a chain of thought; None for other tasks.
+      loss: loss of the answer in nats, summed over the tokens of the answer.
+      rank: rank of the answer; 0 is best. The rank of a token counts the other tokens of the
+        vocabulary that have a higher, equal or NaN logit.
+      thought: the measures of answers with a chain of thought; None for all other tasks.
     """
 
     loss: Float[Array, " probe"]
@@ -58,7 +58,9 @@ class Outcome(NamedTuple):
 
 
 class EvaluationRows(NamedTuple):
-    """Probe rows in chunks of equal size. For several worlds, the chunks are concatenated.
+    """Probe rows (rows that training evaluates), in chunks of equal size.
+
+    The chunks of several worlds are concatenated along the first axis.
 
     Attributes:
       tokens: input tokens.
@@ -75,9 +77,9 @@ class EvaluationRows(NamedTuple):
 
 
 def evaluation_rows(dataset: Dataset) -> EvaluationRows:
-    """Return the probe rows of a dataset as numpy arrays.
+    """Return the probe rows of a dataset as numpy arrays, in chunks of equal size.
 
-    The last chunk is completed with copies of the first probe rows.
+    Copies of the first probe rows pad the last chunk.
     """
     rows = np.flatnonzero(dataset.probe)
     padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
@@ -98,12 +100,12 @@ def evaluate_chunks(
 
     Args:
       model: the model.
-      params: its parameters.
+      params: the parameters of the model.
       probes: the probe rows.
       chunks: the indices of the chunks to evaluate.
 
     Returns:
-      The outcome of every row of these chunks, flattened to `[chunk * row]`.
+      Loss and rank for every row of these chunks, flattened to `[chunk * row]`.
     """
 
     def chunk(number: Array) -> Outcome:
@@ -158,8 +160,7 @@ def _asker(model: Transformer, sharding: NamedSharding | None) -> Wrapped:
 class ProbeMetrics:
     """Metrics of a model's answers to the probe rows of a dataset, computed with numpy.
 
-    An outcome may have more rows than the dataset has probe rows, because the last chunk is padded.
-    The additional rows are ignored.
+    The last chunk of an `Outcome` is padded. The padding is ignored.
     """
 
     def __init__(self, dataset: Dataset):
@@ -180,18 +181,19 @@ class ProbeMetrics:
             self._intervals = ClusterIntervals(clusters)
 
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, " probe"]:
-        """Return, for each probe row, whether it was answered correctly."""
+        """Return a bool per probe row: True if the row was answered correctly."""
         return np.asarray(outcome.rank)[: len(self.rows)] == 0
 
     def first_correct(
         self, before: Int[np.ndarray, " probe"], step: int, outcome: Outcome
     ) -> Int[np.ndarray, " probe"]:
-        """Update, for each probe row, the step of the first evaluation with a correct answer.
+        """Update the steps at which the probe rows were first answered correctly.
 
         Args:
-          before: the result of the previous evaluation; `NEVER` for rows without a correct answer.
+          before: the steps after the previous evaluation; `NEVER` for rows without a correct answer
+            so far.
           step: the step of this evaluation.
-          outcome: the outcome of this evaluation.
+          outcome: losses and ranks from this evaluation.
         """
         newly = self.correct(outcome) & (before == NEVER)
         return np.where(newly, np.int32(step), before)
@@ -201,15 +203,15 @@ class ProbeMetrics:
 
         Returns:
           `accuracy/<split>`, `loss/<split>` in nats and `reciprocal_rank/<split>`.
-          `saturated/<split>` is the share of rows whose answer has a probability that float32
-          rounds to 1. The gradient of such a row is 0 ("softmax collapse", Prieto et al. 2025,
-          section 3). `accuracy_low95/<split>`, for the split `phases.Splits.cross` only, is the
-          lower end of the 95% confidence interval of the accuracy, clustered by bridge (see
-          `worlds.clusters`). `accuracy_unanswered/<split>` is the accuracy on the rows that no
-          shortcut answers, and `unanswered/<split>` is the number of these rows (see
-          `training.unanswered`). `other/<name>`, only for the task `cue_conflict`, is the share of
-          answers that follow neither the chains nor the triple (see `training.cues`). Tasks whose
-          answers have a chain of thought also have the columns of `training.thoughts`.
+          `saturated/<split>` is the share of rows whose answer has probability 1 in float32. The
+          gradient of such rows is 0 ("softmax collapse", Prieto et al. 2025, section 3).
+          `accuracy_low95/<split>` is the lower end of the 95% confidence interval of the accuracy,
+          clustered by bridge entity; it exists only for the split `phases.Splits.cross`.
+          `accuracy_unanswered/<split>` is the accuracy on rows that no shortcut answers correctly,
+          and `unanswered/<split>` is the number of these rows. `other/<name>` exists only for the
+          task `cue_conflict`. It is the share of answers that agree with neither the training
+          chains nor the atomic triple. Tasks with chains of thought also get the columns of
+          `training.thoughts`.
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome[:2])
         saturated = np.exp(-loss, dtype=np.float32) == 1

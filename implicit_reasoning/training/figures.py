@@ -44,7 +44,7 @@ _NO_LOSS = 1e-8  # nats; below the resolution of a float32 loss
 
 
 def figures(run: Run) -> list[Figure]:
-    """Draw every figure for which the run has data, in the order of the report."""
+    """Draw all figures of a run in the order of the report. Figures without data are omitted."""
     rows = run.metrics
     if not rows:
         return []
@@ -66,10 +66,10 @@ def best_shortcuts(rules: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[
     """Find the most accurate shortcut rule on each split.
 
     Args:
-      rules: `{rule: {split: accuracy}}`, as `worlds.shortcuts` returns it.
+      rules: `{rule: {split: accuracy}}`, for example from `worlds.shortcuts`.
 
     Returns:
-      `{split: (accuracy, rule)}`.
+      `{split: (accuracy, rule)}`, where the rule is the most accurate rule.
     """
     splits = {split for by_split in rules.values() for split in by_split}
     return {

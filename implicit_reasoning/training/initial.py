@@ -1,7 +1,7 @@
-"""Initial parameters from a checkpoint of another run: the configuration group `init_from`.
+"""Initial parameters from a checkpoint of a previous run: the configuration group `init_from`.
 
-Only the parameters are taken from the checkpoint. The moments of the optimizer start at 0, and the
-schedule of the learning rate starts at step 0.
+Only the parameters come from the checkpoint. The moments of the optimizer start at 0, and the
+learning rate schedule starts at step 0.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LAST = -1
 
 
 class Initial(NamedTuple):
-    """Initial parameters, and the checkpoint from which they were read.
+    """Initial parameters that were read from a checkpoint, and the origin of the parameters.
 
     Attributes:
       params: the parameters as numpy arrays.
-      source: the run directory, the step and the fingerprint of the checkpoint, for
+      source: run directory, step and fingerprint of the checkpoint; the entry for
         `provenance.json`.
     """
 
@@ -43,8 +43,8 @@ def read_initial(config: ConfigDict, model: Transformer) -> Initial | None:
       The initial parameters, or None if `init_from.workdir` is empty.
 
     Raises:
-      InputError: the run or the checkpoint does not exist, or the parameters in the checkpoint do
-        not fit the model.
+      InputError: the run or the checkpoint does not exist, or the shapes of the parameters do not
+        fit the model.
     """
     workdir, step = config.init_from.workdir, config.init_from.step
     if not workdir:

@@ -1,13 +1,14 @@
 """Confidence intervals of accuracies in the rows of `metrics.jsonl`.
 
-Training computes the intervals at steps that have both an evaluation and a checkpoint, and writes
-the intervals to the row of that step. Versions before 2026-11-29 did not write intervals;
+Training computes the intervals at steps that have both an evaluation and a checkpoint. It writes
+the intervals to the row of the step. Versions before 2026-11-29 did not write intervals;
 `record.add_intervals` adds intervals to such runs.
 
-The examples of a split are clustered by bridge or by fact (see `worlds.clusters.clusterings`). If
-there are several clusterings, the widest interval is used. For the split `phases.Splits.cross`,
-every evaluation also writes the lower bound `accuracy_low95/<split>`, which uses only the
-clustering of `clusters_of`. `phases` compares this bound with the shortcuts.
+The examples of a split are clustered by bridge entity or by fact. `worlds.clusters.clusterings`
+returns all clusterings, and the widest interval is used. For the split `phases.Splits.cross`, every
+evaluation also writes the lower bound `accuracy_low95/<split>`. This bound uses only the clustering
+from `worlds.clusters.clusters_of`. The module `phases` compares the bound with the accuracies of
+shortcuts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Row = Mapping[str, Any]
 
 
 class AccuracyIntervals:
-    """Confidence intervals of the accuracy on the probe rows of every split."""
+    """Confidence intervals of the accuracy on the evaluated rows (probe rows) of every split."""
 
     def __init__(self, dataset: Dataset):
         """Compute the clusters of the probe rows of every split that has probe rows."""
@@ -40,10 +41,10 @@ class AccuracyIntervals:
         }
 
     def columns(self, correct: Bool[np.ndarray, " probe"]) -> dict[str, float]:
-        """Return the interval columns of one evaluation.
+        """Return the columns of `metrics.jsonl` with the intervals of one evaluation.
 
         Args:
-          correct: whether each probe row was answered correctly.
+          correct: bool per probe row, True for a correct answer.
 
         Returns:
           `accuracy_low/<split>`, `accuracy_high/<split>` and `accuracy_clusters/<split>`.
@@ -59,19 +60,19 @@ class AccuracyIntervals:
 
 
 def is_evaluated(row: Row) -> bool:
-    """Return whether a row of `metrics.jsonl` has accuracies."""
+    """Return whether a row of `metrics.jsonl` contains accuracies."""
     return any(key.startswith(f"{ACCURACY}/") for key in row)
 
 
 def row_with_intervals(rows: Sequence[Row]) -> Row | None:
-    """Return the last row that has intervals, or None if no row has intervals."""
+    """Return the last row that contains intervals, or None if no row does."""
     return next(
         (row for row in reversed(rows) if any(key.startswith(f"{LOW}/") for key in row)), None
     )
 
 
 def accuracy_intervals(row: Row, dataset: Dataset) -> dict[str, Interval]:
-    """Read the accuracy and its interval from a row, for every split that has an interval."""
+    """Read the accuracies that have an interval, and the intervals, from a row of metrics."""
     return {
         split: Interval(
             mean=row[f"{ACCURACY}/{split}"],

@@ -1,8 +1,8 @@
 """Resumable training loop; a resumed run gives bit-for-bit the results of an uninterrupted run.
 
-The loop trains an object that implements the `Training` protocol: one model, a population of
-models, or a set of dictionaries. The loop restores the newest readable state, advances from event
-to event, saves states, and handles shutdown requests.
+The loop trains an object that implements the `Training` protocol: one model, several models, or a
+set of sparse dictionaries. It restores the newest readable state, runs the steps between two events
+(evaluations, checkpoints, log rows), saves states, and handles shutdown requests.
 
 Resuming relies on three rules:
 
@@ -14,8 +14,8 @@ Between events the device runs without waiting for the host: the host reads the 
 of steps while the device runs the next chunk. The loop runs under a transfer guard, so only
 explicit transfers between host and device are possible.
 
-Every process of a run executes the same steps and the same saves. Only the primary process writes
-the other files.
+Every process of a run executes the same steps and the same saves. Only process 0 writes all other
+files.
 """
 
 from __future__ import annotations
@@ -49,11 +49,10 @@ _TIMED_CHUNKS = 10  # The speed is measured over this number of chunks.
 
 
 class NonFiniteLoss(Exception):
-    """Error if training diverged: a loss, a gradient or an update was not finite.
+    """Error that ends diverged training: a loss, a gradient or an update is not finite.
 
     Attributes:
-      step: number of updates before the first update that was not finite. The parameters at this
-        step and at all earlier steps are finite.
+      step: the last step with finite parameters. The next update is not finite.
     """
 
     def __init__(self, step: int):
@@ -74,10 +73,10 @@ class Chunk:
       before: the step at which the chunk began.
       step: the step at which the chunk ended.
       results: the results of `Training.arrive` for the last step, on the host.
-      steps_per_second: the speed over the last chunks, including evaluations and saves.
-      read_newest: function that reads the newest tree that `Training.saved` returned. Its argument
-        is a tree of shapes and shardings. It returns the tree and its step, or None if no state was
-        saved since training began.
+      steps_per_second: recent speed, including evaluations and saves.
+      read_newest: function that reads the newest saved state. Its argument is a pytree of shapes
+        and shardings. The function returns the saved pytree and its step, or None before the first
+        save.
     """
 
     before: int
@@ -89,22 +88,22 @@ class Chunk:
 
 @runtime_checkable
 class Training(Protocol[State]):
-    """Interface of the objects that the loop trains. The loop does not read inside a state."""
+    """Interface of the objects that the loop trains. The loop treats their states as opaque."""
 
     @property
     def steps(self) -> int:
-        """Number of the last step."""
+        """The number of steps of the complete training."""
         ...
 
     @property
     def begins_at(self) -> int:
-        """Step of the state that `init` returns; `NOT_BEGUN` if the events of step 0 are due."""
+        """The step of the initial state; `NOT_BEGUN` if the events of step 0 are due."""
         ...
 
     def init(self) -> State:
         """Return the initial state.
 
-        The loop calls this if `resume/` has no state of step `begins_at` or later.
+        The loop calls this method if `resume/` contains no state of step `begins_at` or later.
         """
         ...
 
@@ -113,7 +112,7 @@ class Training(Protocol[State]):
 
         Args:
           step: the step of the state.
-          read: function from a tree of shapes and shardings to the saved tree.
+          read: function from a pytree of shapes and shardings to the saved pytree.
 
         Raises:
           DamagedCheckpoint: the state cannot be read.
@@ -121,7 +120,7 @@ class Training(Protocol[State]):
         ...
 
     def saved(self, state: State) -> Any:
-        """Return the tree of arrays that the loop saves for a state."""
+        """Return the pytree of arrays that the loop saves for a state."""
         ...
 
     def open(self, step: int) -> None:
@@ -129,21 +128,21 @@ class Training(Protocol[State]):
         ...
 
     def close(self) -> None:
-        """Close the files that `open` opened, even if `open` failed part-way."""
+        """Close all files that `open` opened. The loop calls this method even if `open` failed."""
         ...
 
     def chunk_end(self, step: int, count: int) -> int:
         """Return the last step of the chunk that starts at `step`.
 
-        The result is the step of the next event after `step`. If `step + count` is earlier, and the
-        training allows a chunk to end between two events, the result is `step + count`.
+        The result is the step of the next event (evaluation, checkpoint or log row) after `step`.
+        If chunks may end between events, `step + count` is an upper limit.
         """
         ...
 
     def advance(self, state: State, step: int, count: int) -> State:
         """Dispatch `count` steps from `step`, and return the new state without blocking.
 
-        The buffers of the given state are donated, so the caller must not use that state again.
+        The buffers of `state` are donated, so the caller must not use `state` again.
         """
         ...
 
@@ -156,7 +155,7 @@ class Training(Protocol[State]):
           state: the state at `step`.
 
         Returns:
-          A tree of arrays on the device.
+          A pytree of arrays on the device.
         """
         ...
 
@@ -167,26 +166,27 @@ class Training(Protocol[State]):
           Values to show next to the progress bar.
 
         Raises:
-          NonFiniteLoss: training diverged (in a population: all trials diverged).
+          NonFiniteLoss: training diverged. In joint training of several models, all models
+            diverged.
         """
         ...
 
     def keeps_at(self, step: int) -> bool:
-        """Return whether `keep` saves a checkpoint at a step."""
+        """Return whether `keep` saves a permanent checkpoint at a step."""
         ...
 
     def resumes_at(self, step: int) -> bool:
-        """Return whether the loop saves the state at a step."""
+        """Return whether the loop saves the full state at a step, for resuming."""
         ...
 
     def keep(self, step: int, state: State, *, resumable: bool) -> None:
-        """Save the files that are due at a step; the loop itself saves the state.
+        """Save all files that are due at a step, except the full state, which the loop saves.
 
         Args:
           step: the step.
           state: the state at that step.
-          resumable: whether the loop saves the state after this call. If so, this call must return
-            only when all other files of the step are on disk.
+          resumable: whether the loop saves the full state after this call. If True, all files of
+            the step must be on disk when this method returns.
         """
         ...
 
@@ -224,8 +224,8 @@ class ResumableLoop(Generic[State]):
           The state at step `stop`.
 
         Raises:
-          InputError: there are saved states, but none can be read.
-          Interrupted: a shutdown was requested; the state has been saved.
+          InputError: all saved states are damaged.
+          Interrupted: a shutdown was requested, and the state is saved.
           NonFiniteLoss: training diverged.
         """
         training = self._training

@@ -1,7 +1,7 @@
 """Training of models: `train(config, workdir) -> Run`, and the class that the loop trains.
 
-A population of models is trained like a single model. The arrays of its program have a leading
-trial axis, and each trial has its own `Record`.
+A population is a group of models (trials) that are trained together in one program. The arrays of
+this program have a leading trial axis. Each trial has its own `Record` of result files.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ def train(
     """Train until `config.steps`, or resume a run that stopped before.
 
     Args:
-      config: the configuration; see `configs/composition.py`.
-      workdir: the run directory; it is created if missing.
-      stop_at: stop at this step instead of `config.steps`. The run can be resumed from there.
+      config: the configuration; `configs/composition.py` is an example.
+      workdir: the run directory. A missing directory is created.
+      stop_at: stop at this step instead of `config.steps`. A later call can resume the run.
 
     Returns:
       The run in `workdir`.
 
     Raises:
-      InputError: the configuration cannot be trained, or `workdir` holds another run.
-      Interrupted: the process received SIGTERM or SIGINT; the state has been saved.
-      NonFiniteLoss: training diverged; everything that was saved before is complete.
-      PeerLost: another process of the run stopped; everything that was saved before is complete.
+      InputError: the configuration is not valid for training, or `workdir` contains a run with a
+        different configuration.
+      Interrupted: the process received SIGTERM or SIGINT, and the state is saved.
+      NonFiniteLoss: training diverged. Earlier checkpoints and metrics are intact.
+      PeerLost: a process of a distributed run was lost. Earlier checkpoints and metrics are intact.
     """
     files = Layout(local_folder(workdir, "workdir"))
     config = completed(config)
@@ -73,7 +74,7 @@ def train(
 
 
 def check_initial(trials: Sequence[Trial]) -> None:
-    """Read the initial parameters of new trials before any file is written, to find errors early.
+    """Check the initial parameters of new trials. Call this before any file is written.
 
     Raises:
       InputError: the initial parameters of a trial cannot be read, or do not fit its model.
@@ -98,10 +99,10 @@ def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
 
 
 class ModelTraining:
-    """The `Training` of one model, or of a population of models that are all at the same step.
+    """Joint training of one or several models (trials), all at the same step.
 
     Attributes:
-      records: the record of each trial.
+      records: the result files of each trial.
     """
 
     def __init__(
@@ -136,16 +137,16 @@ class ModelTraining:
 
     @property
     def steps(self) -> int:
-        """Horizon of the schedule."""
+        """The step at which training and the learning rate schedule end."""
         return self._schedule.horizon
 
     @property
     def begins_at(self) -> int:
-        """Step of the state from another directory; `NOT_BEGUN` if there is no such state."""
+        """The step of the state from a previous directory; `NOT_BEGUN` without such a state."""
         return self._start.step if self._start else NOT_BEGUN
 
     def init(self) -> TrainState:
-        """Return the state from another directory, or a newly initialised state."""
+        """Return the state that a previous directory provides, or a newly initialised state."""
         if self._start:
             self._remember(self._start.first_correct)
         return self._first()
@@ -171,9 +172,9 @@ class ModelTraining:
         return state._replace(params=saved_states.placed(stacked, program.like.params))
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
-        """Restore the state of a step.
+        """Restore the state of a step, and the first correct step of each probe row.
 
-        Also restore, in the records, the step at which each probe row was first answered correctly.
+        A probe row is a row that training evaluates.
         """
         tree = read(self._like())
         self._remember(self._program.split(np.array(tree["first_correct"])))
@@ -181,7 +182,10 @@ class ModelTraining:
         return state
 
     def saved(self, state: TrainState) -> Any:
-        """Return the state, and the step at which each probe row was first answered correctly."""
+        """Return a pytree of the state and the first correct step of each probe row.
+
+        A probe row is a row that training evaluates.
+        """
         return {"state": state, "first_correct": self._first_correct()}
 
     def _like(self) -> Any:
@@ -219,11 +223,11 @@ class ModelTraining:
         self._opened.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """Return the step of the next event of the schedule, or `step + count` if it is earlier."""
+        """Return the smaller of `step + count` and the step of the next scheduled event."""
         return min(self._schedule.next_event(step), step + count)
 
     def advance(self, state: TrainState, step: int, count: int) -> TrainState:
-        """Dispatch `count` updates."""
+        """Dispatch `count` updates, and return the new state without blocking."""
         self._profile.next_chunk(state)
         return self._advance(state, count)
 
@@ -236,7 +240,7 @@ class ModelTraining:
         return after
 
     def arrive(self, before: int, step: int, state: TrainState) -> Any:
-        """Dispatch a snapshot of the state, and an `Outcome` if the step has an evaluation."""
+        """Dispatch a snapshot of the state, and the evaluation if the step has one."""
         program, evaluated = self._program, step in self._schedule.evaluations
         outcome = program.evaluate(state.params) if evaluated else None
         return program.snapshot(state, program.hyper), outcome
@@ -246,11 +250,14 @@ class ModelTraining:
         return step in self._schedule.checkpoints
 
     def resumes_at(self, step: int) -> bool:
-        """Return whether the schedule saves the state at a step."""
+        """Return whether the schedule saves the full state at a step."""
         return step in self._schedule.resumes
 
     def keep(self, step: int, state: TrainState, *, resumable: bool) -> None:
-        """Save a checkpoint if one is due, and `first_correct.npz` if the state is saved."""
+        """Save a checkpoint if the schedule has one at this step.
+
+        If the full state is also saved, save `first_correct.npz`.
+        """
         if self.keeps_at(step):
             self._checkpoints.save(step, state.params)
         if resumable:

@@ -1,9 +1,9 @@
-"""AdamW as in the published runs.
+"""AdamW with the settings of the published runs.
 
-The learning rate warms up linearly, weight decay is decoupled and applies to weights only, and
-gradients are clipped. The learning rate and the weight decay are arguments of the update
-(`Hyperparameters`), not compile-time constants, so trials with different learning rates or weight
-decays can be trained with `vmap`.
+The learning rate warms up linearly. Weight decay is decoupled and applies to weights only.
+Gradients are clipped. The learning rate and the weight decay are arguments of the update
+(`Hyperparameters`), not compile-time constants. Trials with different learning rates or weight
+decays can therefore be trained with `vmap`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from implicit_reasoning.model.blocks.parameters import unflatten_params
 
 
 class Hyperparameters(NamedTuple):
-    """Hyperparameters that may differ between the trials of one program; float32 scalars."""
+    """Hyperparameters that may differ between jointly trained models; float32 scalars."""
 
     learning_rate: Float[Array, ""]
     weight_decay: Float[Array, ""]
@@ -30,7 +30,10 @@ class Hyperparameters(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings from the `optimizer` group of a config; `runs.fields` documents each field."""
+    """Settings from the configuration group `optimizer`.
+
+    The module `runs.fields` describes each field.
+    """
 
     learning_rate: float
     weight_decay: float
@@ -44,16 +47,17 @@ class OptimizerSettings:
 
 
 def hyperparameters(settings: OptimizerSettings) -> Hyperparameters:
-    """Return the learning rate and weight decay of the settings, as float32 scalars."""
+    """Return the learning rate and the weight decay as float32 scalars."""
     return Hyperparameters(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
 
 
 def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
     """Return the schedule of the learning rate as a fraction of its peak.
 
-    The fraction increases linearly from 0 over `warmup_steps`. The first update has the learning
-    rate 0, as in HuggingFace's schedules. After the warm-up, the fraction stays 1 (`constant`), or
-    follows a cosine down to `final_fraction` at step `horizon` (`cosine`).
+    The fraction increases linearly from 0 to 1 over `warmup_steps`. The first update has the
+    learning rate 0, which is also the rule of HuggingFace's schedules. After the warm-up, the
+    schedule `constant` stays at 1. The schedule `cosine` follows a cosine down to `final_fraction`
+    at step `horizon`.
 
     Args:
       settings: the settings of the optimizer.
@@ -83,10 +87,11 @@ def _relative_rate(
 
 
 def preconditioner(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Return the transformation of gradients into the directions of `apply_updates`.
+    """Return the optax transformation from gradients to the `directions` of `apply_updates`.
 
-    It clips gradients by their global norm, then scales them by Adam. The directions are those of
-    AdamW (Loshchilov & Hutter 2019, algorithm 2) without the term of the weight decay.
+    The transformation clips gradients by their global norm and then applies Adam. The directions
+    are the AdamW updates (Loshchilov & Hutter 2019, algorithm 2) without the learning rate and the
+    weight decay.
     """
     return _preconditioner(settings.clip_norm, settings.b1, settings.b2, settings.eps)
 
@@ -101,10 +106,11 @@ def _preconditioner(
 
 
 def decay_mask(model: Transformer) -> Any:
-    """Return a tree of bools: whether weight decay applies to each parameter.
+    """Return a pytree of bools: True for parameters to which weight decay applies.
 
-    See `Parameter.decayed`. In a GPT-2 model, decay applies to weights, token embeddings and
-    position embeddings, but not to biases and norms (as in Wang's code).
+    The blocks of the model declare the values (`Parameter.decayed`). In a GPT-2 model, decay
+    applies to weights, token embeddings and position embeddings, but not to biases and norms. The
+    code of Wang et al. 2024 has this rule.
     """
     return unflatten_params(
         {name: parameter.decayed for name, parameter in model.parameters.items()}
@@ -121,7 +127,7 @@ def apply_updates(
       directions: the output of the preconditioner.
       hyper: the peak learning rate and the weight decay.
       rate: the learning rate at this step as a fraction of its peak.
-      decayed: whether weight decay applies to each parameter; see `decay_mask`.
+      decayed: pytree of bools from `decay_mask`, True for parameters to which weight decay applies.
 
     Returns:
       The parameters after the update.

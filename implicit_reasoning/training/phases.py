@@ -6,28 +6,31 @@ Phases may overlap. Each phase has a rule for the accuracy on probe rows:
 - in-distribution (half, whole): the accuracy on held-out chains is at least 0.5 (half) or 0.95
   (whole).
 - cross-distribution: this rule uses chains whose *first* fact is trained only as a single fact. The
-  lower end of the 95% interval of their accuracy is above the upper end of the 95% interval of
-  every shortcut. Both intervals use the same rows and the same clusters (bridges).
+lower end of the 95% interval of the accuracy on these chains is above the upper end of the 95%
+interval of the accuracy of every shortcut. All intervals use the same rows and the same clusters
+(bridge entities).
 
-The first two phases are descriptive. Each begins at the first of three consecutive evaluations that
+The first two phases are descriptive. They begin at the first of three consecutive evaluations that
 satisfy the rule, so a single lucky evaluation does not count. The third phase is a statistical
 test. It begins at the first evaluation from which the rule holds at *all* later evaluations, and at
-least three evaluations must satisfy it. This controls two kinds of multiple testing:
+least three evaluations must satisfy the rule. This definition controls two kinds of multiple
+testing:
 
 - Evaluations: if a rule is tested at many correlated evaluations and the first success counts,
   false positives are far more frequent than with a single test. Suppose that the model is no better
-  than a shortcut at some evaluation. The phase can begin at or before that evaluation only if that
-  evaluation satisfies the rule. The probability that the phase begins too early is therefore at
-  most the false-positive probability of a single test, for any number of evaluations. If later
-  evaluations violate the rule, the phase is not reported.
-- Shortcuts: the model must be above every shortcut. If the model is no better than one of the
-  shortcuts, the probability that the model's interval is above the interval of that shortcut is at
-  most 5%, because each of the two intervals misses its mean on the relevant side with a probability
-  of 2.5%. This holds for any number of shortcuts and any correlation between them.
+  than a shortcut at evaluation E. The phase can begin at or before E only if E satisfies the rule.
+  The probability that the phase begins too early is therefore at most the false-positive
+  probability of a single test, for any number of evaluations. If later evaluations violate the
+  rule, the phase is not reported.
+- Shortcuts: the model must be above every shortcut. Suppose that the model is no better than
+  shortcut S. The model's interval is above the interval of S only if one of these two intervals
+  misses the true mean on one side. The probability of each miss is 2.5%, so the false-positive
+  probability is at most 5%. This bound holds for any number of shortcuts and any correlation
+  between shortcuts.
 
 The rules need only `metrics.jsonl` and the world, so they also apply to old runs. Versions before
-2026-11-28 wrote bootstrap intervals clustered by first fact to `metrics.jsonl`. These intervals are
-narrower than those clustered by bridge.
+2026-11-28 wrote bootstrap intervals that were clustered by first fact. These intervals are narrower
+than intervals that are clustered by bridge entity.
 
 The lag is the number of steps from "memorised" to "in-distribution, whole".
 """
@@ -55,12 +58,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Splits:
-    """Names of the splits that the rules for the phases need. A missing split is None.
+    """Names of the data splits from which phases are determined. A missing split is None.
 
     Attributes:
       trained: the split of the training chains.
-      held_out: the split of held-out chains whose facts occur in training chains.
-      cross: the split of chains whose first fact is trained as a single fact only.
+      held_out: the split of held-out chains whose facts all occur in training chains.
+      cross: the split of chains whose first fact is trained only as a single fact.
     """
 
     trained: str | None
@@ -69,7 +72,10 @@ class Splits:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Splits:
-        """Find the splits of a dataset by name: for two hops, train_ii, test_ii and test_oi."""
+        """Find the data splits from which phases are determined.
+
+        For chains of two hops, the splits are `train_ii`, `test_ii` and `test_oi`.
+        """
         trained = next((name for name in dataset.splits if name.startswith("train_")), None)
         if trained is None:
             return cls(None, None, None)
@@ -86,7 +92,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Phases:
-    """Step at which each phase began; None if the phase was not reached."""
+    """The step at which each phase began; None if the run did not reach the phase."""
 
     memorised: int | None
     in_distribution_half: int | None
@@ -95,13 +101,13 @@ class Phases:
 
     @property
     def lag(self) -> int | None:
-        """Number of steps from memorised to in-distribution; negative if memorised is later."""
+        """Number of steps from `memorised` to `in-distribution, whole`; may be negative."""
         if self.memorised is None or self.in_distribution is None:
             return None
         return self.in_distribution - self.memorised
 
     def describe(self) -> dict[str, str]:
-        """Return each phase and the lag as text."""
+        """Return text that lists the steps of all phases and the lag."""
         found = {**dataclasses.asdict(self), "lag": self.lag}
         return {
             name.replace("_", " "): "not reached" if step is None else f"{step:,} steps"
@@ -115,9 +121,9 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     Args:
       rows: the rows, ascending by step. Rows without an evaluation are skipped.
       splits: the splits of the dataset.
-      cross_shortcut: an accuracy of shortcuts. The cross-distribution phase requires that the 95%
-        interval of the accuracy on the cross split is above it; see `phase_criteria`. If None, the
-        cross-distribution phase is never reached.
+      cross_shortcut: the largest upper end of the shortcuts' 95% intervals on the split `cross`,
+        from `phase_criteria`. In the cross-distribution phase, the interval of the model's accuracy
+        is above this value. If None, this phase is never reached.
     """
 
     def series(
@@ -146,8 +152,8 @@ def phase_criteria(dataset: Dataset) -> tuple[Splits, float | None]:
     """Return the arguments `splits` and `cross_shortcut` of `phases` for a dataset.
 
     Returns:
-      The splits. Then, over all shortcuts, the highest upper end of the 95% interval of the
-      shortcut's accuracy on the cross split; None if there is no cross split or no shortcut.
+      The splits, and the largest upper end of the shortcuts' 95% intervals on the split `cross`.
+      The second value is None if there is no such split or no shortcut.
     """
     splits = Splits.of(dataset)
     if splits.cross is None:

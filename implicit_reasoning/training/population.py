@@ -1,14 +1,14 @@
-"""Training of a population: many trials whose arrays have equal shapes, trained by one program.
+"""Training of a population: joint training of trials with equal array shapes.
 
 Trials may differ in the seeds of initialisation and world, the checkpoint of the initial
 parameters, phi, learning rate and weight decay (`VARIED`). The training rows of all worlds are
 concatenated in one table; each trial stores the index of the first row of its world and the number
-of rows. A trial sees the same data in the same order as if it were trained alone, so its first
-losses are equal to those of a single run up to rounding.
+of rows. A trial and a run that is trained alone receive the same data in the same order.
+Their first losses are therefore equal up to rounding.
 
 The trial axis is sharded over all devices. If the number of trials is not a multiple of the number
-of devices, the axis is padded with copies of the first trial, whose results are ignored. A trial
-that diverges keeps its last finite state, and the other trials continue.
+of devices, copies of the first trial pad the axis. The results of the copies are ignored. A trial
+that diverges keeps its last finite state, and all other trials continue.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ VARIED = (
 def shape_of(config: ConfigDict) -> str:
     """Return the configuration without the fields in `VARIED`, as JSON.
 
-    Trials can be in one population only if this text is the same for all of them.
+    Trials can be in one population only if their JSON texts are equal.
     """
     return json.dumps({key: v for key, v in flatten(config).items() if key not in VARIED})
 
@@ -87,23 +87,24 @@ def train_population(
 
     Args:
       trials: the trials; row i of the population is trial i.
-      files: the directory for the stacked checkpoints and states, which must not contain any
-        checkpoint or state yet. All other files are written to the directories of the trials.
+      files: the directory for the stacked checkpoints and states. It must not contain checkpoints
+        or states. All other files are written to the directories of the trials.
       stop: the step to stop at.
       shutdown: the shutdown request, which can stop training earlier.
-      lost: called as soon as a trial diverges, with the index of the trial and the step.
+      lost: function that is called with the index of a trial and the step when the trial diverges.
       title: the title of the progress bar.
 
     Returns:
-      The record of each trial. `diverged` is the step at which the trial diverged, or None.
+      The result files of each trial. `Record.diverged` is the step at which the trial diverged, or
+      None.
 
     Raises:
-      InputError: the trials cannot be one population, or another process trains one of them.
-      DamagedCheckpoint: the newest state of a trial cannot be read. The state has been moved away,
-        so this trial will resume from an earlier state. The step of that state may differ from the
-        step of the other trials.
-      Interrupted: a shutdown was requested; the states have been saved.
-      PeerLost: another process stopped; everything that was saved before is complete.
+      InputError: the trials cannot be one population, or a different process trains one of the
+        trials.
+      DamagedCheckpoint: the newest state of a trial cannot be read. This state was moved away, so a
+        new call resumes the trial from an earlier state. The trials may then be at different steps.
+      Interrupted: a shutdown was requested, and the states are saved.
+      PeerLost: a process of a distributed run was lost. Earlier checkpoints and metrics are intact.
     """
     if finished_steps(files.resume) or finished_steps(files.checkpoints):
         raise InputError(
@@ -184,7 +185,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Make the mesh of a population; axis `trial` gets all devices that other axes do not use."""
+    """Make the mesh of a population. All devices that `sizes` leaves free go to the axis `trial`."""
     return sharding.make_mesh({**sizes, "trial": -1, "data": max(1, sizes["data"])})
 
 
@@ -192,8 +193,8 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     """Make one program for all trials. The arguments of the program have a leading trial axis.
 
     Raises:
-      InputError: the trials differ in a property that must be equal in a population, or they do not
-        fit the devices.
+      InputError: the trials differ in a field outside `VARIED` or in the shapes of their arrays, or
+        the mesh does not fit the devices.
     """
     settings = trials[0].settings
     mesh = make_mesh(settings.mesh)

@@ -35,7 +35,7 @@ _ROUTINE = (
 def open_tensorboard(
     files: Layout, config: ConfigDict, dataset: Dataset, rows: Sequence[Row]
 ) -> TensorBoard:
-    """Create the TensorBoard event file of a run, and write the existing rows to it."""
+    """Create the TensorBoard event file of a run from the existing metrics rows."""
     return TensorBoard(
         files.tensorboard,
         config=to_json(config),
@@ -57,12 +57,12 @@ def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
 
 
 class Record:
-    """The output files of one run during training. Only the primary process writes files.
+    """The output files of one run during training. Only process 0 writes files.
 
     Attributes:
       settings: the training settings of the run.
       files: the run directory.
-      scoring: the object that computes metrics from outcomes of the probe rows.
+      scoring: the object that computes metrics on the probe rows (rows that training evaluates).
       first_correct: the step at which each probe row was first answered correctly, or `NEVER`.
       diverged: the step at which the run diverged, or None.
     """
@@ -92,7 +92,7 @@ class Record:
         self._tensorboard: TensorBoard | None = None
 
     def open(self, step: int) -> None:
-        """Record this start, open the files, and drop the metrics rows after `step`.
+        """Record this start, open the files, and remove metrics rows after `step`.
 
         Args:
           step: the step at which training resumes; -1 if the run is new.
@@ -121,8 +121,8 @@ class Record:
         Args:
           step: the step.
           snapshot: the result of `StepRecipe.snapshot`, on the host.
-          outcome: the outcome of the probe rows, or None if the step has no evaluation.
-          timings: additional columns, about the speed of training.
+          outcome: losses and ranks from the evaluation, or None if the step has no evaluation.
+          timings: additional columns about the speed of training.
 
         Returns:
           Values for the progress bar: the loss, and the accuracies on trained and held-out chains.
@@ -153,7 +153,7 @@ class Record:
             self._lost(step)
 
     def keep(self) -> None:
-        """Write `first_correct.npz`. The loop calls this before it saves the state."""
+        """Write `first_correct.npz`. The loop calls this method before it saves the full state."""
         if distributed.is_primary():
             rows = self.scoring.rows
             write_npz(self.files.first_correct, {"row": rows, "step": self.first_correct})
@@ -176,9 +176,9 @@ class Record:
 def add_intervals(run: Run) -> None:
     """Add confidence intervals to the last metrics row that has a checkpoint and an evaluation.
 
-    Older versions did not write intervals. The checkpoint is evaluated again in the precision of
-    training. All other values of the row are unchanged. If any row already has intervals, nothing
-    is done.
+    Versions before 2026-11-29 did not write intervals. The checkpoint is evaluated again in the
+    precision of training. All other values of the row remain unchanged. If any row already contains
+    intervals, do nothing.
 
     Raises:
       InputError: no step has both a checkpoint and an evaluation, or another process is training in

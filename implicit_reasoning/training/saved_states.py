@@ -1,7 +1,8 @@
-"""Saved states of a run or trial.
+"""Saved full states of a run or trial.
 
-The states of a trial are in its own directory and in the directories of the populations of which it
-was a row. The trial resumes from the newest of these states, alone or in a new population.
+The states of a trial are in the directory of the trial, and in the directories of its populations
+(groups of jointly trained trials). The trial resumes from the newest state, alone or in a new
+population.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from implicit_reasoning.training.step import TrainState
 
 
 class SavedState(NamedTuple):
-    """The location of a saved state.
+    """The location of a saved full state.
 
     Attributes:
       folder: the `resume/` folder.
-      row: the row of the stacked state of a population; None for a state that is not stacked.
+      row: index of the trial along the leading axis of a population's state. None for a state of a
+        single run.
       step: the step of the state.
     """
 
@@ -37,8 +39,9 @@ class StartingPoint(NamedTuple):
 
     Attributes:
       state: the state as numpy arrays, with a leading trial axis for a population.
-      first_correct: for each trial, the step at which each probe row was first answered correctly.
-      step: the step of the state, which is the same for all trials.
+      first_correct: one array per trial, with the step at which each probe row was first answered
+        correctly.
+      step: the step of the state; all trials are at this step.
     """
 
     state: TrainState
@@ -47,12 +50,12 @@ class StartingPoint(NamedTuple):
 
 
 def newest(files: Layout) -> SavedState | None:
-    """Return the newest state of a run or trial, or None if it has no saved state."""
+    """Return the newest saved state of a run or trial, or None if no state is saved."""
     return max(all_states(files), key=lambda saved: saved.step, default=None)
 
 
 def all_states(files: Layout) -> list[SavedState]:
-    """List all states of a run or trial, including those in the folders of populations."""
+    """List all saved states of a run or trial, including the states in folders of populations."""
     # The paths of populations and of `DamagedCheckpoint` are resolved. Resolve this path too, so
     # that paths of the same folder compare equal.
     own = files.resume.resolve()
@@ -65,7 +68,7 @@ def all_states(files: Layout) -> list[SavedState]:
 
 
 def set_aside(state: Path) -> None:
-    """Move a state that cannot be read from `resume/` to the sibling folder `resume.damaged/`."""
+    """Move a damaged state from `resume/` to the sibling folder `resume.damaged/`."""
     damaged = state.parent.with_name(f"{state.parent.name}.damaged")
     damaged.mkdir(exist_ok=True)
     state.rename(damaged / state.name)
@@ -76,9 +79,9 @@ def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> Sta
 
     Args:
       saved: the locations of the states.
-      like: a tree with the structure of the state, of arrays or of shapes.
-      stacked: whether to stack the states along a leading trial axis. If False, `saved` must have
-        exactly one state.
+      like: a pytree with the structure of a state. Its leaves are arrays or `jax.ShapeDtypeStruct`.
+      stacked: whether to stack the states along a leading trial axis. If False, `saved` must
+        contain exactly one location.
 
     Raises:
       DamagedCheckpoint: a state cannot be read.
@@ -104,7 +107,7 @@ def placed(state: Any, like: Any) -> Any:
     """Move a state from host memory to the devices.
 
     Args:
-      state: the whole state as numpy arrays; every process must have it.
+      state: the whole state as numpy arrays, which every process must pass.
       like: the shapes and shardings of the result.
     """
 

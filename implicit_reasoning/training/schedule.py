@@ -21,7 +21,7 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     Args:
       horizon: the last step.
       per_doubling: the number of log-spaced steps per doubling; 0 for no log-spaced steps.
-      every: the interval between the remaining steps.
+      every: the interval between the remaining steps, as a number of steps.
 
     Returns:
       The steps in ascending order.
@@ -37,10 +37,10 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:
-    """Return a message for each interval that gives too many events.
+    """Return an error message for each interval that causes too many events.
 
     Args:
-      values: the configuration by dotted name.
+      values: dict from dotted names of configuration fields to values.
     """
     steps = values["steps"]
     least = max(1, -(-steps // _MAX_EVENTS))
@@ -54,16 +54,16 @@ def faults(values: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of the events of a run. Each tuple is in ascending order.
+    """The steps of the events of a run. All tuples are in ascending order.
 
     Attributes:
       horizon: the last step.
-      log_every: interval between metrics rows in steps; evaluations add further rows.
+      log_every: number of steps between metrics rows. Evaluations add rows.
       rows: steps at which a row of `metrics.jsonl` is written: step 0, the multiples of
         `log_every`, the evaluations, and the last step.
       evaluations: steps at which all splits are evaluated.
       checkpoints: steps at which the parameters are saved.
-      resumes: steps at which the full state is saved, so that a killed run can be resumed.
+      resumes: steps at which the full state is saved for resuming.
     """
 
     horizon: int
@@ -75,7 +75,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Any) -> Schedule:
-        """Create the schedule of a configuration for which `faults` returns no message."""
+        """Create the schedule of a configuration. The configuration must pass `faults`."""
         horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
         evaluations = log_spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(

@@ -1,4 +1,4 @@
-"""Settings of training: the fields of a configuration that training reads, as plain values."""
+"""Settings of training: the values of all configuration fields that training reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The fields of a configuration that training reads; `runs.fields` documents each field.
+    """The values of all configuration fields that training reads.
+
+    The module `runs.fields` describes the fields without an entry below.
 
     Attributes:
       early: the fields of the group `loss.early_supervision`.
@@ -95,9 +97,9 @@ class Trial:
 
     @functools.cached_property
     def initial(self) -> Initial | None:
-        """The initial parameters that come from another run; None if they are random.
+        """The initial parameters from a previous run; None if initialization is random.
 
         Raises:
-          InputError: the parameters cannot be read, or they do not fit the model.
+          InputError: the parameters cannot be read, or their shapes do not fit the model.
         """
         return read_initial(self.config, self.model)

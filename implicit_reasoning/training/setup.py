@@ -31,10 +31,10 @@ MAX_KEPT_PROGRAMS = 8
 
 
 def check_config(config: ConfigDict) -> None:
-    """Check that a configuration can be trained.
+    """Check that a configuration is valid for training.
 
     Raises:
-      InputError: some fields are missing, unknown or out of bounds; the message lists all of them.
+      InputError: fields are missing, unknown or out of bounds. The message lists all such fields.
     """
     values = flatten(config)
     faults = schema_faults(values, fields.schema(config), fields.open_groups(config))
@@ -46,10 +46,10 @@ def check_config(config: ConfigDict) -> None:
 
 
 def field_faults(values: Mapping[str, Any]) -> list[str]:
-    """Return a message for each field that is out of bounds.
+    """Return an error message for each field that is out of bounds.
 
     Args:
-      values: any subset of the fields, by dotted name.
+      values: dict from dotted field names to values; may omit fields.
     """
     return value_faults(values, fields.FIELDS) + _large(values)
 
@@ -67,8 +67,8 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
     """Create the training step of a run.
 
     Raises:
-      InputError: the order of the rows is invalid, the batch size is not a multiple of the mesh
-        axis `data`, or the model does not have the layers that early supervision reads.
+      InputError: the order of the rows is invalid, the batch size is not a multiple of the size of
+        the mesh axis `data`, or the layers of early supervision do not exist in the model.
     """
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
@@ -98,8 +98,8 @@ def training_rows(
     Args:
       dataset: the dataset.
       early: the settings of early supervision.
-      n_slots: the number of slots for supervised positions in each row. By default it is the
-        largest number of supervised positions in a row of this dataset.
+      n_slots: the number of supervised positions per row after padding. The default is the largest
+        number of supervised positions in a row of this dataset.
     """
     tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
     supervised, slots = targets >= 0, n_slots or row_shape(dataset)["n_slots"]
@@ -120,8 +120,8 @@ def training_rows(
 class Program(NamedTuple):
     """The jitted functions of a run, and their arguments.
 
-    In the program of a population, all arrays except the row tables have a leading trial axis; see
-    `population.make_population`.
+    In the program of a population (jointly trained trials), all arrays except the row tables have a
+    leading trial axis.
 
     Attributes:
       recipe: the training step.
@@ -133,10 +133,10 @@ class Program(NamedTuple):
       like: the shapes and shardings of the state.
       init: `init(init_key)` returns the state before the first step.
       advance: `advance(state, rows, hyper, stream_key, n_steps)` returns the state after `n_steps`
-        more steps. The buffers of the given state are donated.
-      snapshot: `snapshot(state, hyper)`; see `StepRecipe.snapshot`.
-      evaluate: `evaluate(params)` returns the `Outcome` of the probe rows.
-      split: converts a host tree with a trial axis to a list with one tree per trial.
+        more steps. The buffers of `state` are donated.
+      snapshot: `snapshot(state, hyper)` returns copies of the values that the host reads.
+      evaluate: `evaluate(params)` returns an `Outcome`: loss and rank of the evaluated rows.
+      split: converts a host pytree with a trial axis to a list with one pytree per trial.
       stack: converts a list with one array per trial to one array with a trial axis.
     """
 
@@ -156,10 +156,10 @@ class Program(NamedTuple):
 
 
 def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
-    """Make the program of a single run on the mesh of the settings.
+    """Make the program of a single run on the mesh in `settings`.
 
     Raises:
-      InputError: the settings contradict each other, or do not fit the dataset or the devices.
+      InputError: the settings contradict each other, the dataset or the devices.
     """
     mesh = sharding.make_mesh(settings.mesh)
     whole, recipe = sharding.replicated(mesh), make_recipe(settings, dataset, mesh)
@@ -186,7 +186,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
 class CompiledFunctions(NamedTuple):
     """The jitted functions of a `Program`, and the shapes and shardings of its state.
 
-    This object holds no arrays, so a cached object needs no device memory.
+    This object contains no arrays, so a cached object needs no device memory.
     """
 
     like: Any
@@ -214,7 +214,7 @@ def mesh_axes(model: Transformer) -> dict[str, tuple[str | None, ...]]:
 
 
 def placed(shapes: Any, places: Any) -> Any:
-    """Return the tree `shapes` with the shardings in the tree `places`."""
+    """Return the pytree `shapes` with the shardings from the pytree `places`."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
@@ -223,9 +223,10 @@ def placed(shapes: Any, places: Any) -> Any:
 
 
 def keys(seed: int | Array) -> tuple[Any, Any]:
-    """Return the `(initialisation, stream)` keys of a run.
+    """Return the random keys of a run: `(initialisation, stream)`.
 
-    The stream key is for data order and dropout; the step is folded into it at every update.
+    The stream key determines data order and dropout. At every update, `fold_in(stream, step)` gives
+    the key of the step.
     """
     init_key, stream_key = jax.random.split(jax.random.key(seed))
     return init_key, stream_key

@@ -27,11 +27,11 @@ class TrainState(NamedTuple):
       params: the model parameters.
       moments: the state of the preconditioner (Adam's moments).
       step: the number of updates so far, int32.
-      finite: False from the first step at which a loss, the norm of the gradient or the amount of
-        weight decay was not finite. From that step on, the state does not change. `finite` is also
-        False if the parameters at the end of `StepRecipe.run` are not finite.
-      window: the metrics in `StepRecipe.logged` for the last `log_every` steps, each `[log_every]`.
-        Step `s` is at the index `s % log_every`.
+      finite: False from the first step with a loss, a gradient norm or an amount of weight decay
+        that is not finite. From this step on, the state does not change. `finite` is also False if
+        the parameters at the end of `StepRecipe.run` are not finite.
+      window: dict from the metric names in `StepRecipe.logged` to the values of the last
+        `log_every` steps, `[log_every]`. Step `s` is at the index `s % log_every`.
     """
 
     params: Params
@@ -48,7 +48,7 @@ class RowTable(NamedTuple):
       tokens: the input tokens, `[row, pos]`.
       positions: the supervised positions in ascending order, `[row, slot]`.
       answers: the token to predict at each of these positions, `[row, slot]`; -1 for unused slots.
-      early: the answers of early supervision; None if there is no early supervision.
+      early: the targets of early supervision (a loss on states after earlier blocks), or None.
     """
 
     tokens: Int[Array | np.ndarray, "row pos"]
@@ -58,12 +58,12 @@ class RowTable(NamedTuple):
 
 
 class TrainingRows(NamedTuple):
-    """The training rows on the device. For several worlds, the rows are concatenated.
+    """The training rows on the device. The rows of several worlds are concatenated.
 
     Attributes:
       table: the rows of all worlds.
-      first: the index of the first row of the run, int32.
-      n_rows: the number of rows of the run, int32.
+      first: the index of this run's first row, int32.
+      n_rows: the number of this run's rows, int32.
     """
 
     table: RowTable
@@ -72,7 +72,7 @@ class TrainingRows(NamedTuple):
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
-    """Return edits that apply dropout to the embeddings and at the dropout sites of the block.
+    """Return edits that apply dropout to the embeddings and to the dropout sites of all blocks.
 
     The dropout sites of a GPT-2 block are the attention pattern and the outputs of attention and
     MLP.
@@ -104,7 +104,7 @@ def answer_loss(
 
 @dataclass(frozen=True)
 class StepRecipe:
-    """The static part of the training step. All traced values are arguments of `step`."""
+    """A training step with all static settings. All traced values are arguments of `step`."""
 
     model: Transformer
     preconditioner: optax.GradientTransformation
@@ -118,7 +118,7 @@ class StepRecipe:
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """The metrics of a step that `TrainState.window` keeps.
+        """The names of the metrics of a step that `TrainState.window` contains.
 
         `loss` is the loss of the answers. `early_loss` is the weighted loss of early supervision.
         """
@@ -138,7 +138,7 @@ class StepRecipe:
     def step(
         self, state: TrainState, rows: TrainingRows, hyper: Hyperparameters, key: Key[Array, ""]
     ) -> TrainState:
-        """Make one update; the batch and the dropout depend only on the key and the step."""
+        """Make one update. The batch and the dropout depend only on `key` and `state.step`."""
         data_key, dropout_key = jax.random.split(key)
         chosen = rows.first + batches.rows_of_step(
             data_key, state.step, rows.n_rows, batch_size=self.batch_size, order=self.order
@@ -231,8 +231,8 @@ class StepRecipe:
     def snapshot(self, state: TrainState, hyper: Hyperparameters) -> dict[str, Any]:
         """Return copies of the values that the host reads.
 
-        Copies are needed, because the state is donated to the next chunk before the host reads
-        these values.
+        The values are copied, because the state is donated to the next chunk of steps before the
+        host reads the values.
 
         Returns:
           `step`, `finite` and `window` of the state, the L2 norm of the parameters (`param_norm`),

@@ -1,7 +1,7 @@
-"""Test rows that no shortcut answers correctly, so that shortcuts cannot explain the accuracy.
+"""Test rows that no shortcut answers correctly. Shortcuts cannot explain correct answers here.
 
-A shortcut may be right by chance, so the remaining rows are harder: a guess is right less often on
-these rows than on all rows.
+A shortcut may be right by chance. The remaining rows are therefore harder: a guess is right less
+often on these rows than on all rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACCURACY, ROWS = "accuracy_unanswered", "unanswered"
 
 
 def rows_without_shortcut(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
-    """Return, for each test split of chains, the probe rows that no shortcut answers correctly.
+    """Return the probe rows that no shortcut answers correctly, by test split of chains.
 
     All shortcuts are used, including the cluster oracle. For a task without chains, the result is
     empty.
