@@ -384,6 +384,9 @@ def max_statistic_p_values(
       float64 [cell]. A cell with a value that is nan or infinite, in `observed` or in any draw, is
       excluded and gets the p-value nan.
 
+    Raises:
+      InputError: the shapes of `observed` and `null` do not match, or `null` has no draws.
+
     Source: Westfall and Young 1993, *Resampling-Based Multiple Testing* (single step).
     """
     if null.shape[1:] != observed.shape or not len(null):

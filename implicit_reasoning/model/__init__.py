@@ -1,4 +1,4 @@
-"""Transformer models: their architecture, hook sites, edits of activations, and weight files."""
+"""Transformer models: architecture, hook points (sites), edits of activations, and weight files."""
 
 from implicit_reasoning.model.edits import (
     Edit,

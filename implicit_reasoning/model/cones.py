@@ -1,12 +1,12 @@
 """Efficient activation patching, which computes only the states that the patch can change.
 
-A patch at a layer and position changes later layers at this position and at later positions, and
-nothing else. All other values equal those of the clean run and are read from its cache.
+A patch at a layer and position changes only later layers, at this position and at later positions.
+All other values are read from a cache of the clean run.
 
 A cell of a patching grid is a run in which one state is patched. The loop over the layers is
-unrolled, and a cell joins the batch at the layer of its patch. A grid over `depth` layers therefore
-runs each block once. (If the layer were a traced number, every cell would run all blocks.)
-`Block.run_cones` defines what a block recomputes for its cells.
+unrolled, and a cell joins the batch at the patched layer. A grid over `depth` layers therefore runs
+each block once. (If the layer were a traced number, every cell would run all blocks.)
+`Block.run_cones` is the computation of one block.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ only.
 
 
 def cache_sites(model: Transformer, *, inside: bool = False) -> tuple[str, ...]:
-    """Return the names of the sites that `patched_logits` reads.
+    """Return the names of the sites (hook points) that `patched_logits` reads.
 
     Args:
       model: the model.
-      inside: also return the sites that `Block.exchange_parts` reads.
+      inside: whether to also return the sites that `Block.exchange_parts` reads.
     """
     block, depth = model.block, model.spec.depth
     names = block.cone_sites + (block.part_sites if inside else ())
@@ -50,11 +50,11 @@ def state(model: Transformer, cache: Cache, layer: int) -> Float[Array, "batch p
 
 
 def value_at(model: Transformer, cache: Cache, site: str, pos: int) -> Float[Array, "batch ..."]:
-    """Return the value of a site at a position.
+    """Return the value of a site (hook point) at a position.
 
     Raises:
-      InputError: the cache does not hold the site at this position. (For most sites of the last
-        block, the cache may hold the last position only.)
+      InputError: the cache does not contain the site at this position. (For most sites of the last
+        block, a cache may be limited to the last position.)
     """
     from_end = state(model, cache, 0).shape[1] - pos
     if from_end > cache[site].shape[1]:
@@ -71,17 +71,19 @@ def patched_logits(
     cache: Cache,
     starts: Mapping[Start, Float[Array, "_cell batch d_model"]],
 ) -> dict[Start, Float[Array, "_cell batch d_vocab"]]:
-    """Compute the logits at the last position for each cell, which replaces one `S[layer, pos]`.
+    """Compute the logits at the last position of many patched runs (cells).
+
+    A cell replaces one state `S[layer, pos]`, the residual after `layer` blocks.
 
     Args:
       model: the model. The model and the keys of `starts` are static under `jax.jit`.
       params: the parameters of the model.
-      cache: the site values of the run to patch; see `cache_sites`.
-      starts: for each `(layer, pos)`, the states to write there, one state for each cell.
+      cache: the values of the sites `cache_sites(model)` in the clean run.
+      starts: for each place `(layer, pos)` of a patch, the new states, one per cell.
 
     Returns:
-      The logits of every cell, with the keys of `starts`. They equal the logits of
-      `Transformer.forward` with an edit that writes the same state.
+      The logits of every cell, with the keys of `starts`. The logits equal the result of
+      `Transformer.forward` with an edit that writes the new state.
 
     Raises:
       InputError: a layer or a position does not exist.

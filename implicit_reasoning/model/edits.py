@@ -1,8 +1,8 @@
-"""Edits: functions that change the value at a site during the forward pass.
+"""Edits: functions that change the value at a site (hook point) during the forward pass.
 
-An `Edit` is a *static* function with *traced* arguments. A grid of a thousand edits with the same
-function therefore compiles once, and `jax.vmap` over the arguments runs all of them. Define the
-function at module level: each new lambda is a new function and causes a new trace.
+An `Edit` is a *static* function with *traced* arguments. A thousand edits with one function
+therefore compile once, and `jax.vmap` over the arguments runs all of them. Define the function at
+module level, because every new lambda is a different function and causes a new trace.
 
     edits = {
         "blocks.0.hook_mlp_out": (Edit(drop, (key, 0.1)), Edit(add, vector)),  # applied in order
@@ -35,21 +35,21 @@ from implicit_reasoning.model.sites import Dims
 )
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit replaces the value at a site by `fn(value, hooks, args)`.
+    """An edit: replace the value at a site (hook point) by `fn(value, hooks, args)`.
 
-    An edit is a pytree whose leaves are the leaves of `args`. The other fields are metadata: a
-    compiled function is traced again if one of them changes (by `==`).
+    An edit is a pytree whose leaves are the leaves of `args`. All other fields are metadata. If
+    metadata changes (by `==`), a compiled function is traced again.
 
     Attributes:
-      fn: receives the site's array, the `HookContext` and `args`, and returns an array of the same
-        shape. `hooks.read(site)` returns the (edited) value of a site that was computed before.
-      args: any pytree of arrays. It is traced, so it can be vmapped, differentiated and sharded.
+      fn: function of the site's array, the `HookContext` and `args`. It returns an array with the
+        shape of the site's array. `hooks.read(site)` returns the (edited) value of an earlier site.
+      args: any pytree of arrays. `args` is traced, so it can be vmapped, differentiated and
+        sharded.
       context: hashable constants, such as the architecture of a dictionary. If `context` is not
         None, the call is `fn(value, hooks, args, context)`.
-      adds: the sites that the edit adds, each as `(name, dimensions)`. `fn` calls
-        `hooks(name, value)` to pass the value of an added site. If the edit is at the site `s`, the
-        full name of the added site is `s.name`. An added site is listed, checked, edited and
-        returned like a site of the model.
+      adds: pairs `(name, dimensions)` of sites that the edit adds. `fn` must call `hooks(name,
+        value)` with the value of every added site. The full name of a site that an edit at `s` adds
+        is `s.name`. Added sites are listed, checked, edited and returned like sites of the model.
 
     Raises:
       InputError: `fn`, `context` or `adds` is not hashable.
@@ -70,7 +70,7 @@ class Edit:
 
     @property
     def name(self) -> str:
-        """The name of the function, for messages."""
+        """The name of the function, for error messages."""
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     def __call__(self, value: Array, hooks: HookContext) -> Array:
@@ -94,10 +94,10 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 
 
 def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
-    """Return the edits of each site as a tuple; omit sites that have no edits.
+    """Return a dict from each edited site to a tuple of its edits.
 
     Raises:
-      InputError: the value of a site is neither an `Edit` nor a sequence of `Edit`s.
+      InputError: a value in `edits` is neither an `Edit` nor a sequence of `Edit`s.
     """
     sequences = {}
     for site, here in (edits or {}).items():
@@ -116,7 +116,7 @@ def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...
 def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
     """Merge several dictionaries of edits.
 
-    If two sources edit the same site, the edits of the earlier source are applied first.
+    If several sources edit one site, the edits of the first source are applied first.
     """
     merged: dict[str, tuple[Edit, ...]] = {}
     for source in sources:
@@ -126,10 +126,10 @@ def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
 
 
 def added_sites(edits: Edits | None) -> dict[str, Dims]:
-    """Return the full names and dimensions of the sites that edits add.
+    """Return a dict from the full name of each site that edits add to its dimension names.
 
     Raises:
-      InputError: two edits at one site add the same name.
+      InputError: two edits at one site add sites with equal names.
     """
     added: dict[str, Dims] = {}
     for site, sequence in edit_sequences(edits).items():
@@ -143,11 +143,11 @@ def added_sites(edits: Edits | None) -> dict[str, Dims]:
 
 
 class HookContext:
-    """The context of one forward pass, which applies the edits and keeps the values of the sites.
+    """The context of one forward pass: it applies edits and keeps values of sites (hook points).
 
-    Each trace of a forward pass uses a new `HookContext`. `hooks(site, value)` returns the edited
-    value. Code that would do extra work for a site first checks `hooks.asked(site)`. A site that
-    needs no extra work costs nothing, because the compiler removes unused values.
+    Create a new `HookContext` for each trace of a forward pass. `hooks(site, value)` returns the
+    edited value. If a site needs additional computation, check `hooks.asked(site)` first. All other
+    sites cost nothing, because the compiler removes unused values.
     """
 
     def __init__(self, edits: Edits | None = None, sites: Collection[str] = ()):
@@ -207,23 +207,23 @@ class HookContext:
             raise
 
     def asked(self, site: str) -> bool:
-        """Return whether this site is edited, or is one of the sites whose values are returned."""
+        """Return whether `site` is edited or requested as a result."""
         return self.edited(site) or self._prefix + site in self._wanted
 
     def edited(self, site: str) -> bool:
-        """Return whether this site is edited."""
+        """Return whether `site` is edited."""
         return self._prefix + site in self._edits
 
     def passed(self, site: str) -> bool:
-        """Return whether the forward pass has already passed the site with this full name."""
+        """Return whether the forward pass has already passed the site with the full name `site`."""
         return site in self._values or site in self._passed_per_head
 
     def read(self, site: str) -> Array:
-        """Return the (edited) value of the site with this full name.
+        """Return the (edited) value of the site with the full name `site`.
 
         Raises:
-          InputError: the forward pass has not passed the site yet, or the site has a separate value
-            for each head.
+          InputError: the forward pass has not passed the site yet, or the site has one value per
+            head because a per-head input is edited.
         """
         if site in self._passed_per_head:
             raise InputError(_no_single_value(site))
@@ -236,17 +236,17 @@ class HookContext:
         return self._values[site]
 
     def within(self, prefix: str) -> HookContext:
-        """Return a view of this context that adds `prefix` to the names of sites."""
+        """Return a view of this context that puts `prefix` in front of all names of sites."""
         return self._replace(_prefix=self._prefix + prefix)
 
     def per_head(self, axis: int) -> HookContext:
-        """Return a view of this context for a module whose input has an extra axis for the heads.
+        """Return a view of this context for a module that runs on separate inputs for each head.
 
-        Edits are vmapped over the heads, so an edit receives a value of the shape that
-        `Transformer.sites` states. Values are not kept, because a site has one value for each head.
+        Edits are vmapped over the heads, so an edit receives a value without the head axis. The
+        values of sites are not kept, because a site has one value for each head.
 
         Args:
-          axis: the index of the extra axis.
+          axis: the index of the head axis.
         """
         return self._replace(_head_axis=axis)
 
@@ -255,7 +255,7 @@ class HookContext:
 
         Raises:
           InputError: the forward pass did not pass a requested or edited site, or a requested site
-            has a separate value for each head.
+            has one value per head because a per-head input is edited.
         """
         missed = [site for site in {*self._wanted, *self._edits} if not self.passed(site)]
         if missed:
@@ -283,22 +283,22 @@ def _no_single_value(site: str) -> str:
 
 
 def set_to(value: Array, hooks: HookContext, new: ArrayLike) -> Array:
-    """Replace the value by `new`, broadcast to the site's shape."""
+    """Replace the value by `new`, which is broadcast to the shape of the value."""
     return jnp.broadcast_to(expand_to_rank(new, value), value.shape)
 
 
 def add(value: Array, hooks: HookContext, term: ArrayLike) -> Array:
-    """Add `term`, such as a steering vector, the difference of two runs or a perturbation."""
+    """Add `term` to the value. For example, a term is a steering vector or a perturbation."""
     return value + expand_to_rank(term, value)
 
 
 def scale(value: Array, hooks: HookContext, factor: ArrayLike) -> Array:
-    """Multiply the value by `factor`, which is broadcast; a factor of 0 is a zero ablation."""
+    """Multiply the value by `factor`, which is broadcast. The factor 0 is zero ablation."""
     return value * expand_to_rank(factor, value)
 
 
 def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) -> Array:
-    """Replace the entries at which `where` is true by those of `new`; `args = (where, new)`.
+    """Replace the entries where `where` is true by entries of `new`; `args = (where, new)`.
 
     For example, a mask that is true at one position and one head patches this head at this
     position. `jax.vmap` over a stack of such masks computes a patching grid.
@@ -319,10 +319,10 @@ def drop(value: Array, hooks: HookContext, args: tuple[Array, ArrayLike]) -> Arr
 
 
 def expand_to_rank(x: ArrayLike, value: Array) -> Array:
-    """Return `x` with the rank and dtype of `value`; new axes of size 1 are added in front.
+    """Return `x` with the dtype and number of axes of `value`, with new axes of size 1 in front.
 
-    This makes broadcasting explicit. The tests forbid implicit rank promotion in JAX, so that
-    shapes do not broadcast by accident.
+    The new axes make broadcasting explicit. The tests forbid implicit rank promotion in JAX, so
+    that shapes do not broadcast by accident.
     """
     x = jnp.asarray(x)
     return jax.lax.expand_dims(x, range(value.ndim - x.ndim)).astype(value.dtype)

@@ -24,7 +24,7 @@ class Embed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the token embeddings."""
+        """Return the description of the token embeddings."""
         shape = (spec.d_vocab, spec.d_model)
         return {"W_E": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
@@ -39,13 +39,13 @@ class PosEmbed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the position embeddings."""
+        """Return the description of the position embeddings."""
         shape = (spec.n_ctx, spec.d_model)
         return {"W_pos": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
 
 class Unembed(nnx.Module):
-    """The unembedding `W_U [d_model, d_vocab]`, and an optional bias `b_U [d_vocab]` of the logits.
+    """The unembedding `W_U [d_model, d_vocab]`, with an optional logit bias `b_U [d_vocab]`.
 
     A model with tied embeddings has no `W_U`.
     """
@@ -58,7 +58,7 @@ class Unembed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return `W_U` unless embeddings are tied, and `b_U` if the spec has a logit bias."""
+        """Return the description of `W_U`, unless embeddings are tied, and of an existing `b_U`."""
         shape = (spec.d_model, spec.d_vocab)
         weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
         bias = Parameter((spec.d_vocab,), constant(0.0))

@@ -1,7 +1,7 @@
-"""Fields of the configuration group `model`. `Spec` takes its bounds and choices from this table.
+"""Fields of the configuration group `model`, with the bounds and choices that `Spec` checks.
 
-`before` of a field is the value that older versions, which did not have the field, used implicitly.
-A saved configuration without the field gets this value, and it is the default in `Spec`.
+The attribute `before` of a field is the implicit value in versions before the field existed. A
+saved configuration without the field gets this value. `before` is also the default in `Spec`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TransformerLens's interface: `run_with_cache`, `run_with_hooks` and the names of hooks.
 
-This interface is for interactive use. A forward pass with hooks runs one operation at a time, not
-as a compiled program. Hooks may therefore print, branch and plot, but such a forward pass is slow.
-For patching grids and many checkpoints, use `Edit`s, which compile once.
+This interface is for interactive use. A forward pass with hooks is not compiled. Hooks may
+therefore print, branch and plot, but the forward pass is slow. For patching grids and many
+checkpoints, use `Edit`s, which compile once.
 
 Source of the names and signatures: TransformerLens (HookedTransformer, ActivationCache).
 """
@@ -29,13 +29,13 @@ Filter = str | Collection[str] | Callable[[str], bool] | None
 
 
 class HookPoint(NamedTuple):
-    """The site at which a hook runs."""
+    """The site (named activation of the forward pass) at which a hook runs."""
 
     name: str
 
     @property
     def layer(self) -> int:
-        """The number of the block, or -1 outside blocks."""
+        """The index of the block that contains the site; -1 outside blocks."""
         found = re.match(r"blocks\.(\d+)\.", self.name)
         return int(found[1]) if found else -1
 
@@ -66,15 +66,15 @@ class Hooked:
     def run_with_cache(
         self, tokens: Int[Array | np.ndarray, "batch pos"], names_filter: Filter = None
     ) -> tuple[Float[Array, "batch pos d_vocab"], Cache]:
-        """Return the logits and the values of all sites, or of the selected sites.
+        """Return the logits, and the values of all or selected sites (hook points).
 
         Args:
           tokens: the prompts, `[batch, pos]`.
           names_filter: the name of a site, several names, or a function from the name of a site to
-            a bool; by default all sites are selected.
+            a bool. By default, all sites are selected.
 
         Raises:
-          InputError: the model does not have a token or a site.
+          InputError: a token or a site does not exist in the model.
         """
         check_tokens(tokens, self.model.spec.d_vocab)
         sites = self.sites(names_filter)
@@ -86,19 +86,19 @@ class Hooked:
         tokens: Int[Array | np.ndarray, "batch pos"],
         fwd_hooks: Sequence[tuple[Filter, Hook]] = (),
     ) -> Float[Array, "batch pos d_vocab"]:
-        """Return the logits of a run in which hooks read and may replace the values of sites.
+        """Return the logits of a forward pass in which hooks read or replace values of sites.
 
         Args:
           tokens: the prompts, `[batch, pos]`.
           fwd_hooks: pairs of a site (or filter) and a hook. A hook is a function of the value and
-            its `HookPoint`. The result of the hook replaces the value, unless the result is `None`.
+            the `HookPoint`. The result of the hook replaces the value, unless the result is `None`.
             Several hooks at one site run in order. Arrays are immutable: use
-            `value.at[:, 1].set(0)` to get a changed copy. If a block has hooks at per-head inputs
-            (`hook_attn_in`, `hook_q_input`, ...), hooks at its `ln1` run under `jax.vmap` over the
+            `value.at[:, 1].set(0)` to get a changed copy. In a block with hooks at per-head inputs
+            (`hook_attn_in`, `hook_q_input`, ...), hooks at `ln1` run under `jax.vmap` over the
             heads.
 
         Raises:
-          InputError: the model does not have a token or a site, or a hook changes a shape.
+          InputError: a token or a site does not exist in the model, or a hook changes a shape.
         """
         edits: dict[str, tuple[Edit, ...]] = {}
         for names, hook in fwd_hooks:
@@ -107,7 +107,7 @@ class Hooked:
         return self.model.forward(self.params, tokens, edits=edits)[0]
 
     def sites(self, names: Filter) -> tuple[str, ...]:
-        """Return the sites that a filter selects, in the order of the forward pass."""
+        """Return the names of the sites that a filter selects, in the order of the forward pass."""
         table = self.model.sites
         if names is None:
             return tuple(table)
@@ -127,10 +127,10 @@ def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any]
 
 
 class Cache(Mapping[str, Array]):
-    """The values of one forward pass, by site.
+    """The values of sites (hook points) in one forward pass, by name.
 
-    A key is the name of a site, `cache["blocks.1.attn.hook_z"]`, or a short name and the index of
-    the block, `cache["z", 1]`.
+    A key is the full name of a site or a short name with the index of the block. For example,
+    `cache["blocks.1.attn.hook_z"]` equals `cache["z", 1]`.
     """
 
     def __init__(self, values: Mapping[str, Array], hooked: Hooked):
@@ -159,13 +159,13 @@ class Cache(Mapping[str, Array]):
         return jnp.stack(states), [f"{layer}_pre" for layer in range(depth)] + ["final_post"]
 
     def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
-        """Return the terms that add up to the final residual stream, with labels.
+        """Return the terms whose sum is the final residual stream, with labels.
 
         The terms are the token and position embeddings and the outputs of attention and MLP in each
         block.
 
         Raises:
-          InputError: the model does not have GPT-2's blocks.
+          InputError: the blocks of the model are not `gpt2`.
         """
         require_gpt2(self._hooked.model.spec, "decompose_resid")
         parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
@@ -184,13 +184,14 @@ _ALIASES |= {"mlp_pre": "pre", "mlp_mid": "post", "mlp_post": "post"}
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
-    """Return the full name of a site: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
+    """Return the full name of a site, such as `blocks.6.attn.hook_k` for `("k", 6)`.
 
     Args:
       name: a short name, such as "resid_post", "q", "pattern", "mlp_out" or "normalized". A full
         name is returned unchanged.
       layer: the index of the block; None for a site outside the blocks.
-      layer_type: "ln1" or "ln2" for "scale" and "normalized"; ignored for other names.
+      layer_type: "ln1" or "ln2" for the names "scale" and "normalized"; ignored for all other
+        names.
     """
     if "." in name or name.startswith("hook_"):
         return name

@@ -3,7 +3,7 @@
 Blocks are numbered by *unrolled* depth: a looped model with 1 block and 4 loops has the sites
 `blocks.0.*` to `blocks.3.*`. Every analysis therefore has one layer axis.
 `blocks.i.hook_resid_post` is the residual stream after `i + 1` blocks, before the final norm. The
-papers call it `S[i + 1, pos]`.
+papers use the notation `S[i + 1, pos]`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SCALE: Dims = ("batch", "pos", "one")
 
 
 def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
-    """Check that all sites exist.
+    """Check that all sites (hook points) exist.
 
     Args:
-      names: names of sites.
-      table: the existing sites.
+      names: the names to check.
+      table: dict with the names of all existing sites.
 
     Raises:
-      InputError: a site is unknown. The message names all unknown sites and suggests similar names.
+      InputError: a site is unknown. The message lists all unknown sites and suggests similar names.
     """
     unknown = [name for name in names if name not in table]
     if unknown:

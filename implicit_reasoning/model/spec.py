@@ -1,4 +1,4 @@
-"""The architecture of a model: everything that determines its parameters and forward pass."""
+"""The architecture of a model: all settings that determine the parameters and the forward pass."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from implicit_reasoning.model.fields import FIELDS
 class Spec:
     """The architecture of a decoder, in TransformerLens's terms.
 
-    The bounds and choices of the attributes are in `fields.py`. The default of an attribute is the
-    value that reproduces results from before the attribute existed.
+    `model/fields.py` defines the bounds and choices of the attributes. The default of an attribute
+    reproduces results from before the attribute existed.
 
     Attributes:
       d_vocab, n_ctx: size of the vocabulary, and maximum number of positions.
       n_layers: number of blocks with parameters.
       d_model, n_heads, d_mlp: width of the residual stream, number of heads, number of neurons.
-      n_loops: how often the stack of blocks runs, in the order 0..n_layers-1, 0..n_layers-1, ...
+      n_loops: number of passes through the stack of blocks 0 to `n_layers - 1`.
       head_width: width of a head; 0 means `d_model / n_heads`. Models that are compiled from
-        programs, such as those of Tracr, may need a different width.
+        programs, for example by Tracr, may need a different width.
       act_fn: activation function of the MLP, `gelu_new` (GPT-2's tanh approximation) or `relu`.
       normalization: `LN` (before attention, MLP and unembedding) or `none`.
       tied: whether the unembedding is the transposed embedding.
-      unembed_bias: whether the logits have a bias. GPT-2 has none; imported weights may have one.
+      unembed_bias: whether the logits have a bias. GPT-2 has no such bias, but imported weights may
+        have a bias.
       eps: number added to the variance in layer norms.
-      init_std: standard deviation of the initial weights. As in GPT-2, the standard deviation of
-        weights that write to the residual stream is divided by sqrt(2 depth), and biases are zero.
+      init_std: standard deviation of the initial weights. As in GPT-2, weights that write to the
+        residual stream have the standard deviation `init_std / sqrt(2 depth)`, and biases are zero.
       dtype: dtype of the activations inside attention and MLP. Parameters and the residual stream
         are float32.
       precision: precision of matrix products; `highest` is true float32 on every device.
-      block: `gpt2`, or the import path of a subclass of `blocks.Block`. The subclass defines how it
-        uses `n_heads`, `d_mlp` and `act_fn`.
+      block: `gpt2`, or the import path of a subclass of `blocks.Block`. The subclass defines the
+        meaning of `n_heads`, `d_mlp` and `act_fn`.
     """
 
     d_vocab: int
@@ -89,10 +90,10 @@ class Spec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, d_vocab: int, n_ctx: int) -> Spec:
-        """Return the spec for the `model` group of a configuration.
+        """Return the spec for the configuration group `model`.
 
         Args:
-          config: the fields of the group.
+          config: the fields of the group `model`.
           d_vocab: the size of the vocabulary.
           n_ctx: the maximum number of positions.
         """
@@ -102,7 +103,7 @@ class Spec:
 
     @staticmethod
     def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the attributes of a spec that was saved as JSON.
+        """Return the attributes of a saved spec, with missing attributes filled in.
 
         An attribute that did not exist when the spec was saved gets its default.
         """

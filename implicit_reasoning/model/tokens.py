@@ -1,4 +1,4 @@
-"""A check of token indices. Without it, a gather would clamp invalid tokens without an error."""
+"""A check of token indices. Without this check, a gather clamps invalid tokens without an error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from implicit_reasoning.errors import InputError
 def check_tokens(tokens: Int[Array | np.ndarray, "*batch pos"], d_vocab: int) -> None:
     """Check that all tokens are in the vocabulary of a model; traced tokens are not checked.
 
-    A compiled program does not check its tokens, because the host would have to wait for the result
-    of the check. The caller of such a program calls this function first.
+    A compiled program cannot raise an error for its tokens. Call this function before a compiled
+    program, with the tokens as concrete arrays.
 
     Args:
       tokens: the prompts, `[*batch, pos]`.
       d_vocab: the size of the vocabulary.
 
     Raises:
-      InputError: a token is negative, or `d_vocab` or more.
+      InputError: a token is negative, or at least `d_vocab`.
     """
     if isinstance(tokens, jax.core.Tracer):
         return

@@ -1,9 +1,9 @@
 """The transformer as pure functions of a plain dictionary of parameters.
 
 `Transformer(spec)` holds no weights. Parameters are a nested dict with HookedTransformer's names
-and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that they can be
-stacked, sharded, saved and printed like any pytree. `bind` returns Flax NNX modules with the
-parameters; the modules are used within one trace only.
+and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that parameters
+can be stacked, sharded, saved and printed like any pytree. `bind` returns Flax NNX modules with the
+parameters. Use these modules only within one trace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Transformer:
     """A decoder with a given spec. It is hashable, so it can be a static argument of `jax.jit`.
 
     Raises:
-      InputError: the block that the spec names does not exist.
+      InputError: `spec.block` is not the name of an existing block.
     """
 
     spec: Spec
@@ -47,7 +47,7 @@ class Transformer:
 
     @property
     def block(self) -> type[Block]:
-        """The class of the blocks, which defines their computation, sites, parameters and costs."""
+        """The class of the blocks: it defines their computation, sites, parameters and costs."""
         return find_block(self.spec.block)
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -73,17 +73,18 @@ class Transformer:
           params: the parameters of one model. For several models, use `jax.vmap` over a leading
             axis.
           tokens: integers from 0 to `spec.d_vocab - 1`, at most `spec.n_ctx` in each row. If
-            `tokens` is traced, invalid tokens are clamped and not reported.
-          edits: one or several edits per site. Several edits are applied in order.
-          sites: names of the sites whose (edited) values are returned; see `sites_with(edits)`.
+            `tokens` is traced, invalid tokens are clamped without an error.
+          edits: one or several edits per site (hook point). Several edits are applied in order.
+          sites: names of the sites whose (edited) values are returned. `sites_with(edits)` lists
+            all names.
 
         Returns:
           `(logits, {site: value})`, with float32 logits.
 
         Raises:
-          InputError: the model does not have a token or a site, there are too many positions, an
-            edit changes a shape, or `sites` has a site of `ln1` in a block where a per-head input
-            is edited.
+          InputError: a token or a site does not exist in the model, there are too many positions,
+            an edit changes a shape, or `sites` contains a site of `ln1` in a block where a per-head
+            input is edited.
         """
         hooks = self.hook_context(edits, sites)
         if tokens.shape[1] > self.spec.n_ctx:
@@ -104,13 +105,13 @@ class Transformer:
 
     @property
     def sites(self) -> dict[str, Dims]:
-        """The names of all sites, each with the names of its dimensions; see also `dims`."""
+        """All sites (hook points): a dict from names of sites to names of dimensions."""
         return dict(_sites(self.spec))
 
     def sites_with(self, edits: Edits | None) -> dict[str, Dims]:
-        """Return `sites` together with the sites that edits add.
+        """Return `sites`, extended by the sites (hook points) that edits add.
 
-        An added site is listed before the site of its edit.
+        An added site is listed before the site that is edited.
         """
         added = added_sites(edits)
         table: dict[str, Dims] = {}
@@ -130,18 +131,18 @@ class Transformer:
 
     @property
     def resid_sites(self) -> tuple[str, ...]:
-        """The sites of the residual stream before the first block and after each block."""
+        """Names of the sites of the residual stream before the first block and after each block."""
         after = (f"blocks.{layer}.hook_resid_post" for layer in range(self.spec.depth))
         return ("blocks.0.hook_resid_pre", *after)
 
     @property
     def dims(self) -> dict[str, int]:
-        """The sizes of the dimensions that the spec determines."""
+        """The sizes of all dimensions that the spec determines, by name."""
         return {"d_model": self.spec.d_model, "one": 1, **self.block.dims(self.spec)}
 
 
 class Network(nnx.Module):
-    """All NNX modules of one model; the attribute path of a parameter is its public name."""
+    """All NNX modules of one model. Attribute paths (`embed.W_E`) are names of parameters."""
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.embed = Embed(spec, rngs)
@@ -158,7 +159,7 @@ class Network(nnx.Module):
         """Return the sum of token and position embeddings.
 
         Raises:
-          InputError: the model does not have a token (checked only if tokens are not traced).
+          InputError: a token does not exist in the model. Traced tokens are not checked.
         """
         check_tokens(tokens, self.spec.d_vocab)
         tokens = jnp.asarray(tokens)

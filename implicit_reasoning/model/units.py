@@ -1,9 +1,10 @@
-"""Units: the parts of a model, or of its knowledge, that a claim can be about.
+"""Units: the possible subjects of claims about a model (states, heads, neurons, edges, facts, ...).
 
-A unit is a small immutable value. Units of all types are ordered and hashable, and have a text form
-and a JSON form. Claims about a state, head, neuron, edge, feature or fact therefore have the same
-form. The two ends of an edge are named as in EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1` or
-`logits`. An edge into a head also names the query, key or value input, as in `m0->a2.h1<q>`.
+A unit is a small immutable value. Units of all types are ordered and hashable, and can be converted
+to text and JSON. Claims about units of different types therefore have equal form. The sender and
+the receiver of an edge are named as in EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1` or
+`logits`. The name of an edge into a head includes the query, key or value input, as in
+`m0->a2.h1<q>`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from implicit_reasoning.errors import InputError
 
 @functools.total_ordering
 class Unit:
-    """The base class of all units. Units are sorted by type, and then by the values of fields."""
+    """The base class of units (subjects of claims). Units are sorted by type, then by fields."""
 
     # Two type checks below are ignored, because mypy does not know that subclasses are dataclasses.
     def _key(self) -> tuple[Any, ...]:
@@ -30,7 +31,10 @@ class Unit:
         return self._key() < other._key() if isinstance(other, Unit) else NotImplemented
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"type": ..., field: value, ...}`, which `unit_from_json` reads."""
+        """Return the unit as a dict `{"type": ..., field: value, ...}` for JSON.
+
+        `unit_from_json` converts the dict back to a unit.
+        """
         return {"type": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
 
@@ -44,7 +48,7 @@ class WholeModel(Unit):
 
 @dataclass(frozen=True)
 class State(Unit):
-    """The residual stream after `layer` blocks at a position: `S[layer, pos]` in the papers."""
+    """The residual stream after `layer` blocks at position `pos`: `S[layer, pos]` in papers."""
 
     layer: int
     pos: str
@@ -71,7 +75,7 @@ class Head(Unit):
 
 @dataclass(frozen=True)
 class Neuron(Unit):
-    """A neuron of the MLP of a block; `index` is its index in `hook_post`."""
+    """A neuron of a block's MLP; `index` is its index in `hook_post`."""
 
     layer: int
     index: int
@@ -90,8 +94,7 @@ class Edge(Unit):
         are the key and value inputs) or `m1` (an MLP).
 
     Raises:
-      InputError: a name does not have one of these forms, or the receiver does not run after the
-        sender.
+      InputError: a name has an invalid form, or the receiver does not run after the sender.
     """
 
     sender: str
@@ -123,7 +126,7 @@ class Edge(Unit):
 
 @dataclass(frozen=True)
 class Feature(Unit):
-    """A feature of the dictionary that encodes the activations at `site`."""
+    """A feature of a sparse dictionary that was trained on the activations at `site`."""
 
     site: str
     index: int
@@ -134,7 +137,7 @@ class Feature(Unit):
 
 @dataclass(frozen=True)
 class Fact(Unit):
-    """An atomic fact `(e1, r1) -> e2`; `e1` and `r1` are indices of entities and relations."""
+    """An atomic fact `(e1, r1) -> e2`; `e1` and `r1` are indices (entity, relation)."""
 
     e1: int
     r1: int
@@ -168,7 +171,7 @@ def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[
 
 
 def unit_from_json(kept: Mapping[str, Any]) -> Unit:
-    """Return the unit that `Unit.to_json` converted to a dict.
+    """Convert a dict from `Unit.to_json` back to a unit.
 
     Raises:
       InputError: the type is unknown, or a field is missing or unknown.

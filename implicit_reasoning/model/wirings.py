@@ -1,4 +1,4 @@
-"""Forward passes that run the last block only at the positions whose output is read."""
+"""A forward pass that computes the last block only at the positions of the requested logits."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ def forward_at(
     edits: Edits | None = None,
     sites: Collection[str] = (),
 ) -> tuple[Float[Array, "batch slot d_vocab"], dict[str, Array]]:
-    """Return the logits of `Transformer.forward` at some positions, at a lower cost.
+    """Compute the logits of `Transformer.forward` only at some positions, at a lower cost.
 
-    The last block computes keys and values at all positions. Its queries, output and MLP, and the
-    unembedding, are computed at `positions` only. For rows with 3 positions and one answer, this
-    saves two thirds of the cost of the MLP of the last block and of the unembedding. The other
-    sites of the last block hold the values at `positions` only.
+    The last block computes keys and values at all positions. The queries, the output and the MLP of
+    the last block are computed only at `positions`, and so is the unembedding. With 3 positions and
+    one answer per row, the MLP of the last block and the unembedding cost a third. Except for keys
+    and values, the sites (hook points) of the last block contain only `positions`.
 
     Args:
       model: the model.
       params: the parameters of one model.
       tokens: the prompts, `[batch, pos]`.
-      positions: for each row, the positions at which to compute logits; by default the last one.
-      edits: see `Transformer.forward`.
-      sites: see `Transformer.forward`.
+      positions: for each row, the positions at which to compute logits. The default is the last
+        position.
+      edits: one or several edits per site. Several edits are applied in order.
+      sites: names of the sites whose (edited) values are returned.
 
     Returns:
       `(logits, {site: value})`, with float32 logits `[batch, slot, d_vocab]`.
 
     Raises:
-      InputError: the model does not have a token (if tokens are not traced) or a site, or `edits`
-        or `sites` has a site that this forward pass does not compute.
+      InputError: a token (if not traced) or a site does not exist in the model, or `edits` or
+        `sites` contains a site that this forward pass does not compute.
     """
     hooks = model.hook_context(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1

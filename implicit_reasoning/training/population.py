@@ -185,7 +185,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Make the mesh of a population. All devices that `sizes` leaves free go to the axis `trial`."""
+    """Make the mesh of a population. The axis `trial` gets all devices that `sizes` leaves free."""
     return sharding.make_mesh({**sizes, "trial": -1, "data": max(1, sizes["data"])})
 
 

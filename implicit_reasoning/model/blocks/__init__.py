@@ -1,9 +1,9 @@
-"""Blocks: a block is what one layer of the model computes. `Block` is the interface of all blocks.
+"""Blocks: the computation of one layer of a model. `Block` is the interface of all blocks.
 
 base.py         the interface, with default methods that are correct for any causal block
 parameters.py   the description of a parameter: shape, initialization, weight decay, mesh axes
 gpt2.py         GPT-2's block: attention and MLP, each after a norm (attention.py, mlp.py, norm.py)
-cells.py        data structures that run many patched inputs through a block at once
+cells.py        data structures for running many patched inputs through a block at once
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ BLOCKS: dict[str, type[Block]] = {"gpt2": GPT2Block}
 
 @functools.cache
 def find_block(name: str) -> type[Block]:
-    """Return the class that `model.block` names.
+    """Return the block class for a value of the configuration field `model.block`.
 
     Args:
-      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. Each module is
-        imported once per process.
+      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. A module is
+        imported only once per process.
 
     Raises:
       InputError: the name, module or class does not exist, or the class does not define all
@@ -48,7 +48,8 @@ def require_gpt2(spec: Spec, what: str, error: type[InputError] = InputError) ->
 
     Args:
       spec: the spec of the model.
-      what: the operation that needs GPT-2's attention and MLP; it is the subject of the message.
+      what: the operation that needs GPT-2's attention and MLP. The error message begins with this
+        text.
       error: the type of the error to raise.
     """
     if find_block(spec.block) is not GPT2Block:

@@ -1,7 +1,7 @@
 """Causal multi-head attention, with HookedTransformer's names and layouts.
 
-`Attention` takes separate inputs for queries, keys and values. A caller can also run the three
-steps of attention one by one: `project`, `mix` and `output`.
+`Attention` takes separate inputs for queries, keys and values. Its three steps can also be called
+separately: `project`, `mix` and `output`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the parameters: the projection matrices of each head, and the biases."""
+        """Return the descriptions of the projection matrices and biases of all heads."""
         heads, width, inner = spec.n_heads, spec.d_model, spec.d_head
         weight = Parameter(
             (heads, width, inner), normal(spec.init_std), True, ("model", "fsdp", None)
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
     def project(
         self, query_in: Array, key_in: Array, value_in: Array, hooks: HookContext
     ) -> tuple[Array, Array, Array]:
-        """Return queries, keys and values, each `[batch, pos, head, d_head]`."""
+        """Return three arrays `[batch, pos, head, d_head]`: the queries, keys and values."""
         return (
             hooks("hook_q", self._project(query_in, self.W_Q, self.b_Q)),
             hooks("hook_k", self._project(key_in, self.W_K, self.b_K)),
@@ -104,9 +104,9 @@ class Attention(nnx.Module):
         *,
         query_positions: Int[Array, "#batch query_pos"],
     ) -> Float[Array, "batch query_pos head d_head"]:
-        """Return, for each query and head, the sum of the values weighted by the attention pattern.
+        """Return the sum of the values, weighted by the attention pattern, for each query and head.
 
-        A query attends to the keys at its own position and at earlier positions.
+        A query attends to keys at the position of the query and at earlier positions.
         """
         visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
         scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
@@ -125,9 +125,10 @@ class Attention(nnx.Module):
     def output(
         self, z: Float[Array, "batch query_pos head d_head"], hooks: HookContext
     ) -> Float[Array, "batch query_pos d_model"]:
-        """Return the sum of the outputs of all heads and the output bias.
+        """Return the output of attention: the sum over all heads, plus the output bias.
 
-        The separate output of each head is computed only if `hook_result` is edited or wanted.
+        The outputs of single heads (`hook_result`) are computed only if this site is edited or
+        returned.
         """
         weight = self.W_O[...].astype(z.dtype)
         if not hooks.asked("hook_result"):

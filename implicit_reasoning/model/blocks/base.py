@@ -1,11 +1,12 @@
-"""The interface of a block: what a layer computes, and what the package needs to know about it.
+"""The interface of a block: the computation, parameters, hook points and costs of one layer.
 
-A block is a subclass of `Block`. The configuration field `model.block` names the subclass: `gpt2`,
-or an import path (see `blocks.find_block`). Training, sharding, weight decay, FLOP counts, sites,
-edits and patching use this interface only, so a new block needs no change elsewhere.
+A block is a subclass of `Block`. The configuration field `model.block` selects the subclass by the
+name `gpt2` or by an import path. Training, sharding, weight decay, FLOP counts, sites (hook
+points), edits and patching use only this interface, so a new block needs no change in other
+modules.
 
-A subclass defines `parameters`, `sites`, `flops` and `__call__`. The other methods have defaults
-that are correct for any causal block. A subclass may override a default to do less work.
+A subclass defines `parameters`, `sites`, `flops` and `__call__`. All other methods have defaults
+that are correct for any causal block. A subclass may override a default to save computation.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from implicit_reasoning.model.spec import Spec
 class Block(nnx.Module):
     """One layer of the model: a causal map from the residual stream to the residual stream.
 
-    The first site of a block is its input, `hook_resid_pre`. The last site of a block is its
-    output, `hook_resid_post`. Instruments read and edit the residual stream at these two sites.
+    A site is a named hook point. The first site of a block is the input, `hook_resid_pre`. The last
+    site is the output, `hook_resid_post`. Analyses read and edit the residual stream at these two
+    sites.
 
     Attributes:
       dropout_sites: sites where dropout applies in training, in addition to the embeddings.
-      cone_sites: sites whose values in the clean run `run_cones` reads. The first is
-        `hook_resid_pre`.
-      part_sites: sites whose values `exchange_parts` reads.
+      cone_sites: sites that `run_cones` reads in the clean run. The first site is `hook_resid_pre`.
+      part_sites: sites that `exchange_parts` reads.
     """
 
     dropout_sites: ClassVar[tuple[str, ...]] = ()
@@ -61,12 +62,12 @@ class Block(nnx.Module):
     @staticmethod
     @abc.abstractmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return every parameter by its dotted name, such as `attn.W_Q`."""
+        """Return the descriptions of all parameters by dotted name, such as `attn.W_Q`."""
 
     @staticmethod
     @abc.abstractmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """Return every site and its dimension names, in the order of the forward pass."""
+        """Return the dimension names of each site (hook point), in forward order."""
 
     @staticmethod
     @abc.abstractmethod
@@ -76,7 +77,7 @@ class Block(nnx.Module):
         Args:
           spec: the spec of the model.
           n_inputs: number of positions in the row.
-          n_outputs: number of positions at which `at` computes the output.
+          n_outputs: number of positions at which the output is computed.
         """
 
     @abc.abstractmethod
@@ -87,7 +88,7 @@ class Block(nnx.Module):
 
     @staticmethod
     def dims(spec: Spec) -> dict[str, int]:
-        """Return the sizes of dimensions of this block other than `d_model`, such as `head`."""
+        """Return the sizes of all dimensions of this block, such as `head`, except `d_model`."""
         return {}
 
     @staticmethod
@@ -101,9 +102,9 @@ class Block(nnx.Module):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute the output at the given positions only; None means the last position.
+        """Compute the output only at the given positions; None means the last position.
 
-        A site may then hold the values at these positions only.
+        The values of sites (hook points) may be limited to these positions.
         """
         return position_selector(positions)(self(resid, hooks))
 
@@ -114,18 +115,19 @@ class Block(nnx.Module):
         *,
         only_end: bool,
     ) -> Cones:
-        """Compute the outputs of many patched runs, all of which patch the same clean run.
+        """Compute the block's outputs in many patched runs (cells) of one clean run.
 
         Args:
-          cones: the inputs that differ from the clean run, `[cell, batch, own_pos, d_model]`, by
-            start `(layer, pos)`. If the patch is at the input of this block, only the input at
-            `pos` differs. Otherwise the inputs at `pos` and at all later positions differ.
-          clean: the values of `cone_sites` in the clean run.
-          only_end: compute the output at the last position only. Otherwise compute the output at
+          cones: the block's inputs that differ from the clean run. A key `(layer, pos)` is the
+            place of the patch. The value is `[cell, batch, own_pos, d_model]`. For a patch of this
+            block's input, `own_pos` is only `pos`. For a patch in an earlier layer, `own_pos` is
+            `pos` and all later positions.
+          clean: the values of the sites `cone_sites` in the clean run.
+          only_end: compute the output only at the last position. Otherwise compute the output at
             `pos` and at all later positions.
 
         Returns:
-          The outputs by start, `[cell, batch, pos, d_model]`.
+          The outputs `[cell, batch, pos, d_model]`, with the keys of `cones`.
         """
         resid = clean["hook_resid_pre"]
         n_pos = resid.shape[1]
@@ -142,21 +144,25 @@ class Block(nnx.Module):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """Compute the output at one position, with the output of one part taken from another run.
+        """Compute the block's output at one position after exchanging one part between two runs.
+
+        A part of the first run (for example, a head) writes its output from the second run.
 
         Args:
-          own: the values of `part_sites` at this position, `[batch, ...]`.
-          other: the values of `part_sites` at this position in the other run, `[batch, ...]`.
+          own: the values of the sites `part_sites` at this position in the first run,
+            `[batch, ...]`.
+          other: the values of the sites `part_sites` at this position in the second run,
+            `[batch, ...]`.
 
         Returns:
-          One output for each exchanged part, in the order of `parts`.
+          The block's output for each exchanged part, in the order of `parts`.
         """
         written = other["hook_resid_post"] - other["hook_resid_pre"]
         return (own["hook_resid_pre"] + written)[None]
 
 
 def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
-    """Return a function that selects positions of each row.
+    """Return a function that selects positions in each row of an array.
 
     Args:
       positions: the positions to select in each row; None selects the last position.

@@ -1,9 +1,9 @@
-"""Cells of a patching grid: a cell is a run that replaces one state of a clean run.
+"""Cells of a patching grid: a cell is a run in which one state of a clean run is replaced.
 
-The cone of a cell is the set of states that its patch can change: the states at the patched
-position and at all later positions. All cells with the same layer and position are stacked into one
-array. An operation that treats every position separately runs once for all positions of all cells,
-which are concatenated into one row.
+The cone of a cell is the set of states that the patch can change, at the patched position and at
+all later positions. All cells with equal layer and position are stacked into one array. To run an
+operation that treats every position separately, all positions of all cells are concatenated into
+one row.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Cones = dict[Start, Float[Array, "_cell batch _own_pos ..."]]
 def insert_suffix(
     clean: Float[Array, "batch _pos ..."], own: Float[Array, "cell batch own_pos ..."], at: int
 ) -> Float[Array, "cell batch _pos ..."]:
-    """Return the clean values with `own` in place of the `own_pos` positions that begin at `at`."""
+    """Return the clean values, with `own` in place of positions `at` to `at + own_pos - 1`."""
     clean = jnp.broadcast_to(clean[None], (len(own), *clean.shape)).astype(own.dtype)
     return jnp.concatenate([clean[:, :, :at], own, clean[:, :, at + own.shape[2] :]], axis=2)
 
 
 def flatten_cells(cones: Cones) -> Float[Array, "1 row ..."]:
-    """Concatenate the values of all cells, examples and positions into one row."""
+    """Concatenate the values of all cells (patched runs), examples and positions into one row."""
     return jnp.concatenate([x.reshape(1, -1, *x.shape[3:]) for x in cones.values()], axis=1)
 
 
 def unflatten_cells(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
-    """Split a row of `flatten_cells` into the cells, examples and positions of `like`.
+    """Undo `flatten_cells`: split a row into the cells, examples and positions of `like`.
 
-    The remaining axes are those of `row`; `like` may have different ones.
+    The remaining axes of the result equal the remaining axes of `row`.
     """
     sizes = np.cumsum([np.prod(x.shape[:3]) for x in like.values()])[:-1]
     parts = jnp.split(row[0], sizes)

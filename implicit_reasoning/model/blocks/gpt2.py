@@ -1,7 +1,6 @@
-"""GPT-2's block: attention and an MLP, each of which reads the normalized residual stream.
+"""GPT-2's block: attention and an MLP, which read the normalized residual stream.
 
-Source: Radford et al. 2019. The names of sites and parameters are those of TransformerLens's
-HookedTransformer.
+Sources: Radford et al. 2019; TransformerLens's HookedTransformer (names of sites and parameters).
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class GPT2Block(Block):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the parameters of the norms, of attention and of the MLP."""
+        """Return the descriptions of the parameters of norms, attention and MLP."""
         norm = norm_class(spec).parameters(spec)
         return {
             **with_prefix("ln1", norm),
@@ -59,7 +58,7 @@ class GPT2Block(Block):
 
     @staticmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """Return the sites of a block, which are those of TransformerLens."""
+        """Return the sites (hook points) of a block, with TransformerLens's names."""
         return {
             "hook_resid_pre": RESID,
             "hook_attn_in": PER_HEAD,
@@ -122,7 +121,7 @@ class GPT2Block(Block):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute the output at the given positions only; None means the last position.
+        """Compute the output only at the given positions; None means the last position.
 
         Keys and values are computed at all positions.
         """
@@ -155,11 +154,11 @@ class GPT2Block(Block):
         """Return the normalized inputs of queries, keys and values.
 
         The per-head sites (`hook_attn_in`, `hook_q_input`, ...) are *before* the norm, as in
-        TransformerLens. If one of these sites is edited, each head has its own inputs. The norm
-        then runs separately on the inputs of each head, and edits of `ln1` apply to each of these
-        runs. For example, an edit that sets `ln1.hook_scale` to the value of a clean run freezes
-        the scale for all heads. The sites of `ln1` then have a separate value for each head, so
-        these sites cannot be returned or read.
+        TransformerLens. If one of these sites is edited, every head gets separate inputs. The norm
+        then runs once per head, and edits of `ln1` apply to every one of these runs. For example,
+        an edit that sets `ln1.hook_scale` to the value of a clean run freezes the scale for all
+        heads. In this case, the sites of `ln1` have one value per head, so these sites cannot be
+        returned or read.
         """
         edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
         if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
@@ -181,12 +180,12 @@ class GPT2Block(Block):
         *,
         only_end: bool,
     ) -> Cones:
-        """Compute the outputs of many patched runs; see `Block.run_cones`.
+        """Compute the block's outputs in many patched runs of one clean run.
 
-        Outside a cone, attention uses the queries, keys and values of the clean run. In the block
-        where a cone starts, the inputs at all later positions are still those of the clean run.
-        Projections, norms and the MLP treat every position separately, so they run once for the
-        cells of all starts. Only `Attention.mix` runs once for each start position.
+        `Block.run_cones` describes the arguments. At positions that the patch cannot change,
+        attention uses the queries, keys and values of the clean run. Projections, norms and the MLP
+        treat every position separately, so they run once for all patched runs. Only `Attention.mix`
+        runs once for each patched position.
         """
         n_pos = clean["hook_resid_pre"].shape[1]
         first = {at: n_pos - 1 if only_end else at[1] for at in cones}
@@ -225,10 +224,11 @@ class GPT2Block(Block):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """Compute one output for each exchanged part of `parts`; see `Block.exchange_parts`.
+        """Compute the block's output after exchanging one part between two runs, for each part.
 
-        A head is exchanged at `attn.hook_z`, which determines the output of the head. If attention
-        or a head is exchanged, the MLP runs again on the new residual stream.
+        `Block.exchange_parts` describes the arguments. A head is exchanged at `attn.hook_z`, which
+        determines the output of the head. If attention or a head is exchanged, the MLP runs again
+        on the new residual stream.
         """
         whole = self._with_attn_out(own, other["hook_attn_out"][None])
         mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]

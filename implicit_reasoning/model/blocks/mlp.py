@@ -39,7 +39,7 @@ class MLP(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return weights and biases; tensor parallelism splits them along the neuron axis."""
+        """Return the descriptions of the weights and biases, by name."""
         width, neurons = spec.d_model, spec.d_mlp
         into = Parameter((width, neurons), normal(spec.init_std), True, ("fsdp", "model"))
         out = Parameter((neurons, width), normal(spec.residual_init_std), True, ("model", "fsdp"))

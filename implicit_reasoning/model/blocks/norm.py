@@ -1,4 +1,4 @@
-"""Layer norm, and the identity that replaces it in a model without norms."""
+"""Layer norm, and the identity that replaces layer norm in a model without norms."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ class NoNorm(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return an empty table, because there are no parameters."""
+        """Return an empty table, because the identity has no parameters."""
         return {}
 
 
 def norm_class(spec: Spec) -> type[Norm] | type[NoNorm]:
-    """Return the class of the norm that the spec selects."""
+    """Return the norm class for `spec.normalization`: `Norm` or `NoNorm`."""
     return Norm if spec.normalization == "LN" else NoNorm
 
 
 def norm_sites(name: str, spec: Spec) -> dict[str, Dims]:
-    """Return the sites of the norm called `name`; a model without norms has no such sites."""
+    """Return the sites (hook points) of the norm called `name`; empty for a model without norms."""
     if spec.normalization != "LN":
         return {}
     return {f"{name}.hook_scale": SCALE, f"{name}.hook_normalized": RESID}

@@ -1,8 +1,8 @@
-"""Descriptions of parameters: the shape, initialization, weight decay and sharding of each.
+"""Descriptions of parameters: shape, initialization, weight decay and sharding.
 
-A module declares its parameters in one table, by name. This table is used to create the arrays
-(`create_parameters`), to mask the weight decay (`training.optimizer`) and to place the arrays on
-the devices (`runtime.sharding`).
+A module declares its parameters in one table, by name. `create_parameters` creates the arrays from
+this table. `training.optimizer` reads where weight decay applies. `runtime.sharding` places the
+arrays on the devices.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Parameter(NamedTuple):
     Attributes:
       shape: shape of the array.
       init: function that creates the array, float32.
-      decayed: whether weight decay applies.
+      decayed: whether weight decay applies to the parameter.
       axes: one entry for each dimension. `model` splits the dimension over the mesh axis `model`.
-        `fsdp` splits the dimension over the mesh axis `data` if `mesh.fsdp` is set. None means no
-        split, and missing entries are None. Biases and norms have no `fsdp` entry, because
+        `fsdp` splits the dimension over the mesh axis `data` if the configuration sets `mesh.fsdp`.
+        None, or a missing entry, means no split. Biases and norms have no `fsdp` entry, because
         splitting such small arrays would save little memory.
     """
 
@@ -51,7 +51,7 @@ def normal(std: float) -> Initializer:
 
 
 def constant(value: float) -> Initializer:
-    """Return an initializer that sets all entries to `value`; it draws no random numbers."""
+    """Return an initializer that sets all entries to `value`."""
     return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
 
 
@@ -62,7 +62,7 @@ def create_parameters(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
 
 
 def with_prefix(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
-    """Return the table with each `name` changed to `prefix.name`."""
+    """Return the table with every key `name` changed to `prefix.name`."""
     return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
 

@@ -1,7 +1,7 @@
 """Import and export of weights in the formats of TransformerLens and of HuggingFace's GPT-2.
 
-Reading a file never executes code from the file. Neither format has loops, so a looped model is
-written with its blocks repeated, once for each pass.
+Reading a file never executes code from the file. Both formats lack loops, so the blocks of a looped
+model are written once for each pass.
 """
 
 from implicit_reasoning.model.blocks.parameters import unflatten_params

@@ -56,7 +56,7 @@ _NUMPY = {"F64", "F32", "F16", "C64", "BOOL", *(f"{s}{n}" for s in "IU" for n in
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a weight file, after a check that it ends in `.npz` or `.safetensors`.
+    """Check that the path of a weight file ends in `.npz` or `.safetensors`, and return the path.
 
     Raises:
       InputError: the path has a different suffix.
@@ -70,7 +70,7 @@ def checked(path: str | os.PathLike[str]) -> Path:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write the arrays, with their dtypes, in the format that the suffix of the path names."""
+    """Write arrays to a `.npz` or `.safetensors` file, without changing their dtypes."""
     # safetensors writes the memory of an array as it is, so a transposed array must be copied.
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     if path.suffix == ".npz":
@@ -101,17 +101,17 @@ def _check_format(path: Path) -> None:
 def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np.ndarray]:
     """Read the arrays of a weight file as float32.
 
-    Any floating-point type of at least 8 bits is accepted. float16, bfloat16 and 8-bit types
-    convert to float32 exactly.
+    Any floating-point type of at least 8 bits is accepted. The conversion is exact for types of at
+    most 32 bits.
 
     Args:
       path: the file.
-      skip: a pattern. Arrays whose name contains a match are not returned, and may have any type.
+      skip: a pattern. Arrays whose name contains a match are skipped and may have any type.
 
     Raises:
-      InputError: the file is missing, truncated or not a weight file; an array does not have a
-        floating-point type, or has a finite value outside the range of float32; or the file is in
-        PyTorch's format and torch is not installed.
+      InputError: the file is missing, truncated or not a weight file; an array is not
+        floating-point; a finite value is outside the range of float32; or the file is in PyTorch's
+        format and torch is not installed.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
@@ -139,9 +139,9 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     """Convert an array that was read from a file to float32.
 
     Raises:
-      InputError: the array does not have a floating-point type, or has a finite value outside the
-        range of float32. Integers are rejected because they may be quantized weights, whose scales
-        are stored elsewhere.
+      InputError: the array is not floating-point, or a finite value is outside the range of
+        float32. Integers are rejected because they may be quantized weights, whose scales are
+        stored elsewhere.
     """
     if array.dtype.kind in "biuc":
         raise _no_float(where, name, str(array.dtype))

@@ -1,8 +1,8 @@
 """Conversion of the state dict of TransformerLens 4's native `TransformerBridge`.
 
 TransformerLens 4 can read HookedTransformer's state dicts (`convert_tl_checkpoint`), but it writes
-a different format: linear layers have PyTorch's layout `[out, in]`, with the heads concatenated
-along one axis. This module converts the names and layouts of that format to HookedTransformer's.
+a different format. In this format, linear layers have PyTorch's layout `[out, in]`, with the heads
+concatenated along one axis. This module converts names and layouts to HookedTransformer's format.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _TRANSPOSED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U")
 
 
 def is_bridge(state: Mapping[str, Any]) -> bool:
-    """Return whether a state dict has the parameter names of TransformerLens 4."""
+    """Return whether a state dict contains parameter names of TransformerLens 4."""
     return "embed.weight" in state
 
 
 def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
-    """Check that a native bridge computes the attention scores that its config describes.
+    """Check that a native TransformerBridge computes attention scores as its config says.
 
-    A native bridge divides the scores by `attn_scale`. It ignores `use_attn_scale` and
-    `scale_attn_by_inverse_layer_idx`, so a config that sets one of these two fields describes a
-    model that the bridge does not compute.
+    A native bridge divides the scores by `attn_scale`. The bridge ignores `use_attn_scale` and
+    `scale_attn_by_inverse_layer_idx`. If a config sets one of these two fields, the model of the
+    config differs from the model that the bridge computes.
 
     Raises:
       InputError: `use_attn_scale` or `scale_attn_by_inverse_layer_idx` is not the default.
@@ -59,13 +59,13 @@ def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> Non
 def hooked_state(
     state: Mapping[str, Any], n_heads: int, where: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """Convert the state dict of a native bridge to HookedTransformer's names and layouts.
+    """Convert the state dict of a native TransformerBridge to HookedTransformer's format.
 
-    Arrays with unknown names or shapes are returned unchanged; the caller reports them.
+    Arrays with unknown names or shapes are returned unchanged.
 
     Raises:
-      InputError: some names are those of TransformerLens 4 and some those of HookedTransformer.
-        The layouts of the two differ.
+      InputError: the state dict mixes names of TransformerLens 4 and of HookedTransformer. The
+        layouts of these two formats differ.
     """
     renamed: dict[str, Any] = {}
     for name, array in state.items():

@@ -1,8 +1,8 @@
-"""Checks of the config files of other packages.
+"""Checks of config files that were written by other packages.
 
-The module that reads a format lists the fields that it translates, the fields that do not change
-the computation, and the fields of which it supports certain values only. A field in none of these
-lists is accepted only if its value means that the feature is off: null, false or empty.
+A module that reads a format passes three lists of fields: translated fields, fields that do not
+change the computation, and fields with a limited set of supported values. A field outside these
+lists is accepted only if its value is null, false or empty, which means that a feature is off.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def check_config(
     harmless: Collection[str] = (),
     only: Mapping[str, Sequence[Any]] = {},
 ) -> None:
-    """Check that this package can represent everything that a config describes.
+    """Check that this package supports all fields and values of a config.
 
     Args:
       config: the parsed content of the file.
-      where: the file, for messages.
-      what: what the config describes, for messages.
-      numbers: the required fields. Their values must be integers.
-      optional: the types of the optional fields that the caller reads, by field name.
-      harmless: fields that do not change the computation, whatever their value.
-      only: the values that the caller supports, by field name. These fields may be absent.
+      where: path of the file, for error messages.
+      what: kind of the described object, for error messages.
+      numbers: names of the required fields. The values must be integers.
+      optional: dict from names of optional fields to their types.
+      harmless: names of fields that do not change the computation.
+      only: dict from names of optional fields to their supported values.
 
     Raises:
-      InputError: the config is not a dict, lacks a required field, has a field of the wrong type,
-        or describes something that is not supported.
+      InputError: the config is not a dict, a required field is missing, a value has the wrong type,
+        or a field or value is not supported.
     """
     if not isinstance(config, dict):
         raise InputError(

@@ -22,7 +22,7 @@ def flatten_params(params: Params) -> dict[str, Any]:
 
 
 def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """Return an equivalent model without loops, in which each block is repeated for each pass."""
+    """Return an equivalent model without loops, in which a block is repeated once for each pass."""
     spec = model.spec
     unrolled = dataclasses.replace(spec, n_layers=spec.depth, n_loops=1)
     # The copies of a block share arrays but not dictionaries, so that a caller can change the
@@ -43,10 +43,10 @@ def check_fit(
     """Check the names and shapes of arrays.
 
     Args:
-      flat: the arrays of the file, by name.
-      wanted: for each required name, an object whose `shape` the array must have.
-      where: the file, for the message.
-      what: what the arrays must fit, for the message.
+      flat: the arrays from the file, by name.
+      wanted: dict from each required name to an object with the required `shape`.
+      where: path of the file, for the error message.
+      what: name of the object that the arrays must fit, for the error message.
 
     Raises:
       InputError: a name is missing or unknown, or an array has the wrong shape. The message lists
@@ -70,7 +70,7 @@ def shapes(model: Transformer) -> Params:
 
 
 def scale_queries(flat: dict[str, Any], layer: int, ratio: float) -> None:
-    """Multiply the attention scores of a block by `ratio`, by replacing `W_Q` and `b_Q` in `flat`.
+    """Multiply the attention scores of a block by `ratio`, by scaling `W_Q` and `b_Q` in `flat`.
 
     Args:
       flat: the parameters by dotted name; changed in place.

@@ -1,11 +1,11 @@
 """HuggingFace's GPT-2 format: a folder of `config.json` and weights, for `from_pretrained`.
 
 HuggingFace's `Conv1D` stores weights as `[in, out]`, so matrices are not transposed. One matrix
-holds the projections of queries, keys and values side by side. Within each of these three
-projections, the heads are side by side.
+contains the projections of queries, keys and values, concatenated along the output axis. Within
+each of these three projections, the heads are concatenated.
 
-Sources: transformers, models/gpt2. The fields for loops and for models without norms are those of
-the modified copy in OSU-NLP-Group/GrokkedTransformer.
+Sources: transformers, models/gpt2; the modified copy in OSU-NLP-Group/GrokkedTransformer (fields
+for loops and for models without norms).
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ _MLP = {
 def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params) -> None:
     """Write a folder that `GPT2LMHeadModel.from_pretrained` can read.
 
-    The blocks of a looped model are repeated, once for each pass.
+    The blocks of a looped model are written once for each pass.
 
     Args:
-      folder: the folder, created if missing. `config.json` is written last, so the weights are
-        complete if `config.json` exists.
+      folder: the folder to write; a missing folder is created. `config.json` is written last, so
+        the weights are complete if `config.json` exists.
       model: the model of the parameters.
       params: the parameters, float32.
 
     Raises:
-      InputError: HuggingFace's GPT-2 cannot represent the model, because it has another block, no
-        norms, a logit bias that is not zero, or heads whose widths do not add up to `d_model`.
+      InputError: HuggingFace's GPT-2 cannot represent the model. The model has blocks other than
+        `gpt2`, no norms, a logit bias that is not zero, or `n_heads * d_head != d_model`.
     """
     require_gpt2(model.spec, "HuggingFace's GPT-2")
     if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
@@ -155,16 +155,16 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     GrokkedTransformer's `--add_recurrence` (the blocks run twice, `n_loops` is 2) and `--no_ln` are
     supported. If the config ties the embeddings, a copy of the embeddings under `lm_head` is
     ignored. A config can divide attention scores by a number d other than sqrt(d_head)
-    (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`). `W_Q` and `b_Q` are then multiplied
-    by sqrt(d_head) / d, which gives the same scores.
+    (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`). In this case, `W_Q` and `b_Q` are
+    multiplied by sqrt(d_head) / d, so that the scores remain equal.
 
     Returns:
       The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or truncated; an array is missing, unknown or has the wrong
-        shape; the config ties the embeddings, but `lm_head` differs from them; or the config asks
-        for something that this transformer does not support, or has an unknown field.
+      InputError: a file is missing or truncated; an array is missing or unknown, or its shape is
+        wrong; the config ties the embeddings, but `lm_head` differs from the embeddings; or the
+        config contains an unknown field or an unsupported value.
     """
     folder = local_path(folder)
     config = read_json(folder / "config.json")
@@ -223,7 +223,7 @@ def gpt2_state(params: Params) -> dict[str, Any]:
 
 
 def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """Convert the result of `gpt2_state` back to this package's parameters, by dotted name."""
+    """Convert a state dict with HuggingFace's names to parameters by dotted name."""
     flat = {
         "embed.W_E": state["transformer.wte.weight"],
         "pos_embed.W_pos": state["transformer.wpe.weight"],
@@ -271,9 +271,9 @@ def gpt2_config(spec: Spec) -> dict[str, Any]:
 
 
 def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
-    """Return the spec that the JSON of a GPT2Config describes.
+    """Convert the JSON content of a GPT2Config to a `Spec`.
 
-    GrokkedTransformer's additional fields are read too.
+    The fields that GrokkedTransformer adds to GPT2Config are supported.
 
     Raises:
       InputError: the config describes a model that is not supported.

@@ -1,12 +1,13 @@
-"""HookedTransformer's state dict as `.npz` or `.safetensors`, with a JSON config beside it.
+"""HookedTransformer's state dict as `.npz` or `.safetensors`, with a separate JSON config.
 
 The keys and layouts are those of a HookedTransformer whose layer norms are *not* folded into the
-weights. The config has the fields of HookedTransformerConfig. TransformerLens and packages built on
-it can therefore load the files that this module writes, and this module can load their files.
+weights. The config contains the fields of HookedTransformerConfig. TransformerLens, and packages
+that use it, can therefore load the files that this module writes. This module can also load files
+from these packages.
 
-TransformerLens 4 no longer has HookedTransformer, but it can convert files with these keys
-(`transformer_lens.utilities.tl_checkpoint_conversion`; see `tests/peers`). This module also reads
-the files that TransformerLens 4 writes.
+TransformerLens 4 no longer contains HookedTransformer, but it can convert files with these keys
+(`transformer_lens.utilities.tl_checkpoint_conversion`). This module also reads the files that
+TransformerLens 4 writes.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
-    """Write the parameters of one model to `path`, and its config to `path` with suffix `.json`.
+    """Write the parameters of one model to `path`, and the config to `path` with suffix `.json`.
 
-    HookedTransformer has neither tied embeddings nor loops. A tied model is written with an
-    explicit unembedding, and a looped model with its blocks repeated.
+    HookedTransformer supports neither tied embeddings nor loops. For a tied model, an explicit
+    unembedding is written. The blocks of a looped model are written once for each pass.
 
     Args:
       path: the file; its suffix is `.npz` or `.safetensors`.
@@ -113,7 +114,8 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
       params: the parameters, float32.
 
     Raises:
-      InputError: the model does not have GPT-2's blocks, or the suffix is not one of these two.
+      InputError: the blocks of the model are not `gpt2`, or the suffix is neither `.npz` nor
+        `.safetensors`.
     """
     require_gpt2(model.spec, "HookedTransformer's format")
     path = checked(path)
@@ -127,24 +129,24 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
-    """Read a file of `save_weights`, or a state dict exported from TransformerLens.
+    """Read a file that `save_weights` wrote, or a state dict exported from TransformerLens.
 
-    The keys must be those of HookedTransformer or of a native bridge of TransformerLens 4.
+    The keys must be those of HookedTransformer or of TransformerLens 4's native
+    `TransformerBridge`.
 
     Buffers are ignored. A bias that is missing in all blocks is set to zero. If `unembed.W_U` is
     missing or equals the transposed embedding, the loaded model has tied embeddings. If
     `unembed.b_U` is missing or zero, the loaded model has no logit bias. A config can divide
     attention scores by a number d other than sqrt(d_head) (`use_attn_scale`, `attn_scale`,
-    `scale_attn_by_inverse_layer_idx`). `W_Q` and `b_Q` are then multiplied by sqrt(d_head) / d,
-    which gives the same scores.
+    `scale_attn_by_inverse_layer_idx`). In this case, `W_Q` and `b_Q` are multiplied by sqrt(d_head)
+    / d, so that the scores remain equal.
 
     Returns:
       The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or truncated; an array is missing, unknown or has the wrong
-        shape; or the config asks for something that this transformer does not support, or has an
-        unknown field.
+      InputError: a file is missing or truncated; an array is missing or unknown, or its shape is
+        wrong; or the config contains an unknown field or an unsupported value.
     """
     path = checked(path)
     where = path.with_suffix(".json")
@@ -175,7 +177,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
 
 def attention_scale(config: Mapping[str, Any], layer: int, d_head: int) -> float:
-    """Return the number by which HookedTransformer divides the attention scores of a block."""
+    """Return the divisor of the attention scores of a block in HookedTransformer."""
     scale = config.get("attn_scale")
     if not config.get("use_attn_scale", True):
         scale = 1.0
@@ -209,10 +211,10 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
 
 
 def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
-    """Check that this transformer supports the model that a HookedTransformerConfig describes.
+    """Check that this package supports all fields and values of a HookedTransformerConfig.
 
     Raises:
-      InputError: the config is incomplete, or describes a model that is not supported.
+      InputError: the config is incomplete, or contains an unsupported field or value.
     """
     stated, only = config, dict(_ONLY)
     if isinstance(config, dict):
@@ -235,10 +237,10 @@ def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
 
 
 def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
-    """Return the spec that the JSON of a HookedTransformerConfig describes.
+    """Convert the JSON content of a HookedTransformerConfig to a `Spec`.
 
     Raises:
-      InputError: the config is incomplete, or describes a model that is not supported.
+      InputError: the config is incomplete, or contains an unsupported field or value.
     """
     check_hooked(config, where)
     own = config["d_model"] / max(config["n_heads"], 1)
