@@ -77,7 +77,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
         raise InputError(f"{name} needs {', '.join(missing)}; see `{name} --help`")
     if overrides and not verb.takes_config:
         raise InputError(
-            f"{name} takes no --config.* overrides, because it takes no configuration; got "
+            f"{name} takes no configuration, so it takes no --config.* overrides; remove "
             f"--config.{next(iter(overrides))}"
         )
     return flags, overrides

@@ -107,7 +107,10 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
       InputError: the version is newer than `newest` or not a positive integer.
     """
     if type(found) is not int or found < 1:
-        raise InputError(f"{path} has the format version {found!r}; it must be a positive integer")
+        raise InputError(
+            f"the format version of {path} is {found!r}; a format version must be a positive "
+            "integer"
+        )
     if found > newest:
         raise InputError(
             f"{path} has the format version {found}, but this version of implicit_reasoning reads "
@@ -153,5 +156,5 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is not a complete {what}: {error}") from None
     # NumPy returns archive members that are not arrays as bytes.
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise InputError(f"{path} is not a valid {what}: {strange[0]} is not an array")
+        raise InputError(f"{path} is not a valid {what}: the entry {strange[0]} is not an array")
     return arrays

@@ -86,7 +86,7 @@ def import_grokked(
     files = Layout(local_path(workdir, "workdir").resolve())
     check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
-        raise InputError(f"{workdir} is not empty; choose another --workdir")
+        raise InputError(f"{workdir} is not empty; choose an empty or missing --workdir")
     checkpoints = find_checkpoints(local_folder(source, "source"))
     data = local_folder(data, "data")
     dataset = read_grokked(data)
@@ -124,7 +124,7 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
             found.setdefault(int(name[1]), folder)
     if not found:
         raise InputError(
-            f"{source} has no checkpoint-<step> folders; give the --output_dir of the "
+            f"{source} contains no folder checkpoint-<step>; give the --output_dir of the "
             "GrokkedTransformer run"
         )
     return [Checkpoint(*item) for item in sorted(found.items())]
@@ -157,21 +157,21 @@ def token_ids(
         size = -(-(GPT2_TOKENS + len(listed)) // _PADDED_TO) * _PADDED_TO
         if size != d_vocab:
             raise InputError(
-                f"{folder} has no tokenizer file, and its model has {d_vocab:,} tokens; without a "
-                f"tokenizer file, the model must have {size:,} tokens (those of GPT-2, the "
-                f"{len(listed):,} of {vocab}, and padding)"
+                f"the model in {folder} has {d_vocab:,} tokens, but {size:,} are expected (the "
+                f"tokens of GPT-2, the {len(listed):,} symbols of {vocab}, and padding); check "
+                "that the run was trained on this data, or add a tokenizer file"
             )
         numbers = {name: GPT2_TOKENS + place for place, name in enumerate(listed)}
     ids = [numbers.get(symbol) for symbol in symbols]
     for symbol, number in zip(symbols, ids, strict=True):
         if not isinstance(number, int) or not 0 <= number < d_vocab:
             raise InputError(
-                f"in {folder}, the token {symbol} of {vocab.parent} has the id {number}; it must "
-                f"be from 0 to {d_vocab - 1:,}; check that the run was trained on this data"
+                f"the symbol {symbol} of {vocab} has the token id {number} in {folder}, but ids "
+                f"must be from 0 to {d_vocab - 1:,}; check that the run was trained on this data"
             )
     if len(set(ids)) < len(ids):
         raise InputError(
-            f"in {folder}, two tokens of {vocab.parent} have the same id; check that the run was "
+            f"two symbols of {vocab} have the same token id in {folder}; check that the run was "
             "trained on this data"
         )
     return np.array(ids, np.int64)
@@ -212,9 +212,9 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
             model, params = _load(checkpoint, dataset, data)
             if model != first:
                 raise InputError(
-                    f"{checkpoint.folder} and {checkpoints[0].folder} have different models "
-                    f"({model.spec} and {first.spec}); all checkpoints of a run must have the same "
-                    "model"
+                    f"{checkpoint.folder} and {checkpoints[0].folder} contain different models "
+                    f"({model.spec} and {first.spec}); all checkpoints of a run must contain the "
+                    "same architecture"
                 )
             store.save(checkpoint.step, params)
             outcome = evaluation.launch(params)
@@ -261,7 +261,9 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
     arguments = last.folder / "model_args.json"
     recipe = read_json(arguments) if arguments.exists() else {}
     if not isinstance(recipe, dict):
-        raise InputError(f"{arguments} must contain a JSON object")
+        raise InputError(
+            f"{arguments} contains a JSON {type(recipe).__name__}; it must contain a JSON object"
+        )
     shape = dataclasses.asdict(model.spec)
     del shape["d_vocab"], shape["n_ctx"]  # These two are determined by the dataset.
     return ConfigDict(

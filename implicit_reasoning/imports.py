@@ -42,8 +42,8 @@ def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = Non
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(
-            f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}; for your own, give "
-            f"package.module:{what} or path/to/file.py:{what}"
+            f"unknown {kind} {name!r}{hint} Known names: {', '.join(known)}. For a user-defined "
+            f"{kind}, give package.module:{what} or path/to/file.py:{what}"
         )
     module = load(source, kind)
     found = getattr(module, attribute, None)
@@ -55,7 +55,7 @@ def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = Non
     if not right:
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != attribute else ""
-        raise InputError(f"{kind} {name!r}: {source} has no {what} named {attribute!r}{hint}")
+        raise InputError(f"{kind} {name!r}: {source} defines no {what} named {attribute!r}{hint}")
     return found
 
 
@@ -94,7 +94,7 @@ def _load_module(name: str, kind: str) -> ModuleType:
     if name in _MOVED:
         renames.note("module", name, _MOVED[name])
         name = _MOVED[name]
-    missing = InputError(f"there is no {kind} {name!r}: give path/to/file.py or package.module")
+    missing = InputError(f"there is no {kind} {name!r}; give path/to/file.py or package.module")
     if not all(part.isidentifier() for part in name.split(".")):
         raise missing
     try:

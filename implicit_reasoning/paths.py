@@ -31,7 +31,9 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
     if not text.strip():
         raise InputError(f"{name} is empty; give a path")
     if _CONTROL.search(text):
-        raise InputError(f"{name} is {text!r}, which has a control character; remove it")
+        raise InputError(
+            f"{name} is {text!r}, which contains a control character; remove the control character"
+        )
     if text != text.strip():
         raise InputError(f"{name} is {text!r}; it must not begin or end with a blank")
     if _ADDRESS.match(text):
@@ -43,12 +45,15 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
         path = Path(text).expanduser()
     except RuntimeError:
         user = text.partition("/")[0]
-        raise InputError(f"{name} is {text!r}, but there is no user {user[1:]!r}") from None
+        raise InputError(
+            f"{name} is {text!r}, but the user {user[1:]!r} does not exist; check the name of the "
+            "user"
+        ) from None
     variable = _VARIABLE.search(text)
     if variable and not os.path.lexists(path):
         raise InputError(
-            f"{name} is {text!r}, in which the shell has not replaced the variable {variable[0]}; "
-            "write the path without single quotes, or without the variable"
+            f"{name} is {text!r}, but the shell did not replace the variable {variable[0]}; remove "
+            "single quotes around the path, or write the value of the variable"
         )
     return path
 

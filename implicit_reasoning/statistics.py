@@ -101,8 +101,8 @@ class ClusterIntervals:
         n_examples, n_clusters = len(self._order), len(self._sizes)
         if values.shape[-1] != n_examples:
             raise InputError(
-                f"values has {values.shape[-1]} examples on its last axis, and clusters has "
-                f"{n_examples}; they must be equal"
+                f"values contains {values.shape[-1]} examples on its last axis, and clusters "
+                f"contains {n_examples}; the numbers of examples must be equal"
             )
         if not np.isfinite(values).all():
             bad = np.count_nonzero(~np.isfinite(values))
@@ -261,7 +261,8 @@ def mean_over_seeds(
     """
     if len(values) != len(worlds):
         raise InputError(
-            f"values has {len(values)} runs, and worlds has {len(worlds)}; they must be equal"
+            f"values contains {len(values)} runs, and worlds contains {len(worlds)}; the numbers "
+            "of runs must be equal"
         )
     if not 0 < level < 1:
         raise InputError(f"level is {level}; it must be between 0 and 1, such as 0.95")
@@ -328,16 +329,16 @@ def permutation_null(
         clusters = np.arange(len(labels))
     if len(clusters) != len(labels):
         raise InputError(
-            f"labels has {len(labels)} examples, and clusters has {len(clusters)}; they must be "
-            "equal"
+            f"labels contains {len(labels)} examples, and clusters contains {len(clusters)}; the "
+            "numbers of examples must be equal"
         )
     _, first, index = np.unique(clusters, return_index=True, return_inverse=True)
     by_cluster = labels[first]
     mixed = clusters[by_cluster[index] != labels]
     if len(mixed):
         raise InputError(
-            f"all examples of a cluster must have the same label; cluster {mixed[0]} has several "
-            "labels"
+            f"cluster {mixed[0]} contains examples with different labels; all examples of a "
+            "cluster must have the same label"
         )
     rng = np.random.default_rng(seed)
     shuffled = (rng.permutation(by_cluster)[index] for _ in range(n_permutations))
@@ -356,8 +357,8 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     """
     if np.isnan(observed) or np.isnan(null).any():
         raise InputError(
-            "the observed statistic or its null contains a nan; both must be numbers to compute a "
-            "p-value"
+            "the observed statistic or its null contains a nan; remove nan values before you "
+            "compute a p-value"
         )
     return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
 
@@ -391,8 +392,8 @@ def max_statistic_p_values(
     """
     if null.shape[1:] != observed.shape or not len(null):
         raise InputError(
-            f"the null has shape {null.shape}; it must have at least one draw, and {len(observed)} "
-            "cells as the observed statistics have"
+            f"the null has shape {null.shape}; it must have the shape (draws, {len(observed)}), "
+            "with at least one draw"
         )
     there = np.isfinite(observed) & np.isfinite(null).all(0)
     largest = np.sort(null[:, there].max(1, initial=-np.inf))

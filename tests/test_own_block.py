@@ -52,7 +52,7 @@ def test_a_block_is_found_by_import_path():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt3", "unknown block 'gpt3'; did you mean 'gpt2'. Known: gpt2; for your own"),
+        ("gpt3", "unknown block 'gpt3'; did you mean 'gpt2'. Known names: gpt2. For a"),
         ("tests.no_block:Any", "there is no block 'tests.no_block'"),
         ("tests.own_block:Missing", "has no subclass of Block named 'Missing'"),
         ("tests.own_block:HookContext", "has no subclass of Block named 'HookContext'"),

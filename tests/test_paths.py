@@ -38,7 +38,7 @@ WRONG = [
     (" runs/a", "a blank"),
     ("$HOME/run", r"variable \$HOME"),
     ("runs/${USER}/a", r"variable \$\{USER\}"),
-    ("~nobody-of-this-name/run", "no user 'nobody-of-this-name'"),
+    ("~nobody-of-this-name/run", "the user 'nobody-of-this-name' does not exist"),
 ]
 
 

@@ -243,7 +243,7 @@ def test_a_run_that_has_not_begun_to_save_has_no_steps(workdir, tmp_path):
     files.config.symlink_to(workdir / "config.json")
     run = Run(tmp_path)
     assert run.steps == () and run.metrics == []
-    with pytest.raises(InputError, match=r"no checkpoint .* choose one or more of its steps \(\)"):
+    with pytest.raises(InputError, match=r"no checkpoint .* choose one or more of the steps \(\)"):
         run.params()
 
 

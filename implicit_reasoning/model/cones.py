@@ -59,8 +59,8 @@ def value_at(model: Transformer, cache: Cache, site: str, pos: int) -> Float[Arr
     from_end = state(model, cache, 0).shape[1] - pos
     if from_end > cache[site].shape[1]:
         raise InputError(
-            f"the cache holds {site} at the last position only, not at position {pos}; cache the "
-            "sites of `Transformer.forward` instead"
+            f"the cache contains {site} only at the last position, not at position {pos}; create "
+            "the cache with `Transformer.forward`"
         )
     return cache[site][:, -from_end]
 
@@ -113,8 +113,10 @@ def patched_logits(
 def _check(starts: Iterable[Start], depth: int, n_pos: int) -> None:
     for layer, pos in starts:
         if not 0 <= pos < n_pos:
-            raise InputError(f"cannot patch position {pos}; positions are 0 to {n_pos - 1}")
+            raise InputError(
+                f"cannot patch position {pos}; choose a position from 0 to {n_pos - 1}"
+            )
         if not 0 <= layer <= depth:
             raise InputError(
-                f"cannot patch layer {layer}; layers of S[layer, pos] are 0 to {depth}"
+                f"cannot patch layer {layer}; choose a layer of S[layer, pos] from 0 to {depth}"
             )

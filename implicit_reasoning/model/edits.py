@@ -105,8 +105,8 @@ def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...
         for edit in sequence:
             if not isinstance(edit, Edit):
                 raise InputError(
-                    f"edits[{site!r}] holds a {type(edit).__name__}; it must be an Edit or a "
-                    "sequence of Edits"
+                    f"edits[{site!r}] contains a {type(edit).__name__}; pass an Edit or a sequence "
+                    "of Edits"
                 )
         if sequence:
             sequences[site] = sequence
@@ -173,8 +173,8 @@ class HookContext:
         site = self._prefix + site
         if self._declared is not None and site not in self._declared:
             raise InputError(
-                f"an edit passes a value at {site}, which is not in its `Edit.adds`; `Edit.adds` "
-                f"has {', '.join(sorted(self._declared)) or 'no sites'}"
+                f"an edit passes a value at {site}, which `Edit.adds` does not list; `Edit.adds` "
+                f"lists {', '.join(sorted(self._declared)) or 'no sites'}"
             )
         for edit in self._edits.get(site, ()):
             value = self._apply(edit, site, value)
@@ -277,8 +277,9 @@ _PER_HEAD = "hook_attn_in, hook_q_input, hook_k_input or hook_v_input"
 
 def _no_single_value(site: str) -> str:
     return (
-        f"{site} cannot be read or returned in a block where {_PER_HEAD} is edited, because it has "
-        "a separate value for each head; use attn.hook_q, attn.hook_k and attn.hook_v instead"
+        f"{site} cannot be read or returned in a block where {_PER_HEAD} is edited, because the "
+        "site has a separate value for each head; use attn.hook_q, attn.hook_k and attn.hook_v "
+        "instead"
     )
 
 

@@ -140,8 +140,8 @@ class Cache(Mapping[str, Array]):
         site = get_act_name(*key) if isinstance(key, tuple) else get_act_name(key)
         if site not in self._values:
             raise InputError(
-                f"{site} is not in the cache, which has {len(self._values)} sites; choose a site "
-                "from model.sites, and a names_filter that selects it"
+                f"{site} is not in the cache, which contains {len(self._values)} sites; choose a "
+                "site from model.sites, and select the site with names_filter"
             )
         return self._values[site]
 

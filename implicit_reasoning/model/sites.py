@@ -39,5 +39,5 @@ def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
         faults = [f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items()]
         raise InputError(
             f"no such site: {', '.join(faults)}; model.sites lists the sites of the model, and "
-            "model.sites_with(edits) lists these and the sites that edits add"
+            "model.sites_with(edits) also lists the sites that edits add"
         )

@@ -182,6 +182,6 @@ def unit_from_json(kept: Mapping[str, Any]) -> Unit:
         return types[kept["type"]](**fields)
     except (KeyError, TypeError):
         raise InputError(
-            f"{dict(kept)!r} is not a unit; it must have a `type` ({', '.join(types)}) and exactly "
-            "the fields of that type"
+            f"{dict(kept)!r} is not a unit; it must contain a `type` ({', '.join(types)}) and "
+            "exactly the fields of this type"
         ) from None

@@ -42,9 +42,8 @@ def check_path(folder: Path) -> None:
     if found or _SCHEME in path.parts:
         what = f"{found[0]!r}" if found else f"a folder called {_SCHEME!r}"
         raise InputError(
-            f"{path} contains {what}; checkpoints in this path could not be read, because Orbax "
-            "would take the path for a pattern or an address; choose a path without [ * ? \\ and "
-            "gs:"
+            f"{path} contains {what}, which Orbax interprets as part of a pattern or an address; "
+            "choose a path without [ * ? \\ and gs:"
         )
 
 

@@ -30,7 +30,9 @@ def default_config(task: str = "composition") -> ConfigDict:
         near = difflib.get_close_matches(task, task_fields.FIELDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join(task_fields.FIELDS)
-        raise InputError(f"there are no defaults for task {task!r}{hint} (available: {known})")
+        raise InputError(
+            f"there are no defaults for task {task!r}{hint} (available tasks: {known})"
+        )
     return make_config(task_schema(task))
 
 

@@ -119,8 +119,8 @@ class Run:
         missing = [step for step in steps if step not in self.steps]
         if missing or not steps:
             raise InputError(
-                f"{self.files.workdir} has no checkpoint of step {missing}; choose one or "
-                f"more of its steps {self.steps}"
+                f"{self.files.workdir} contains no checkpoint of the steps {missing}; choose one "
+                f"or more of the steps {self.steps}"
             )
         read = {step: self.store.params(step) for step in dict.fromkeys(steps)}
         trees = [read[step] for step in steps]
@@ -168,7 +168,8 @@ class Run:
         kept = read_npz(self.files.first_correct, what)
         if kept.keys() != {"row", "step"}:
             raise InputError(
-                f"{self.files.first_correct} is not a {what}: it has {', '.join(kept)}"
+                f"{self.files.first_correct} contains the arrays {', '.join(kept)}; it must "
+                "contain the arrays row and step"
             )
         return kept
 
@@ -194,7 +195,8 @@ class Run:
         path = find_result(self.files.analysis / f"{name}.nc")
         if not path.exists():
             raise InputError(
-                f"there is no result {name!r} in {self.files.analysis}; `analyze` measures it"
+                f"there is no result {name!r} in {self.files.analysis}; run the command `analyze` "
+                "to compute this result"
             )
         return load_result(path)
 

@@ -56,18 +56,19 @@ def faults(config: Any) -> list[str]:
     found = []
     if mode == "none" and count > 1:
         found.append(
-            f"distributed.num_processes is {count}, but distributed.mode is 'none'; the mode must "
-            "be 'explicit' or 'auto'"
+            f"distributed.num_processes is {count}, but distributed.mode is 'none'; set "
+            "distributed.mode to 'explicit' or 'auto'"
         )
     if mode == "auto" and count < 0:
         found.append(
-            f"distributed.num_processes is {count}; it must be the number of processes, or 0"
+            f"distributed.num_processes is {count}; it must be the number of processes, or 0 for "
+            "any number"
         )
     if mode == "explicit":
         if not re.fullmatch(r"\S+:[0-9]{1,5}", config.coordinator_address):
             found.append(
                 f"distributed.coordinator_address is {config.coordinator_address!r}; it must be "
-                "host:port, where process 0 listens"
+                "the address host:port of process 0"
             )
         if count < 1:
             found.append(f"distributed.num_processes is {count}; it must be at least 1")
@@ -112,14 +113,15 @@ def initialize(config: Any) -> None:
             )
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"distributed.mode is {config.mode!r}, but JAX could not join the processes: "
-                f"{error}; set distributed.mode='explicit' and the other fields of distributed, or "
-                "set distributed.mode='none' to train with one process"
+                f"distributed.mode is {config.mode!r}, but JAX could not connect the processes: "
+                f"{error}; set distributed.mode='explicit' and all other fields of the group "
+                "distributed, or set distributed.mode='none' to train with one process"
             ) from error
     if config.num_processes and jax.process_count() != config.num_processes:
         raise InputError(
             f"distributed.num_processes is {config.num_processes}, but {jax.process_count()} "
-            "processes were joined; run the command exactly once for each process"
+            f"processes are connected; run the command once for each of the {config.num_processes} "
+            "processes"
         )
 
 
@@ -138,7 +140,7 @@ def _check_port_is_free(address: str) -> None:
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"distributed.coordinator_address is {address!r}, but process 0 cannot listen on "
-                f"port {port} here: {error}; choose a free port"
+                f"port {port} of this host: {error}; choose a free port"
             ) from None
 
 
@@ -156,9 +158,8 @@ def assert_same_across_processes(said: str) -> None:
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
     if (allgather(digest) != digest).any():
         raise InputError(
-            "the processes of the run have different configurations, stop_at, datasets or JAX "
-            "settings; run the same command on every host, with only distributed.process_id "
-            "different"
+            "the configuration, stop_at, dataset or JAX settings differ between the processes of "
+            "the run; run the same command on every host, and change only distributed.process_id"
         )
 
 

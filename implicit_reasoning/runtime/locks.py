@@ -92,8 +92,8 @@ def _locked(folder: Path, refusal: str, patience: float) -> Iterator[None]:
         except Timeout:
             raise InputError(
                 f"{refusal}. The file system of {folder} has no flock ({missing}), so the lock is "
-                f"the file {folder / '.lock.owner'}, which names that process; if the process has "
-                "ended and was on another host, remove that file"
+                f"the file {folder / '.lock.owner'}. This file names the locking process and its "
+                "host; if the process has ended on a different host, remove the file"
             ) from None
         try:
             yield

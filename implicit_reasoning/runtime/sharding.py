@@ -39,21 +39,22 @@ def make_mesh(config: Any) -> Mesh:
     asked = {axis: int(config[axis]) for axis in AXES}
     shape = list(asked.values())
     if shape.count(-1) > 1 or any(size < -1 or size == 0 for size in shape):
-        raise InputError(f"mesh is {asked}; its sizes must be positive, and one of them may be -1")
+        raise InputError(
+            f"mesh is {asked}; all sizes must be positive, except that one size may be -1"
+        )
     used = math.prod(size for size in shape if size != -1)
     if used > len(devices) or (-1 in shape and len(devices) % used):
         raise InputError(
-            f"mesh {asked} does not fit the {len(devices)} devices; the product of its sizes must "
-            "be at most the number of devices; if one size is -1, the product of the others must "
-            "divide the number of devices"
+            f"mesh {asked} does not fit the {len(devices)} devices; the product of the sizes must "
+            f"be at most {len(devices)}. If one size is -1, the product of all other sizes must "
+            f"divide {len(devices)}"
         )
     if -1 in shape:
         shape[shape.index(-1)], used = len(devices) // used, len(devices)
     if {device.process_index for device in devices[:used]} != set(range(jax.process_count())):
         raise InputError(
             f"mesh {asked} uses {used} of {len(devices)} devices, so some of the "
-            f"{jax.process_count()} processes have no device of the mesh; set one of its sizes to "
-            "-1"
+            f"{jax.process_count()} processes have no device of the mesh; set one size to -1"
         )
     return jax.make_mesh(
         tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used]
@@ -117,8 +118,9 @@ def tree_shardings(
             if axis and size % mesh.shape[axis]:
                 raise InputError(
                     f"mesh.{axis} = {mesh.shape[axis]} does not divide a dimension of {name}, "
-                    f"which has shape {leaf.shape}; mesh.model must divide model.n_heads and "
-                    "model.d_mlp; if mesh.fsdp is true, mesh.data must divide model.d_model"
+                    f"which has shape {leaf.shape}; choose mesh.model as a divisor of "
+                    "model.n_heads and model.d_mlp. If mesh.fsdp is true, choose mesh.data as a "
+                    "divisor of model.d_model"
                 )
         while split and split[-1] is None:  # Without this, equal shardings could differ by `==`.
             split.pop()

@@ -50,7 +50,7 @@ def _row(path: Path, number: int, line: str) -> Row:
     numbers = isinstance(row, dict) and (row.get("step"), row.get("time", 0.0))
     if not numbers or not isinstance(numbers[0], int) or not isinstance(numbers[1], int | float):
         raise InputError(
-            f"{path}, line {number}, is not a row of metrics, which needs a step and a time: "
+            f"{path}, line {number}, is not a metrics row with a numeric step and time: "
             f"{line[:60]!r}; {advice}"
         )
     return row

@@ -54,9 +54,9 @@ def check_order(order: str, batch_size: int, n_rows: int) -> None:
         raise InputError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
     if order == "epochs" and batch_size * (n_rows + 1) >= 2**32:
         raise InputError(
-            f"batch_size is {batch_size:,} and there are {n_rows:,} training rows; with order "
-            "'epochs', batch_size * (rows + 1) must be below 2**32; use a smaller batch_size or "
-            "order 'replacement'"
+            f"batch_size is {batch_size:,} and there are {n_rows:,} training rows, but order "
+            "'epochs' requires batch_size * (rows + 1) < 2**32; use a smaller batch_size or order "
+            "'replacement'"
         )
 
 

@@ -72,8 +72,8 @@ def row_shape(dataset: Dataset) -> dict[str, int]:
     """
     if not dataset.n_train:
         raise InputError(
-            "the task has no training rows; increase task.phi, or the field of the task that "
-            "determines the number of training rows"
+            "the task has no training rows; increase task.phi, or the field of this task that "
+            "sets the number of training rows"
         )
     trained = dataset.targets[: dataset.n_train]
     return {"n_pos": dataset.n_ctx, "n_slots": max(int((trained >= 0).sum(1).max()), 1)}

@@ -104,8 +104,8 @@ def check_same(files: Layout, config: ConfigDict) -> None:
     changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
-            f"{files.workdir} holds a run with a different configuration ({listed(changes)}); use "
-            "the configuration of that run, or choose another --workdir"
+            f"{files.workdir} contains a run with a different configuration ({listed(changes)}); "
+            "use the configuration of this run, or choose another --workdir"
         )
 
 

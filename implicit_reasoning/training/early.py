@@ -106,12 +106,12 @@ class EarlySettings:
         if not earlier:
             raise InputError(
                 f"loss.early_supervision.weight is {self.weight:g}, but the model has one block; "
-                "early supervision needs at least two"
+                "early supervision needs at least two blocks"
             )
         if wrong := [layer for layer in self.layers if layer not in earlier]:
             raise InputError(
-                f"loss.early_supervision.layers has {wrong[0]!r}; layers must be between 0 and "
-                f"{earlier[-1]}, because the loss already reads the output of the last block"
+                f"loss.early_supervision.layers contains {wrong[0]!r}; all layers must be between "
+                f"0 and {earlier[-1]}, because the usual loss already supervises the last block"
             )
         return EarlySupervision(self.weight, tuple(sorted(set(self.layers or earlier))))
 
@@ -155,8 +155,8 @@ def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
     used = (answers >= 0).any(axis=0)
     if not used.any():
         raise InputError(
-            f"loss.early_supervision.rows is {rows!r}, but no training row of this kind has an "
-            "early answer: the task has no such rows, or does not train on single facts; choose "
-            "others, or set loss.early_supervision.weight to 0"
+            f"loss.early_supervision.rows is {rows!r}, but no training row of this kind has a "
+            "target for early supervision; choose a different kind of rows, or set "
+            "loss.early_supervision.weight to 0"
         )
     return EarlyTargets(positions[:, used].astype(np.int32), answers[:, used])

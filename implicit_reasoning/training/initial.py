@@ -51,12 +51,15 @@ def read_initial(config: ConfigDict, model: Transformer) -> Initial | None:
         return None
     run = Run(workdir)
     if not run.steps:
-        raise InputError(f"init_from.workdir is {workdir}, which has no checkpoint yet")
+        raise InputError(
+            f"init_from.workdir is {workdir}, which contains no checkpoint; choose a run with a "
+            "checkpoint"
+        )
     step = run.steps[-1] if step == LAST else step
     if step not in run.steps:
         raise InputError(
-            f"init_from.step is {step}, but {workdir} has no checkpoint of this step; it has "
-            f"{', '.join(map(str, run.steps))}"
+            f"init_from.step is {step}, but {workdir} contains no checkpoint of this step; choose "
+            f"one of the steps {', '.join(map(str, run.steps))}"
         )
     params = run.store.params(step)
     _check_shapes(workdir, params, jax.eval_shape(model.init, jax.random.key(0)))
@@ -80,10 +83,10 @@ def _check_shapes(workdir: str, params: Params, like: Params) -> None:
     for name in dict.fromkeys([*wanted, *found]):
         if found.get(name) != wanted.get(name):
             raise InputError(
-                f"init_from.workdir is {workdir}, whose model does not fit: {name} has shape "
-                f"{found.get(name, 'none')} in that run, and {wanted.get(name, 'none')} in this "
-                "run; both runs must have the same fields of `model` and the same numbers of "
-                "tokens and positions"
+                f"init_from.workdir is {workdir}, whose parameters do not fit the model: {name} "
+                f"has shape {found.get(name, 'none')} in the checkpoint and "
+                f"{wanted.get(name, 'none')} in the model; choose a run with equal fields of "
+                "`model` and equal numbers of tokens and positions"
             )
 
 

@@ -272,7 +272,7 @@ class ResumableLoop(Generic[State]):
             said = said or f"another process of the run cannot read the state of step {step}"
             say(f"{said}; trying the previous state")
         raise InputError(
-            f"no state in {self._folder} can be read; remove that folder to train again from step 0"
+            f"no state in {self._folder} can be read; remove this folder to train again from step 0"
         )
 
     def _newest(self) -> int | None:

@@ -156,8 +156,8 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
         return None
     if len({None if each is None else each.step for each in saved}) > 1:
         raise InputError(
-            "the newest states of the trials are not from the same step; the trials of a "
-            "population must all be new or all resume from the same step"
+            "the newest states of the trials are from different steps; the trials of a population "
+            "must all be new or all resume from the same step"
         )
     start, damage = None, None
     try:
@@ -170,14 +170,16 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
         damage is None or distributed.is_distributed()
     ):  # One process alone must not move files that other processes read.
         said = damage or "another process of the run cannot read the newest state of a trial"
-        raise InputError(f"{said}; move that state away to resume from the previous state")
+        raise InputError(
+            f"{said}; move this state to a different folder to resume from the previous state"
+        )
     for trial, each in zip(trials, found, strict=True):
         if (
             each.folder / str(each.step) == damage.folder
             and len(saved_states.all_states(trial.files)) == 1
         ):
             raise InputError(
-                f"no state of the trial {trial.files.workdir} can be read; remove that folder to "
+                f"no state of the trial {trial.files.workdir} can be read; remove this folder to "
                 "train the trial again from step 0"
             )
     saved_states.set_aside(damage.folder)
@@ -294,13 +296,13 @@ def _check_alike(trials: Sequence[Trial]) -> None:
     for trial in trials[1:]:
         if shape_of(trial.config) != shape_of(first.config):
             raise InputError(
-                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: trials "
-                f"of a population may differ in {', '.join(VARIED)} only"
+                f"{trial.files.workdir} and {first.files.workdir} cannot be one population; trials "
+                f"of a population may differ only in {', '.join(VARIED)}"
             )
         if (trial.dataset.vocab, trial.dataset.n_ctx) != (first.dataset.vocab, first.dataset.n_ctx):
             raise InputError(
-                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: their "
-                "worlds differ in their tokens or in the length of their rows"
+                f"{trial.files.workdir} and {first.files.workdir} cannot be one population, "
+                "because the tokens or the lengths of rows of their worlds differ"
             )
 
 

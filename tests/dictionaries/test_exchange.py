@@ -136,9 +136,7 @@ def test_what_cannot_be_read_of_saelens(tmp_path, change, said):
 
 def test_a_config_without_sizes_is_no_config(tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 3}))
-    with pytest.raises(
-        InputError, match="dictionary config: it must have integer values for d_sae"
-    ):
+    with pytest.raises(InputError, match="these fields are missing or not integers: d_sae"):
         load_saelens(tmp_path)
 
 

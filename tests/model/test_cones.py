@@ -202,7 +202,7 @@ def test_a_cone_refuses_places_that_are_not_there():
     made = subject(UNNORMALIZED)
     cache = {site: jnp.asarray(value) for site, value in made.cache.items()}
     start = state(made.model, cache, 0)[None, :, 0]
-    with pytest.raises(InputError, match="cannot patch position 4; positions are 0 to 3"):
+    with pytest.raises(InputError, match="cannot patch position 4; choose a position from 0 to 3"):
         patched_logits(made.model, made.params, cache, {(0, 4): start})
     with pytest.raises(InputError, match="cannot patch layer 9"):
         patched_logits(made.model, made.params, cache, {(9, 2): start})

@@ -41,7 +41,7 @@ def test_a_filter_says_what_is_kept(hooked, names):
     _, cache = hooked.run_with_cache(TOKENS, names)
     assert list(cache) == ["hook_embed"]
     with pytest.raises(
-        InputError, match=r"blocks\.1\.attn\.hook_z is not in the cache, which has 1"
+        InputError, match=r"blocks\.1\.attn\.hook_z is not in the cache, which contains 1"
     ):
         cache["z", 1]
 

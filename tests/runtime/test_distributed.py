@@ -140,14 +140,14 @@ def test_process_0_writes_and_the_directory_is_as_always(together):
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (((), ("--config.seed=7",)), "have different configurations"),
+        (((), ("--config.seed=7",)), "the configuration, stop_at, dataset or JAX settings differ"),
         pytest.param(
             (("--stop_at=50",), ()),
-            "have different configurations",
+            "the configuration, stop_at, dataset or JAX settings differ",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            (("--config.mesh.data=1",),) * 2, "set one of its sizes to -1", marks=pytest.mark.slow
+            (("--config.mesh.data=1",),) * 2, "set one size to -1", marks=pytest.mark.slow
         ),
     ],
 )
@@ -251,12 +251,12 @@ def test_no_cluster_and_another_number_of_processes_are_errors(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
     with pytest.raises(
-        InputError, match="mode is 'auto', but JAX could not join the processes: co"
+        InputError, match="mode is 'auto', but JAX could not connect the processes: co"
     ):
         distributed.initialize(tiny(distributed__mode="auto").distributed)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     four = tiny(distributed__mode="auto", distributed__num_processes=4).distributed
-    with pytest.raises(InputError, match="num_processes is 4, but 1 processes were joined"):
+    with pytest.raises(InputError, match="num_processes is 4, but 1 processes are connected"):
         distributed.initialize(four)
 
 

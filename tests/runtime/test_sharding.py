@@ -35,7 +35,7 @@ def test_a_mesh_takes_all_devices(shape):
 
 @pytest.mark.parametrize("shape", [(-1, -1, 1), (1, 0, 1), (1, 1, -2), (0, -1, 1)])
 def test_sizes_that_mean_nothing_are_refused(shape):
-    with pytest.raises(InputError, match="its sizes must be positive, and one of them may be -1"):
+    with pytest.raises(InputError, match="all sizes must be positive, except that one"):
         mesh_of(*shape)
 
 

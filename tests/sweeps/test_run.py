@@ -161,7 +161,7 @@ def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tm
     damage(states[1])
     statuses = run_sweep(sweep, workdir)
     assert {status.state for status in statuses.values()} == {"failed"}
-    assert "seed=0 can be read; remove that folder" in statuses["seed=0"].why
+    assert "seed=0 can be read; remove this folder" in statuses["seed=0"].why
     assert states[1].exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
 
 

@@ -155,7 +155,7 @@ def test_epochs_that_cannot_be_counted_in_32_bits_are_refused():
     check_order("epochs", 2**16, 2**16 - 2)
     with pytest.raises(
         InputError,
-        match=r"batch_size is 65,536 and there are 65,535 training rows; .* smaller batch_size",
+        match=r"batch_size is 65,536 and there are 65,535 training rows, .* smaller batch_size",
     ):
         check_order("epochs", 2**16, 2**16 - 1)
     check_order("replacement", 2**16, 2**16)

@@ -181,8 +181,8 @@ def test_without_a_weight_nothing_is_added():
     ("changes", "message"),
     [
         ({"model__n_layers": 1}, "the model has one block; early supervision needs at least two"),
-        ({"loss__early_supervision__layers": (1,)}, "has 1; layers must be between 0 and 0"),
-        ({"loss__early_supervision__layers": ("a",)}, "has 'a'; layers must be between 0 and 0"),
+        ({"loss__early_supervision__layers": (1,)}, "contains 1; all layers must be"),
+        ({"loss__early_supervision__layers": ("a",)}, "contains 'a'; all layers must be"),
     ],
 )
 def test_layers_that_cannot_be_read_are_refused(changes, message):

@@ -74,10 +74,10 @@ def test_trials_of_a_population_begin_with_their_own_checkpoints(source, tmp_pat
         ({"init_from__workdir": "nowhere"}, "there is no directory|not a run directory|nowhere"),
         (
             {"model__d_mlp": 24},
-            r"does not fit: blocks.0.mlp.W_in has shape \(8, 16\) in that run, and",
+            r"do not fit the model: blocks.0.mlp.W_in has shape \(8, 16\) in the checkpoint and",
         ),
-        ({"model__n_layers": 3}, r"does not fit: blocks.2.* has shape none in that run"),
-        ({"task__n_entities": 13}, r"does not fit: embed.W_E has shape"),
+        ({"model__n_layers": 3}, r"do not fit the model: blocks.2.* has shape none in"),
+        ({"task__n_entities": 13}, r"do not fit the model: embed.W_E has shape"),
     ],
 )
 def test_what_cannot_be_the_beginning_is_refused_before_anything_is_written(

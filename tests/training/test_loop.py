@@ -200,7 +200,7 @@ def test_without_a_readable_state_it_says_how_to_begin_again(case, monkeypatch):
         case.train()
     for step in finished_steps(case.folder / "resume"):
         (case.folder / "resume" / str(step) / "default" / "manifest.ocdbt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no state in .*resume can be read; remove that folder"):
+    with pytest.raises(InputError, match=r"no state in .*resume can be read; remove this folder"):
         case.train()
 
 

@@ -124,8 +124,8 @@ def test_with_all_trials_lost_it_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (({}, {"model__d_model": 16}), "may differ in seed, optimizer.learning_rate"),
-        (({}, {"task__n_entities": 13}), "may differ in seed"),
+        (({}, {"model__d_model": 16}), "may differ only in seed, optimizer.learning_rate"),
+        (({}, {"task__n_entities": 13}), "may differ only in seed"),
     ],
 )
 def test_what_cannot_be_one_population_is_refused_before_anything_is_written(

@@ -192,7 +192,10 @@ def test_sizes_of_the_published_world(make):
         ({"probes": 0}, "probes = 0 .* at least 1"),
         ({"out_degree": 7}, "out_degree = 7 .* from 1 to 6"),
         ({"name": "compositon"}, "unknown task 'compositon'; did you mean 'composition'"),
-        ({"name": "zzz"}, "unknown task 'zzz'. Known: composition, .*; for your own, give package"),
+        (
+            {"name": "zzz"},
+            "unknown task 'zzz'. Known names: composition, .*For a user-defined task",
+        ),
         ({"name": "no_such_package.tasks:f"}, "there is no task 'no_such_package.tasks'"),
         ({"name": "json:no_such_function"}, "json has no function named 'no_such_function'"),
         ({"name": "/no/such/file.py:f"}, "task file /no/such/file.py does not exist"),

@@ -39,7 +39,9 @@ def find_block(name: str) -> type[Block]:
     found: type[Block] = imports.find(name, BLOCKS, "block", Block)
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise InputError(f"model.block {name!r} does not define {missing}, which a Block must have")
+        raise InputError(
+            f"model.block {name!r} does not define {missing}, which every Block must define"
+        )
     return found
 
 

@@ -155,7 +155,9 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     with np.errstate(over="ignore"):
         plain = array.astype(np.float32)
     if array.dtype.itemsize > 4 and np.any(np.isinf(plain) & np.isfinite(array)):
-        raise InputError(f"{where}: {name} has {array.dtype} values outside the range of float32")
+        raise InputError(
+            f"{where}: {name} contains {array.dtype} values outside the range of float32"
+        )
     return plain
 
 

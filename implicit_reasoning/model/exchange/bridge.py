@@ -51,8 +51,8 @@ def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> Non
     ]
     if asked:
         raise InputError(
-            f"{where} has {', '.join(asked)}, which TransformerLens 4 ignores in a native model; "
-            "set only attn_scale, the number by which the attention scores are divided"
+            f"{where} sets {', '.join(asked)}, which TransformerLens 4 ignores in a native model; "
+            "set only attn_scale, the divisor of the attention scores"
         )
 
 
@@ -74,8 +74,9 @@ def hooked_state(
         ours = _NAMES.get(rest, rest)
         if rest in _NAMES.values():
             raise InputError(
-                f"{where} has names of TransformerLens 4 (embed.weight) and of HookedTransformer "
-                f"({name}); all names must be of one kind, because the layouts differ"
+                f"{where} contains names of TransformerLens 4 (embed.weight) and of "
+                f"HookedTransformer ({name}); use the names of only one format, because the "
+                "layouts of the formats differ"
             )
         renamed[block + ours] = _relaid(ours.rpartition(".")[2], array, n_heads)
     return renamed

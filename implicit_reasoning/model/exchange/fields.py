@@ -41,13 +41,14 @@ def check_config(
     """
     if not isinstance(config, dict):
         raise InputError(
-            f"{where} is not a {what} config: it must be a JSON object, but it is a JSON "
-            f"{type(config).__name__}"
+            f"{where} is not a {what} config, because it contains a JSON {type(config).__name__}; "
+            "it must contain a JSON object"
         )
     faults = [name for name in numbers if not _is(config.get(name), int)]
     if faults:
         raise InputError(
-            f"{where} is not a {what} config: it must have integer values for {', '.join(faults)}"
+            f"{where} is not a {what} config, because these fields are missing or not integers: "
+            f"{', '.join(faults)}"
         )
     faults = [
         f"{name} = {config[name]!r} (must be {getattr(kind, '__name__', kind)})"
@@ -55,7 +56,7 @@ def check_config(
         if name in config and not _is(config[name], kind)
     ]
     if faults:
-        raise InputError(f"{where} has fields of the wrong type: {', '.join(faults)}")
+        raise InputError(f"{where} contains fields of the wrong type: {', '.join(faults)}")
     other = [
         f"{name} = {config[name]!r} (supported: {' or '.join(map(repr, allowed))})"
         for name, allowed in only.items()

@@ -140,9 +140,9 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
             "d_model"
         )
     if model.spec.normalization == "none":
-        raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 always has norms")
+        raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 supports only 'LN'")
     if model.spec.unembed_bias and np.any(np.asarray(params["unembed"]["b_U"])):
-        raise InputError("unembed.b_U is not zero; HuggingFace's GPT-2 has no bias on its logits")
+        raise InputError("unembed.b_U is not zero; HuggingFace's GPT-2 has no logit bias")
     model, params = unroll(model, params)
     folder = local_path(folder)
     write_arrays(folder / WEIGHT_FILES[0], gpt2_state(params))
@@ -171,7 +171,9 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     spec = gpt2_spec(config, where=str(folder / "config.json"))
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
-        raise InputError(f"{folder} has no weights; it must contain {' or '.join(WEIGHT_FILES)}")
+        raise InputError(
+            f"{folder} contains no weights; it must contain {' or '.join(WEIGHT_FILES)}"
+        )
     flat = read_arrays(path, skip=_BUFFERS)
     if "wte.weight" in flat:  # saved from GPT2Model, which has no language-model head
         flat = {f"transformer.{name}": array for name, array in flat.items()}

@@ -147,9 +147,9 @@ def test_half_precision_is_read_as_float32(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalization": "none"}, "GPT-2 always has norms"),
+        ({"normalization": "none"}, "GPT-2 supports only 'LN'"),
         ({"head_width": 3}, "must add up to d_model"),
-        ({"unembed_bias": True}, "no bias on its logits"),
+        ({"unembed_bias": True}, "no logit bias"),
     ],
 )
 def test_what_gpt2_is_not_is_refused(tmp_path, change, message):
@@ -174,8 +174,8 @@ def test_a_logit_bias_of_zero_is_none(tmp_path):
         (lambda d: (d / "config.json").unlink(), "config.json does not exist"),
         (lambda d: (d / "config.json").write_text('{"vocab'), "not complete, valid JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "not a model config: .* a JSON list"),
-        (lambda d: edit(d, n_head=None), "must have integer values for n_head"),
-        (lambda d: edit(d, n_head="4"), "must have integer values for n_head"),
+        (lambda d: edit(d, n_head=None), "missing or not integers: n_head"),
+        (lambda d: edit(d, n_head="4"), "missing or not integers: n_head"),
         (lambda d: edit(d, n_head=3), "not a multiple of model.n_heads = 3"),
         (lambda d: edit(d, n_embd=20), r"wte.weight has shape \(23, 16\), not \(23, 20\)"),
         (lambda d: edit(d, n_layer=3), "transformer.h.2.attn.c_attn.weight is missing"),

@@ -237,5 +237,5 @@ def test_names_of_two_generations_in_one_file(files, tmp_path):
     (tmp_path / "w.json").write_text((files / "w.json").read_text())
     arrays["blocks.0.mlp.W_in"] = arrays.pop("blocks.0.mlp.in.weight").T
     np.savez(tmp_path / "w.npz", **arrays)
-    with pytest.raises(InputError, match=r"has names of .*blocks\.0\.mlp\.W_in"):
+    with pytest.raises(InputError, match=r"contains names of .*blocks\.0\.mlp\.W_in"):
         load_weights(tmp_path / "w.npz")
