@@ -142,10 +142,10 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
 
     Args:
       path: the file to read.
-      what: what the file should be, for error messages.
+      what: kind of the file for error messages, such as "dataset".
 
     Raises:
-      InputError: the file is missing, damaged, or contains something other than arrays.
+      InputError: the file is missing or damaged, or an entry of the file is not an array.
     """
     try:
         with np.load(local_path(path, "file"), allow_pickle=False) as file:

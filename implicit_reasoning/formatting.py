@@ -92,8 +92,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], limit: int = 
 
     Args:
       header: the names of the columns.
-      rows: the rows; each must have one cell for each column. A float is shown with three decimal
-        places. None gives an empty cell.
+      rows: the rows, with one cell per column. A float is shown with three decimal places. None
+        gives an empty cell.
       limit: the maximum number of rows to show. A line below the table says how many rows were
         omitted.
 

@@ -1,11 +1,10 @@
 """Import of a GrokkedTransformer run: its checkpoints and data become a run directory.
 
 The vocabulary of an original run consists of the 50,257 tokens of GPT-2, the symbols of the world,
-and padding to a multiple of 8. The original model has 1,024 positions. The import keeps the
-embeddings of the symbols and of the positions that occur in the data. It discards all other
-embeddings. The logits of the kept tokens do not change. Softmax and ranks are computed over the
-kept tokens only, so an answer that ranked below a token of GPT-2 in the original run can count as
-correct in the imported run.
+and padding to a multiple of 8. The original model has 1,024 positions. The import keeps only the
+embeddings of the symbols and of the positions that occur in the data. The logits of the kept tokens
+do not change. Softmax and ranks are computed over the kept tokens only, so an answer that ranked
+below a token of GPT-2 in the original run can count as correct in the imported run.
 
 The original runs did not save their initialization, so an imported run has no step 0.
 
@@ -73,7 +72,7 @@ def import_grokked(
       data: the original `--data_dir`, with `train.json`, `test.json`, `valid.json` and
         `vocab.json`.
       workdir: directory of the new run, which must be missing or empty. The directory appears in
-        one atomic step, when all of its files are complete.
+        one atomic step, after all files are complete.
 
     Returns:
       The opened run. Its configuration contains the model and, under `recipe`, the original

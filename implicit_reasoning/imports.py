@@ -19,13 +19,13 @@ _MOVED = {"implicit_reasoning.grokked": "implicit_reasoning.grokked_transformer"
 
 
 def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = None) -> Any:
-    """Find a built-in object by its name, or a user-defined one by its import path.
+    """Find a built-in object by name, or a user-defined object by import path.
 
     Args:
       name: a key of `known`, `package.module:attribute` or `path/to/file.py:attribute`.
       known: the built-in objects by name. A value may also be an import path; its module is
         imported only when the object is needed.
-      kind: what the object should be, for error messages, such as "task" or "instrument".
+      kind: kind of the object for error messages, such as "task" or "instrument".
       form: a base class. The object must be a subclass of `form`. If `form` is None, the object
         must be callable.
 
@@ -65,7 +65,7 @@ def load(where: str, kind: str) -> ModuleType:
     Args:
       where: `path/to/file.py` (`~` is expanded) or `package.module`. A file is imported under a
         private name that cannot shadow a package.
-      kind: what the module should be, for error messages, such as "configuration" or "task".
+      kind: kind of the module for error messages, such as "configuration" or "task".
 
     Raises:
       InputError: the file or module does not exist. Exceptions from code inside the module

@@ -23,7 +23,7 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
       name: what the path is called in error messages, such as `--workdir`.
 
     Raises:
-      InputError: the path is empty, begins or ends with a blank, has control characters, is an
+      InputError: the path is empty, begins or ends with a blank, contains control characters, is an
         address (`gs://bucket/run`, `file:///run`, `host:/run`, `C:\run`), contains an environment
         variable that the shell did not replace (and no such file exists), or names an unknown user.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 @functools.cache
 def note(what: str, old: str, new: str) -> None:
-    """Print a note on standard error that a name has changed.
+    """Print a note to stderr, which says that a name has changed.
 
     Each note is printed only once in a process.
 

@@ -31,8 +31,8 @@ Version 1 was a percentile bootstrap clustered by first fact.
 class Interval:
     """A mean with its confidence interval.
 
-    `mean`, `low` and `high` are floats, or arrays [...] if the values have the shape `[...,
-    example]`. With fewer than two clusters, `low` and `high` are nan, because the spread is
+    `mean`, `low` and `high` are floats, or arrays [...] if the values have the shape
+    `[..., example]`. With fewer than two clusters, `low` and `high` are nan, because the spread is
     unknown. Without examples, `mean` is nan. `n_clusters` is an array if the number of clusters
     differs between the means.
     """
@@ -257,7 +257,7 @@ def mean_over_seeds(
       worlds with at least one run that is not excluded.
 
     Raises:
-      InputError: the number of worlds differs from the number of runs, or `level` is out of range.
+      InputError: `values` and `worlds` differ in length, or `level` is out of range.
     """
     if len(values) != len(worlds):
         raise InputError(
@@ -368,12 +368,14 @@ def max_statistic_p_values(
 ) -> Float[np.ndarray, " cell"]:
     """Return one-sided p-values that are corrected for multiple comparisons between cells.
 
-    A cell is, for example, a neuron, an edge or a feature. The p-value of a cell is (1 + #(max
-    null >= observed)) / (1 + draws), where `max null` is the largest statistic over all cells in a
-    draw of the null. These p-values control the family-wise error rate for any dependence between
-    the cells. If all cells follow the null, the probability of one or more p-values below alpha is
-    at most alpha. The smallest possible p-value is 1 / (1 + draws), so the test needs at least 1 /
-    alpha - 1 draws.
+    A cell is, for example, a neuron, an edge or a feature. The p-value of a cell is
+
+        (1 + #(max null >= observed)) / (1 + draws)
+
+    where `max null` is the largest statistic over all cells in a draw of the null. These p-values
+    control the family-wise error rate for any dependence between the cells. If all cells follow the
+    null, the probability of one or more p-values below alpha is at most alpha. The smallest possible p-value is 1 / (1 + draws), so the test needs at least
+    (1 - alpha) / alpha draws.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell

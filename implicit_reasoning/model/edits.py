@@ -35,7 +35,7 @@ from implicit_reasoning.model.sites import Dims
 )
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit: replace the value at a site (hook point) by `fn(value, hooks, args)`.
+    """An edit, which replaces the value at a site (hook point) by `fn(value, hooks, args)`.
 
     An edit is a pytree whose leaves are the leaves of `args`. All other fields are metadata. If
     metadata changes (by `==`), a compiled function is traced again.
@@ -94,7 +94,7 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 
 
 def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
-    """Return a dict from each edited site to a tuple of its edits.
+    """Return the edits as a dict from names of edited sites to tuples of edits.
 
     Raises:
       InputError: a value in `edits` is neither an `Edit` nor a sequence of `Edit`s.
@@ -126,7 +126,7 @@ def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
 
 
 def added_sites(edits: Edits | None) -> dict[str, Dims]:
-    """Return a dict from the full name of each site that edits add to its dimension names.
+    """Return the dimension names of all sites that edits add, by full name of the site.
 
     Raises:
       InputError: two edits at one site add sites with equal names.

@@ -58,7 +58,7 @@ class Unembed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the description of `W_U`, unless embeddings are tied, and of an existing `b_U`."""
+        """Return the description of `W_U` unless embeddings are tied, and of `b_U` if needed."""
         shape = (spec.d_model, spec.d_vocab)
         weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
         bias = Parameter((spec.d_vocab,), constant(0.0))

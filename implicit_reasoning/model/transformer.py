@@ -47,7 +47,7 @@ class Transformer:
 
     @property
     def block(self) -> type[Block]:
-        """The class of the blocks: it defines their computation, sites, parameters and costs."""
+        """The class of the blocks, such as `GPT2Block`."""
         return find_block(self.spec.block)
 
     def init(self, key: Key[Array, ""]) -> Params:

@@ -1,11 +1,15 @@
 """Run directories: their files, configurations and checkpoints, and `Run`, which opens a directory.
 
-fields.py       every field of a configuration config.py       configurations: defaults, completion
-of old ones, reading and writing layout.py       paths of the files checkpoints.py  writing and
-reading pytrees under step numbers, atomically stores.py       sources of parameters at each step
-stacked.py      the checkpoints of a trial that was trained in populations starts.py reading the log
-of a run's starts and resumptions arrays.py       reading and writing labelled arrays; fingerprints
-results.py finding the saved results of an analysis by its current or old name run.py `Run`
+fields.py       all fields of a configuration
+config.py       configurations: defaults, missing fields, reading and writing
+layout.py       paths of the files
+checkpoints.py  checkpoints: pytrees with step numbers, written atomically
+stores.py       stores: objects from which a run reads parameters
+stacked.py      checkpoints of a trial that was trained together with other trials
+starts.py       reading the log of a run's starts
+arrays.py       reading and writing labelled arrays; fingerprints
+results.py      access to saved results by current or old names of instruments
+run.py          `Run`
 summary.py      the HTML that shows a run in a notebook
 """
 

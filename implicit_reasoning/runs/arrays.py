@@ -1,4 +1,4 @@
-"""Labelled arrays as netCDF files, and fingerprints of trees of arrays."""
+"""Labelled arrays as netCDF files, and fingerprints (digests) of pytrees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ The version is an attribute of the file. A second attribute, `json`, holds all o
 
 
 def fingerprint(tree: Any) -> str:
-    """Return a hexadecimal digest of the names, types, shapes and values of a tree of arrays."""
+    """Return a hexadecimal digest of the names, types, shapes and values of a pytree of arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

@@ -1,9 +1,9 @@
 """All fields of a run's configuration: type, bounds, choices, default and meaning.
 
 The packages `model` and `worlds` declare the fields of the groups `model` and `task`. All other
-fields are declared here. They are not declared in `training/`, because opening a run does not
-import `training`. `Run.config` has all fields, including those that were added after the run was
-trained.
+fields are declared here. These fields are not declared in `training/`, because opening a run does
+not import `training`. `Run.config` contains all fields, including fields that were added after the
+run was trained.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration of the run, including fields that did not exist when it was trained."""
+        """The complete configuration of the run, including fields that were introduced later."""
         return read_config(self.files.config)
 
     @cached_property
@@ -79,7 +79,7 @@ class Run:
 
     @cached_property
     def model(self) -> Transformer:
-        """The model for analysis. It computes in true float32; training may not."""
+        """The model for analysis, which computes in true float32."""
         exact = {"dtype": "float32", "precision": "highest"}
         return Transformer(
             Spec.from_config(

@@ -42,7 +42,7 @@ class PopulationSegment(NamedTuple):
 
 
 def read_segments(files: Layout) -> list[PopulationSegment]:
-    """Return the segments of a trial, in order; empty for a run that was trained alone.
+    """Return the segments of a trial, in order; empty for a run outside populations.
 
     Raises:
       InputError: `stacked.json` is damaged.
@@ -83,8 +83,8 @@ def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
 def end_segment(files: Layout, step: int) -> None:
     """Record that the trial leaves its population after `step`.
 
-    Later checkpoints of the population do not belong to the trial. For a run that was trained
-    alone, do nothing.
+    Later checkpoints of the population do not belong to the trial. For a run outside populations,
+    do nothing.
     """
     if parts := read_segments(files):
         _write(files, [*parts[:-1], parts[-1]._replace(last=step)])

@@ -1,4 +1,4 @@
-"""Stores: objects from which a `Run` reads parameters. Another store is in `stacked.py`."""
+"""Stores: objects from which a `Run` reads parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """The store of a run that was trained alone. It can be read while the run is training."""
+    """A store that reads the checkpoint folder of a single run, even while the run is training."""
 
     def __init__(self, folder: Path, model: Transformer):
         """Create the store. Nothing is read yet, so the folder may be missing."""

@@ -130,7 +130,7 @@ def _prepare(folder: Path) -> None:
 
 
 def cache_works() -> bool:
-    """Compile a small program twice, and return whether JAX reads the second from the cache."""
+    """Compile a small program twice, and return whether the second call reads the cache."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:

@@ -164,7 +164,7 @@ def assert_same_across_processes(said: str) -> None:
 
 
 def is_primary() -> bool:
-    """Return whether this process writes the files of the run (it is process 0)."""
+    """Return whether this process is process 0, which writes the files of the run."""
     # Do not call `jax.process_index` unless processes were joined: the call would initialize JAX,
     # which claims all devices of this machine.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -183,7 +183,7 @@ def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]
 
 @contextlib.contextmanager
 def exit_if_peer_lost() -> Iterator[None]:
-    """Convert JAX's error for a lost process in a `with` block to `PeerLost`."""
+    """In a `with` block, convert JAX's error for a lost process to `PeerLost`."""
     try:
         yield
     except InputError:
@@ -197,9 +197,9 @@ def exit_if_peer_lost() -> Iterator[None]:
 def exit_process(exit_code: int) -> None:
     """End this process immediately if the run has several processes.
 
-    A normal exit would wait in JAX's shutdown for the other processes. They, in turn, wait for this
-    process in a collective operation. An immediate end lets the other processes notice the loss
-    sooner.
+    A normal exit would wait in JAX's shutdown for the other processes. All other processes wait for
+    this process in a collective operation. An immediate end lets the other processes notice the
+    loss sooner.
     """
     if is_distributed():
         sys.stdout.flush()

@@ -46,7 +46,7 @@ def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
 def wait_for_lock(folder: Path) -> Iterator[None]:
     """Wait for the lock on a folder, and hold the lock in a `with` statement.
 
-    Use this for short writes. The folder is created if missing.
+    Use this lock for short writes. A missing folder is created.
 
     Raises:
       InputError: another process held the lock for ten minutes.

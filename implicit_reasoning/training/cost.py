@@ -48,8 +48,7 @@ def step_cost(
       batch_size: the number of rows in a batch.
       n_pos: the number of input positions per row.
       n_slots: the number of supervised positions per row.
-      n_early: the number of additional supervised states per row, summed over layers. They belong
-        to `loss.early_supervision`.
+      n_early: the number of states per row that early supervision adds, summed over layers.
     """
     model = Transformer(spec)
     forward = batch_size * (

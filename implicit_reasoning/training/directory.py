@@ -143,7 +143,7 @@ def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
-    """Begin a run: write its dataset, and then its `config.json`.
+    """Begin a run: write the dataset and the configuration.
 
     `config.json` is written last, so the dataset is complete if `config.json` exists.
     """

@@ -96,7 +96,7 @@ def evaluation_rows(dataset: Dataset) -> EvaluationRows:
 def evaluate_chunks(
     model: Transformer, params: Params, probes: EvaluationRows, chunks: Int[Array, " chunk"]
 ) -> Outcome:
-    """Evaluate a model on some chunks of probe rows, one chunk at a time.
+    """Evaluate a model on chunks of probe rows (rows that training evaluates), one by one.
 
     Args:
       model: the model.
@@ -127,7 +127,9 @@ def evaluate_chunks(
 def make_evaluator(
     model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None
 ) -> Callable[[Params], Outcome]:
-    """Move the probe rows of a dataset to the device, and return the function that evaluates them.
+    """Return a function that evaluates the probe rows of a dataset on the device.
+
+    Probe rows are the rows that training evaluates.
 
     Args:
       model: the model to evaluate.
@@ -238,7 +240,7 @@ class ProbeMetrics:
 
 
 class Evaluation(ProbeMetrics):
-    """Evaluation of one model on the probe rows of a dataset. The probe rows stay on the device."""
+    """Evaluation of a model on probe rows. The probe rows stay on the device."""
 
     def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
         """Move the probe rows to the device; see `make_evaluator`."""

@@ -69,7 +69,7 @@ def best_shortcuts(rules: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[
       rules: `{rule: {split: accuracy}}`, for example from `worlds.shortcuts`.
 
     Returns:
-      `{split: (accuracy, rule)}`, where the rule is the most accurate rule.
+      `{split: (accuracy, rule)}` with the most accurate rule of each split.
     """
     splits = {split for by_split in rules.values() for split in by_split}
     return {

@@ -24,8 +24,7 @@ class Initial(NamedTuple):
 
     Attributes:
       params: the parameters as numpy arrays.
-      source: run directory, step and fingerprint of the checkpoint; the entry for
-        `provenance.json`.
+      source: run directory, step and fingerprint of the checkpoint, for `provenance.json`.
     """
 
     params: Params

@@ -1,8 +1,8 @@
 """Confidence intervals of accuracies in the rows of `metrics.jsonl`.
 
-Training computes the intervals at steps that have both an evaluation and a checkpoint. It writes
-the intervals to the row of the step. Versions before 2026-11-29 did not write intervals;
-`record.add_intervals` adds intervals to such runs.
+At steps that have both an evaluation and a checkpoint, training writes the intervals to the metrics
+row. Versions before 2026-11-29 did not write intervals; `record.add_intervals` adds intervals to
+such runs.
 
 The examples of a split are clustered by bridge entity or by fact. `worlds.clusters.clusterings`
 returns all clusterings, and the widest interval is used. For the split `phases.Splits.cross`, every

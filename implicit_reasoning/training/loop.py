@@ -14,8 +14,8 @@ Between events the device runs without waiting for the host: the host reads the 
 of steps while the device runs the next chunk. The loop runs under a transfer guard, so only
 explicit transfers between host and device are possible.
 
-Every process of a run executes the same steps and the same saves. Only process 0 writes all other
-files.
+Every process of a run executes the same steps and the same saves. All other files are written only
+by process 0.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Chunk:
 
 @runtime_checkable
 class Training(Protocol[State]):
-    """Interface of the objects that the loop trains. The loop treats their states as opaque."""
+    """Interface of the objects that the loop trains. The loop does not inspect training states."""
 
     @property
     def steps(self) -> int:

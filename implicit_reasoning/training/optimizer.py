@@ -55,9 +55,8 @@ def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
     """Return the schedule of the learning rate as a fraction of its peak.
 
     The fraction increases linearly from 0 to 1 over `warmup_steps`. The first update has the
-    learning rate 0, which is also the rule of HuggingFace's schedules. After the warm-up, the
-    schedule `constant` stays at 1. The schedule `cosine` follows a cosine down to `final_fraction`
-    at step `horizon`.
+    learning rate 0, as in HuggingFace's schedules. After the warm-up, the schedule `constant` stays
+    at 1. The schedule `cosine` follows a cosine down to `final_fraction` at step `horizon`.
 
     Args:
       settings: the settings of the optimizer.

@@ -21,7 +21,7 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     Args:
       horizon: the last step.
       per_doubling: the number of log-spaced steps per doubling; 0 for no log-spaced steps.
-      every: the interval between the remaining steps, as a number of steps.
+      every: the distance between the remaining steps.
 
     Returns:
       The steps in ascending order.

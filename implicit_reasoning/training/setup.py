@@ -49,7 +49,7 @@ def field_faults(values: Mapping[str, Any]) -> list[str]:
     """Return an error message for each field that is out of bounds.
 
     Args:
-      values: dict from dotted field names to values; may omit fields.
+      values: dict from dotted names of fields to values. Fields may be missing.
     """
     return value_faults(values, fields.FIELDS) + _large(values)
 

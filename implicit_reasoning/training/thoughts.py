@@ -1,7 +1,7 @@
-"""Measures of answers with a chain of thought: the bridge first, and then the last entity.
+"""Measures of answers with a chain of thought: bridge entities, followed by the last entity.
 
-With teacher forcing, the model reads the true bridge before it predicts the last entity. Free
-running, the model reads the bridge that it predicted itself, as greedy decoding does.
+With teacher forcing, the model reads the true bridge entities before it predicts the last entity.
+With free running (greedy decoding), the model reads its own predictions of the bridge entities.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from implicit_reasoning.worlds import Dataset
 
 
 class ThoughtOutcome(NamedTuple):
-    """Whether the parts of the answers to the probe rows are correct.
+    """Whether the parts of an answer are correct, for each probe row (row that training evaluates).
 
-    The field names are the names of columns in `metrics.jsonl`, each followed by `/<split>`.
+    `metrics.jsonl` contains the shares of correct parts in columns `<name of the field>/<split>`.
 
     Attributes:
       bridge: whether the model predicts all bridge entities.
-      teacher_forced: whether the model predicts the last entity after the true bridge.
-      free_running: whether the model predicts the last entity after its own bridge, which may be
-        wrong.
+      teacher_forced: whether the model predicts the last entity after the true bridge entities.
+      free_running: whether the model predicts the last entity after its own predictions of the
+        bridge entities, which may be wrong.
     """
 
     bridge: Bool[Array, " probe"]
@@ -45,12 +45,12 @@ def thought_outcome(
     thought: Int[Array, " row"],
     logits: Float[Array, "row answer vocab"],
 ) -> ThoughtOutcome:
-    """Return the outcome of some rows.
+    """Evaluate answers that contain bridge entities, with teacher forcing and greedy decoding.
 
     Args:
       model: the model.
-      params: its parameters.
-      tokens: the input tokens, which contain all answer tokens but the last.
+      params: the parameters of the model.
+      tokens: the input tokens, including all answer tokens except the last token.
       positions: the positions at which the answer tokens are predicted.
       answers: the answer tokens; -1 pads shorter answers.
       thought: number of answer tokens that belong to bridge entities.
@@ -76,14 +76,14 @@ def greedy(
     there: Bool[Array, "row answer"],
     first: Int[Array, " row"],
 ) -> Int[Array, "row answer"]:
-    """Decode answers greedily: each token that the model predicts is its next input.
+    """Decode answers greedily: every predicted token becomes the next input of the model.
 
     Args:
       model: the model.
-      params: its parameters.
-      tokens: the input tokens. Those of the answer are replaced.
+      params: the parameters of the model.
+      tokens: the input tokens. Predictions replace the tokens of the answer.
       positions: the positions at which the answer tokens are predicted.
-      there: whether an answer has so many tokens.
+      there: False for padding after the end of shorter answers.
       first: the first predicted token of each answer.
 
     Returns:
@@ -100,7 +100,7 @@ def greedy(
 
 
 def thought_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
-    """Return, by split, the probe rows of chains whose answers have a chain of thought."""
+    """Return the probe rows of each split whose answers contain bridge entities."""
     if "thought" not in dataset.truth:
         return {}
     probes = {split: dataset.probes(split) for split in dataset.splits}
@@ -114,8 +114,8 @@ def thought_columns(
     """Return the shares of correct parts by column name, such as `free_running/test_ii`.
 
     Args:
-      outcome: the outcome of all probe rows.
-      members: by split, the indices of its rows among the probe rows.
+      outcome: the correctness of all probe rows (rows that training evaluates).
+      members: dict from a split to the indices of its rows among the probe rows.
     """
     return {
         f"{name}/{split}": float(np.asarray(right)[rows].mean())
@@ -125,9 +125,9 @@ def thought_columns(
 
 
 def thought_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
-    """Draw the three measures over training, one panel each, with a curve for every test split.
+    """Draw the fields of `ThoughtOutcome` by step, with one panel per field.
 
-    Return None if answers have no chain of thought.
+    Return None if answers contain no bridge entities.
     """
     splits = [split for split in thought_rows(dataset) if split.startswith("test_")]
     shown = [row for row in rows if all(f"bridge/{split}" in row for split in splits)]

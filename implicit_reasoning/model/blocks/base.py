@@ -146,7 +146,8 @@ class Block(nnx.Module):
     ) -> Float[Array, "part batch d_model"]:
         """Compute the block's output at one position after exchanging one part between two runs.
 
-        A part of the first run (for example, a head) writes its output from the second run.
+        The output of this part (for example, a head) comes from the second run. All other parts
+        belong to the first run.
 
         Args:
           own: the values of the sites `part_sites` at this position in the first run,

@@ -49,7 +49,7 @@ class Norm(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the weight `w` and the bias `b`."""
+        """Return the descriptions of the weight `w` and the bias `b`."""
         width = (spec.d_model,)
         return {"w": Parameter(width, constant(1.0)), "b": Parameter(width, constant(0.0))}
 

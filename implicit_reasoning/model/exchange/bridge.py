@@ -35,7 +35,7 @@ def is_bridge(state: Mapping[str, Any]) -> bool:
 
 
 def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
-    """Check that a native TransformerBridge computes attention scores as its config says.
+    """Check that a native TransformerBridge supports the attention scale in a config.
 
     A native bridge divides the scores by `attn_scale`. The bridge ignores `use_attn_scale` and
     `scale_attn_by_inverse_layer_idx`. If a config sets one of these two fields, the model of the
