@@ -374,8 +374,8 @@ def max_statistic_p_values(
 
     where `max null` is the largest statistic over all cells in a draw of the null. These p-values
     control the family-wise error rate for any dependence between the cells. If all cells follow the
-    null, the probability of one or more p-values below alpha is at most alpha. The smallest possible p-value is 1 / (1 + draws), so the test needs at least
-    (1 - alpha) / alpha draws.
+    null, the probability of one or more p-values below alpha is at most alpha. The smallest
+    possible p-value is 1 / (1 + draws), so the test needs at least (1 - alpha) / alpha draws.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell

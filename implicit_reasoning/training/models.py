@@ -172,20 +172,14 @@ class ModelTraining:
         return state._replace(params=saved_states.placed(stacked, program.like.params))
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
-        """Restore the state of a step, and the first correct step of each probe row.
-
-        A probe row is a row that training evaluates.
-        """
+        """Restore the state and the first correct steps that `saved` returned."""
         tree = read(self._like())
         self._remember(self._program.split(np.array(tree["first_correct"])))
         state: TrainState = tree["state"]
         return state
 
     def saved(self, state: TrainState) -> Any:
-        """Return a pytree of the state and the first correct step of each probe row.
-
-        A probe row is a row that training evaluates.
-        """
+        """Return the state, with the step of the first correct answer to each evaluated row."""
         return {"state": state, "first_correct": self._first_correct()}
 
     def _like(self) -> Any:

@@ -6,9 +6,9 @@ Phases may overlap. Each phase has a rule for the accuracy on probe rows:
 - in-distribution (half, whole): the accuracy on held-out chains is at least 0.5 (half) or 0.95
   (whole).
 - cross-distribution: this rule uses chains whose *first* fact is trained only as a single fact. The
-lower end of the 95% interval of the accuracy on these chains is above the upper end of the 95%
-interval of the accuracy of every shortcut. All intervals use the same rows and the same clusters
-(bridge entities).
+  lower end of the 95% interval of the accuracy on these chains is above the upper end of the 95%
+  interval of the accuracy of every shortcut. All intervals use the same rows and the same clusters
+  (bridge entities).
 
 The first two phases are descriptive. They begin at the first of three consecutive evaluations that
 satisfy the rule, so a single lucky evaluation does not count. The third phase is a statistical
