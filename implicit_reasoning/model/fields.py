@@ -42,7 +42,10 @@ FIELDS: dict[str, Field] = {
     "unembed_bias": Field(bool, "whether logits have a bias", False, before=False),
     "eps": Field(float, "constant that layer norms add to the variance", 1e-5, before=1e-5),
     "init_std": Field(
-        float, "standard deviation of all weights at initialisation", 0.02, before=0.02
+        float,
+        "standard deviation of initial weights, before GPT-2's scaling by depth",
+        0.02,
+        before=0.02,
     ),
     "dropout": Field(float, "fraction of activations dropped in training", 0.0, 0, 0.99),
     "dtype": Field(

@@ -44,7 +44,7 @@ FIELDS: dict[str, Field] = {
     **{f"model.{name}": field for name, field in model_fields.FIELDS.items()},
     "loss.early_supervision.weight": Field(
         float,
-        "weight of the additional loss of facts that are read after earlier blocks; 0 means none",
+        "weight of an additional loss on states after earlier blocks; 0 means no such loss",
         0.0,
         0,
         INFINITE,
@@ -52,20 +52,20 @@ FIELDS: dict[str, Field] = {
     ),
     "loss.early_supervision.layers": Field(
         tuple,
-        "indices of the blocks after which facts are read; empty means all but the last block",
+        "indices of the blocks whose outputs get this loss; empty means all but the last block",
         (),
         before=(),
     ),
     "loss.early_supervision.rows": Field(
         str,
-        "'atomic' (rows of single facts), 'chains' (bridge entities of chains) or 'all' (both)",
+        "targets: 'atomic' (tails of single facts), 'chains' (bridge entities) or 'all' (both)",
         "atomic",
         choices=("atomic", "chains", "all"),
         before="atomic",
     ),
     "init_from.workdir": Field(
         str,
-        "folder of the run whose checkpoint has the initial parameters; empty means random ones",
+        "run directory with a checkpoint of the initial parameters; empty means random values",
         "",
         before="",
     ),

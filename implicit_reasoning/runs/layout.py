@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the parameters at the scheduled steps, which are never deleted."""
+        """The folder of the scheduled checkpoints of the parameters, which are never deleted."""
         return self.workdir / "checkpoints"
 
     @property

@@ -29,7 +29,7 @@ class Compiles:
     seconds: float = 0.0
 
     def since(self, before: Compiles) -> dict[str, int | float]:
-        """Return the compilations since the count `before`, as columns of a metrics row."""
+        """Return the difference from the earlier count `before`, as columns of a metrics row."""
         return {
             "compiles": self.count - before.count,
             "compile_seconds": self.seconds - before.seconds,

@@ -107,7 +107,7 @@ def _preconditioner(
 def decay_mask(model: Transformer) -> Any:
     """Return a pytree of bools: True for parameters to which weight decay applies.
 
-    The blocks of the model declare the values (`Parameter.decayed`). In a GPT-2 model, decay
+    A parameter declares the value in its attribute `Parameter.decayed`. In a GPT-2 model, decay
     applies to weights, token embeddings and position embeddings, but not to biases and norms. The
     code of Wang et al. 2024 has this rule.
     """
