@@ -1,11 +1,12 @@
 """Times until an event that some runs do not reach: Kaplan-Meier curves and the log-rank test.
 
-A run that ends before the event is censored: the time of its event is later than its last step. A
-mean of the reached times alone would leave out the slowest runs. The curve and the test use each
-run for as long as it was observed.
+A run that ends before the event is censored: the time of the event is later than the last step of
+the run. A mean of the known times alone would leave out the slowest runs. The curve and the test
+also use the censored runs, up to their last step.
 
-The estimate of the curve and its interval are those of `scipy.stats.ecdf`. The log-rank test of
-SciPy compares two groups without strata. The test here has strata and any number of groups.
+The curve and its interval are computed by `scipy.stats.ecdf`. The log-rank test of SciPy
+compares two groups without strata. The log-rank test in this module supports strata and any number
+of groups.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from implicit_reasoning.statistics import p_value
 
 @dataclass(frozen=True)
 class SurvivalCurve:
-    """The estimated share of runs that have not reached an event, with its interval.
+    """The estimated share of runs that have not reached an event by a time, with its interval.
 
     Attributes:
       times: [time], the distinct times at which a run reached the event or was censored, ascending.
-      survival: [time], the share of runs whose event is later than this time. The share is 1 before
-        the first time.
+      survival: [time], the share of runs whose event is later than the time. Before the first time,
+        the share is 1.
       low: [time], lower end of the pointwise interval.
       high: [time], upper end of the pointwise interval.
       n_runs: number of runs.
       n_events: number of runs that reached the event.
-      median: time of the event of the median run; inf if the curve does not fall below .5.
-      median_low: lower end of the interval of the median; it may be inf.
-      median_high: upper end of the interval of the median; it may be inf.
+      median: median time of the event; inf if the curve never falls below .5.
+      median_low: lower end of the interval of the median; may be inf.
+      median_high: upper end of the interval of the median; may be inf.
     """
 
     times: Float[np.ndarray, " time"]
@@ -59,19 +60,19 @@ def kaplan_meier(
 ) -> SurvivalCurve:
     """Estimate the share of runs that have not reached an event, as a function of time.
 
-    The interval of the curve is pointwise. It has Greenwood's variance on the scale log(-log S).
-    Before the first event it has no width. Where the estimate is 0, the variance is undefined:
-    `low` is 0, and `high` stays at its last value. The interval of the median has the times at
-    which the interval of the curve includes .5. Runs are treated as independent, so the intervals
-    are too narrow if runs of the same world resemble each other.
+    The interval of the curve is pointwise. It uses Greenwood's variance on the scale log(-log S).
+    Before the first event, the interval has no width. Where the estimate is 0, the variance is
+    undefined. In this case, `low` is 0 and `high` keeps its last value. The interval of the median
+    consists of the times at which the interval of the curve includes .5. Runs are treated as
+    independent, so the intervals are too narrow if runs of one world resemble each other.
 
-    The median is the middle of the times at which the curve is exactly .5, if there are such times.
-    Without censoring, it is therefore the usual median.
+    If the curve is exactly .5 between two times, the median is the mean of these two times. Without
+    censoring, this definition gives the usual median.
 
     Args:
       times: [run], the time of the event, or the last observed time if the run is censored.
       observed: [run], whether the run reached the event.
-      level: coverage, between 0 and 1.
+      level: nominal coverage, between 0 and 1.
 
     Raises:
       InputError: there are no runs, the lengths differ, a time is not finite, or `level` is out of
@@ -116,11 +117,12 @@ class LogRank:
       groups: [group], the distinct groups, sorted.
       n_runs: [group], number of runs.
       observed: [group], number of runs that reached the event.
-      expected: [group], expected number if all groups had the same risk in each stratum.
-      chi_square: the statistic.
-      degrees: its degrees of freedom; 0 if no stratum has an event while two groups are observed.
-      p: p-value by the chi-square distribution; 1 if `degrees` is 0.
-      p_permutation: p-value by permutations within strata; nan without permutations.
+      expected: [group], expected number of such runs if all groups had equal risk in each stratum.
+      chi_square: the test statistic.
+      degrees: degrees of freedom of the statistic. 0 means that no stratum has an event at which
+        two groups are observed.
+      p: p-value from the chi-square distribution; 1 if `degrees` is 0.
+      p_permutation: p-value from permutations within strata; nan without permutations.
     """
 
     groups: Shaped[np.ndarray, " group"]
@@ -143,26 +145,26 @@ def log_rank(
     seed: int = 0,
     clusters: Shaped[np.ndarray, " run"] | None = None,
 ) -> LogRank:
-    """Test whether groups of runs reach an event at the same times, within strata.
+    """Test whether all groups of runs have the same distribution of event times, within strata.
 
-    At each event time of a stratum, the events are compared with those expected if all observed
-    runs had the same risk. Differences and their hypergeometric covariances are summed over times
-    and strata. The statistic is the quadratic form of the summed differences.
+    At each event time of a stratum, the numbers of events per group are compared with their
+    expectation under equal risk of all runs. Differences and their hypergeometric covariances are
+    summed over times and strata. The statistic is the quadratic form of the summed differences.
 
-    The chi-square distribution is an approximation for many independent runs. The p-value by
-    permutations also holds for few runs. Its null hypothesis is that the groups of a stratum are
-    exchangeable. It is one-sided in the statistic, so it has no direction.
+    The chi-square distribution is an approximation for many independent runs. The p-value from
+    permutations is also valid for few runs. The null hypothesis of the permutations is that the
+    groups of a stratum are exchangeable. Both p-values ignore the direction of differences.
 
     Args:
       times: [run], the time of the event, or the last observed time if the run is censored.
       observed: [run], whether the run reached the event.
       groups: [run], the group of each run, such as its weight decay.
-      strata: [run], the stratum of each run, such as its world. By default there is one stratum.
-      n_permutations: number of random permutations; 0 omits them.
+      strata: [run], the stratum of each run, such as its world. By default, there is one stratum.
+      n_permutations: number of random permutations; 0 means no permutation test.
       seed: seed of the permutations.
       clusters: [run], the cluster of each run. Runs of one stratum and cluster are permuted
-        together, for example because they share their training data. They must have the same group.
-        By default every run is a cluster.
+        together and must have the same group. For example, runs of a cluster share their training
+        data. By default, every run is a separate cluster.
 
     Raises:
       InputError: there are no runs, the lengths differ, a time is not finite, there are fewer than
@@ -176,7 +178,7 @@ def log_rank(
     _check(times, observed, groups=groups, strata=strata, clusters=clusters)
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
-        raise InputError(f"all runs are in group {names[0]}; a test needs two or more groups")
+        raise InputError(f"all runs are in group {names[0]}; pass runs of at least two groups")
     rng = np.random.default_rng(seed)
     difference, covariance = np.zeros(len(names)), np.zeros((len(names), len(names)))
     for stratum in np.unique(strata):
@@ -215,15 +217,15 @@ def draw_survival(
 ) -> dict[Any, SurvivalCurve]:
     """Draw the Kaplan-Meier curve of each group with its interval.
 
-    A tick marks a time at which runs were censored. The labels of the curves have the group, the
-    number of runs that reached the event and the number of all runs.
+    A tick marks a time at which runs were censored. The label of a curve contains the group, the
+    number of runs that reached the event, and the number of all runs.
 
     Args:
       ax: the axes.
       times: [run], the time of the event, or the last observed time if the run is censored.
       observed: [run], whether the run reached the event.
-      groups: [run], the group of each run. Curves are in sorted order.
-      colors: colors of the curves; they are repeated if there are more groups.
+      groups: [run], the group of each run. Curves are drawn in sorted order of groups.
+      colors: colors of the curves. The colors are repeated if there are more groups than colors.
 
     Returns:
       The curve of each group.
@@ -259,7 +261,10 @@ def _permuted(
     """Return the groups as they are, and permutations between clusters, [1 + count, run]."""
     _, first, index = np.unique(clusters, return_index=True, return_inverse=True)
     if (group[first][index] != group).any():
-        raise InputError("all runs of a cluster must have the same group; a cluster has several")
+        raise InputError(
+            "a cluster contains runs of several groups; all runs of a cluster must have the same "
+            "group"
+        )
     drawn = np.tile(group[first], (1 + count, 1))
     drawn[1:] = rng.permuted(drawn[1:], axis=1)
     return drawn[:, index]
@@ -297,12 +302,13 @@ def _check(times: np.ndarray, observed: np.ndarray, **others: np.ndarray) -> Non
     for name, values in {"observed": observed, **others}.items():
         if len(values) != len(times):
             raise InputError(
-                f"times has {len(times)} runs, and {name} has {len(values)}; they must be equal"
+                f"times contains {len(times)} runs, and {name} contains {len(values)}; the numbers "
+                "of runs must be equal"
             )
     if not len(times):
-        raise InputError("there are no runs; at least one is needed")
+        raise InputError("there are no runs; pass the times of at least one run")
     if not np.isfinite(times).all():
         raise InputError(
-            "a time is not finite; a run without the event needs its last observed time, and False "
-            "in observed"
+            "a time is not finite; for a run without the event, pass the last observed time, and "
+            "False in observed"
         )

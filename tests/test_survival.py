@@ -175,7 +175,7 @@ def test_the_drawing_has_one_curve_for_each_group():
 def test_bad_input_says_what_is_wrong():
     times, observed, groups = np.arange(4.0), np.ones(4, bool), np.arange(4) // 2
     # Outside the tests, no type checker compares lengths first.
-    with pytest.raises(InputError, match="times has 4 runs, and groups has 3"):
+    with pytest.raises(InputError, match="times contains 4 runs, and groups contains 3"):
         inspect.unwrap(log_rank)(times, observed, groups[:3])
     with pytest.raises(InputError, match="all runs are in group 0"):
         log_rank(times, observed, 0 * groups)
@@ -185,5 +185,5 @@ def test_bad_input_says_what_is_wrong():
         kaplan_meier(times[:0], observed[:0])
     with pytest.raises(InputError, match="level is 95"):
         kaplan_meier(times, observed, level=95.0)
-    with pytest.raises(InputError, match="a cluster has several"):
+    with pytest.raises(InputError, match="a cluster contains runs of several groups"):
         log_rank(times, observed, groups, n_permutations=1, clusters=np.array([0, 1, 1, 2]))
