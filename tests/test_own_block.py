@@ -54,8 +54,8 @@ def test_a_block_is_found_by_import_path():
     [
         ("gpt3", "unknown block 'gpt3'; did you mean 'gpt2'. Known names: gpt2. For a"),
         ("tests.no_block:Any", "there is no block 'tests.no_block'"),
-        ("tests.own_block:Missing", "has no subclass of Block named 'Missing'"),
-        ("tests.own_block:HookContext", "has no subclass of Block named 'HookContext'"),
+        ("tests.own_block:Missing", "defines no subclass of Block named 'Missing'"),
+        ("tests.own_block:HookContext", "defines no subclass of Block named 'HookContext'"),
         ("tests.own_block:Block", "does not define __call__, flops, parameters, sites"),
     ],
 )

@@ -191,9 +191,11 @@ def test_parameters_are_stacked_in_the_order_asked_for(run):
 
 
 def test_steps_without_a_checkpoint_are_named(run):
-    with pytest.raises(InputError, match=r"no checkpoint of step \[2, 3\]; .* steps \(0, 1, 4, 25"):
+    with pytest.raises(
+        InputError, match=r"no checkpoint of the steps \[2, 3\]; .* steps \(0, 1, 4"
+    ):
         run.params([1, 2, 3])
-    with pytest.raises(InputError, match="no checkpoint of step"):
+    with pytest.raises(InputError, match="no checkpoint of the steps"):
         run.params([])
 
 

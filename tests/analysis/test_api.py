@@ -143,7 +143,10 @@ def test_an_instrument_of_ones_own_from_a_file(run, tmp_path):
     [
         ("lnes", "unknown instrument 'lnes'; did you mean 'lens'"),
         ("nowhere.at_all:Lens", "there is no instrument 'nowhere.at_all'"),
-        ("implicit_reasoning.analysis.reading.lens:NORMS", "has no subclass of Instrument named"),
+        (
+            "implicit_reasoning.analysis.reading.lens:NORMS",
+            "defines no subclass of Instrument named",
+        ),
     ],
 )
 def test_what_cannot_be_found_is_said(name, said):

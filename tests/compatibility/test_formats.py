@@ -75,7 +75,7 @@ def test_a_newer_configuration_is_refused(old):
 @pytest.mark.parametrize("version", ["1", 0, 1.5, None, True])
 def test_what_is_no_format_is_refused(old, version):
     as_format(old / "run" / "config.json", version)
-    with pytest.raises(InputError, match="it must be a positive integer"):
+    with pytest.raises(InputError, match="must be a positive integer"):
         Run(old / "run")
 
 

@@ -136,7 +136,7 @@ def test_another_run_in_the_folder_is_refused_before_anything_is_trained(
     other = runs.StudyRun("tied", "smoke", 0, 0)
     place(smoke_run, tmp_path / other.name)
     said = (
-        r"w0_i0 holds a run with a different configuration "
+        r"w0_i0 contains a run with a different configuration "
         r"\(model.tied was False, is True\); .*--runs"
     )
     with pytest.raises(InputError, match=said):

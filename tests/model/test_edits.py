@@ -194,7 +194,7 @@ def test_an_added_site_may_have_an_edit_that_adds_sites(params):
         ({SITE: IN_PARTS, f"{SITE}.hook_tser": Edit(scale, 0.0)}, [], f"did you mean '{REST}'"),
         ({}, [HALF], "no such site"),
         ({SITE: (IN_PARTS, IN_PARTS)}, [], "two edits at blocks.0.hook_mlp_out add 'hook_half'"),
-        ({SITE: Edit(_passes_another)}, [], "hook_other, which is not in its `Edit.adds`"),
+        ({SITE: Edit(_passes_another)}, [], "hook_other, which `Edit.adds` does not list"),
         ({SITE: Edit(scale, 1.0, adds=(("hook_half", RESID),))}, [HALF], "does not compute"),
     ],
 )

@@ -229,7 +229,7 @@ def test_a_port_that_process_0_cannot_have_is_refused(port, tmp_path):
     [
         ({"mode": "slurm"}, "must be one of 'none', 'auto', 'explicit'"),
         ({"num_processes": 2}, "distributed.mode is 'none'"),
-        ({**EXPLICIT, "coordinator_address": "host"}, "it must be host:port"),
+        ({**EXPLICIT, "coordinator_address": "host"}, "it must be the address host:port"),
         ({**EXPLICIT, "num_processes": 0}, "num_processes is 0; it must be at least 1"),
         ({**EXPLICIT, "process_id": 2}, "process_id is 2; it must be between 0 and 1"),
         ({"mode": "auto", "num_processes": -2}, "it must be the number of processes, or 0"),

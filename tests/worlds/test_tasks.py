@@ -197,7 +197,7 @@ def test_sizes_of_the_published_world(make):
             "unknown task 'zzz'. Known names: composition, .*For a user-defined task",
         ),
         ({"name": "no_such_package.tasks:f"}, "there is no task 'no_such_package.tasks'"),
-        ({"name": "json:no_such_function"}, "json has no function named 'no_such_function'"),
+        ({"name": "json:no_such_function"}, "json defines no function named 'no_such_function'"),
         ({"name": "/no/such/file.py:f"}, "task file /no/such/file.py does not exist"),
         ({"name": "builtins:repr"}, "must return a Dataset; it returned a value of type str"),
     ],

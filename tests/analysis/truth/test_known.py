@@ -119,7 +119,7 @@ def test_a_model_is_trained_once_and_goes_on_if_it_was_cut_short(tmp_path, monke
     monkeypatch.setattr(known, "train", lambda *given: calls.append(given) or made.subject)
     again = known.trained_model("scrambled", asked, tmp_path)
     assert again.subject.steps == made.subject.steps and not calls
-    with pytest.raises(InputError, match="holds a run with a different configuration"):
+    with pytest.raises(InputError, match="contains a run with a different configuration"):
         known.trained_model("scrambled", apply_overrides(asked, {"seed": 1}), tmp_path)
 
     shutil.rmtree(made.subject.files.checkpoints / "20")

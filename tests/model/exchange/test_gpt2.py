@@ -173,7 +173,7 @@ def test_a_logit_bias_of_zero_is_none(tmp_path):
     [
         (lambda d: (d / "config.json").unlink(), "config.json does not exist"),
         (lambda d: (d / "config.json").write_text('{"vocab'), "not complete, valid JSON"),
-        (lambda d: (d / "config.json").write_text("[]"), "not a model config: .* a JSON list"),
+        (lambda d: (d / "config.json").write_text("[]"), "not a model config, .* a JSON list"),
         (lambda d: edit(d, n_head=None), "missing or not integers: n_head"),
         (lambda d: edit(d, n_head="4"), "missing or not integers: n_head"),
         (lambda d: edit(d, n_head=3), "not a multiple of model.n_heads = 3"),

@@ -145,7 +145,7 @@ def test_flat_names_are_an_inverse_pair():
         (lambda d: _config(d, n_layers=1), "blocks.1.attn.W_K is not a parameter"),
         (lambda d: _config(d, normalization_type="RMS"), "normalization_type = 'RMS'"),
         (lambda d: _config(d, n_layers=2.5), "missing or not integers: n_layers"),
-        (lambda d: (d / "w.json").write_text("[]"), "not a model config: .* a JSON list"),
+        (lambda d: (d / "w.json").write_text("[]"), "not a model config, .* a JSON list"),
         (lambda d: _config(d, positional_embedding_type="rotary"), "positional_embedding_type"),
     ],
 )
