@@ -1,4 +1,4 @@
-"""Test rows that no shortcut answers correctly. Shortcuts cannot explain correct answers here.
+"""Test rows that no shortcut answers correctly. No shortcut explains correct answers to them.
 
 A shortcut may be right by chance. The remaining rows are therefore harder: a guess is right less
 often on these rows than on all rows.
@@ -41,9 +41,9 @@ def rows_without_shortcut(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]
 
 
 def unanswered_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
-    """Return the rows of `rows_without_shortcut` for splits in which they have enough bridges.
+    """Return the rows of `rows_without_shortcut`, except for splits with few bridge entities.
 
-    A split is omitted if these rows have fewer than `MIN_BRIDGES` bridges.
+    A split is omitted if these rows have fewer than `MIN_BRIDGES` different bridge entities.
     """
     return {
         split: rows
