@@ -72,7 +72,7 @@ def row_with_intervals(rows: Sequence[Row]) -> Row | None:
 
 
 def accuracy_intervals(row: Row, dataset: Dataset) -> dict[str, Interval]:
-    """Read the accuracies that have an interval, and the intervals, from a row of metrics."""
+    """Return the accuracy intervals in a row of metrics, by split."""
     return {
         split: Interval(
             mean=row[f"{ACCURACY}/{split}"],
