@@ -63,7 +63,7 @@ DAMAGE = {
     ),
     "metrics of another kind": (
         lambda f: f.metrics.write_text('{"step": 0}\n["step", 1]\n'),
-        "metrics.jsonl, line 2, is not a row",
+        "metrics.jsonl, line 2, is not a metrics row",
     ),
     "provenance cut": (lambda f: cut(f.provenance), "provenance.json is not complete"),
     "provenance of another kind": (

@@ -208,7 +208,7 @@ def cut(path):
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 40}),
-            "the token <e_3> of .*data has the id 40; it must be from 0 to 39; check that",
+            "the symbol <e_3> of .*data.* has the token id 40 .* from 0 to 39; check that",
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 12}),

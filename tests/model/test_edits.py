@@ -100,8 +100,11 @@ def _shrinks(value, hooks, args):
     ("make", "message"),
     [
         (lambda: Edit(_add_times, 1.0, {"by": 2}), "must be hashable"),
-        (lambda: edit_sequences({"a": "scale"}), r"edits\['a'\] holds a str"),
-        (lambda: edit_sequences({"a": [Edit(scale, 2.0), scale]}), "holds a function; it must be"),
+        (lambda: edit_sequences({"a": "scale"}), r"edits\['a'\] contains a str"),
+        (
+            lambda: edit_sequences({"a": [Edit(scale, 2.0), scale]}),
+            "contains a function; pass an Edit",
+        ),
         (lambda: {"hook_embed": (Edit(scale, 2.0), Edit(_shrinks))}, "must keep the shape"),
         (lambda: {"hook_embde": ()}, "did you mean 'hook_embed'"),
     ],
