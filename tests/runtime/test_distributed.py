@@ -220,7 +220,9 @@ def test_a_port_that_process_0_cannot_have_is_refused(port, tmp_path):
         port = other.getsockname()[1] if port == "taken" else port
         stated = {**EXPLICIT, "coordinator_address": f"127.0.0.1:{port}"}
         config = tiny(**{f"distributed__{name}": value for name, value in stated.items()})
-        with pytest.raises(InputError, match=f"cannot listen on port {port} here: .*; choose a"):
+        with pytest.raises(
+            InputError, match=f"cannot listen on port {port} of this host: .*; choose a"
+        ):
             train(config, tmp_path / "run")
 
 
