@@ -206,7 +206,7 @@ def save_merged(
                 what, (was, now) = next(iter(different.items()))
                 raise InputError(
                     f"the new result for {identity['instrument']!r} is not saved, because another "
-                    f"process has saved a result with {what} {was!r} in {path.parent}, expected "
+                    f"process has saved a result in {path.parent} whose {what} is {was!r}, not "
                     f"{now!r}; measure again after the other process has ended"
                 )
             new = merge(other, new)

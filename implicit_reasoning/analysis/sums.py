@@ -33,15 +33,15 @@ Worlds with similar numbers of clusters then share one compiled program.
 
 
 class GroupClusterPairs(NamedTuple):
-    """The number of the (group, cluster) pair of each example.
+    """The index of the (group, cluster) pair that each example belongs to.
 
     The cluster of an example can vary along the dimension `Examples.cluster_dim`. The indices along
     this dimension are called places. Without a `cluster_dim`, there is one place.
 
     Attributes:
-      pair: int32 [place, example], the number of the pair. Pairs are sorted by group, and then by
-        cluster. An excluded example (cluster -1) has the number `SumsLayout.n_sums`.
-      group: int32 [place, example], the number of the group. An excluded example has the number
+      pair: int32 [place, example], the index of the pair. Pairs are sorted by group, and then by
+        cluster. An excluded example (cluster -1) has the index `SumsLayout.n_sums`.
+      group: int32 [place, example], the index of the group. An excluded example has the index
         `SumsLayout.n_groups`.
     """
 

@@ -1,4 +1,4 @@
-"""Conversion of text from a command line, or of a Python value, to the type of a default."""
+"""Conversion of command-line text and of Python values to the type of a field's default value."""
 
 from __future__ import annotations
 

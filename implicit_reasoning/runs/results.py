@@ -53,8 +53,8 @@ def find_result(path: Path) -> Path:
     """Return the file that holds the result of an instrument.
 
     The file with the current name is returned if it exists, and otherwise the file with an old
-    name. A user-defined instrument may have a name that a built-in instrument had before. Results
-    of user-defined instruments are never renamed.
+    name. If the old file belongs to a user-defined instrument that happens to have this old name,
+    it is not returned.
 
     Args:
       path: path of the result; the file name is the current or an old name of the instrument.

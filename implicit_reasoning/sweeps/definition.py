@@ -41,7 +41,8 @@ class Sweep:
 
     Attributes:
       base: the configuration that all trials share; locked.
-      trials: the overrides of each trial, by trial name. The values have the types of the fields.
+      trials: the overrides of each trial, by trial name. Each value has the type of the
+        configuration field that it replaces.
     """
 
     base: ConfigDict

@@ -102,7 +102,9 @@ def test_what_cannot_be_merged_is_said_and_the_other_result_stays(run, monkeypat
     raised = at_once(measuring(run, [0]), measuring(run, [10], other))
     [error] = [error for error in raised if error is not None]
     assert isinstance(error, InputError)
-    assert "another process has saved a result with version" in str(error)
+    assert "another process has saved a result in" in str(error) and "whose version is" in str(
+        error
+    )
     kept = run.result("probabilities")
     assert (kept.attrs["version"], kept.step.values.tolist()) in [
         (Probabilities.version, [0]),

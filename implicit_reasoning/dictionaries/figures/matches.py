@@ -21,7 +21,8 @@ from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILI
 def matches(name: str, result: xr.Dataset) -> Figure | None:
     """Draw heat maps of the mean F1 of the best features by concept and training step.
 
-    The number in brackets is the null control. The function returns None if there are no concepts.
+    Each cell shows the mean F1 and, in brackets, its null control. The function returns None if
+    there are no concepts.
     """
     if "concept" not in result.dims:
         return None

@@ -78,8 +78,8 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """Return a composer that makes a second, idle copy of the bridge at r2, in an earlier block.
 
     No head or neuron reads the idle copy. At r2, e2 is therefore decodable from two codes, of which
-    only one is used. Without a seed, block 1 makes the idle copy, and everything else is in the
-    blocks of `composer`.
+    only one is used. Without a seed, block 1 makes the idle copy, and the two hops are in the same
+    blocks as in the model of the function `composer`.
     """
     plan = MechanismBuilder("idle_copy", knowledge, seed)
     hops = Hops.draw(plan.rng, between=1)
