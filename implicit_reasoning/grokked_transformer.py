@@ -85,7 +85,7 @@ def import_grokked(
     files = Layout(local_path(workdir, "workdir").resolve())
     check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
-        raise InputError(f"{workdir} is not empty; choose an empty or missing --workdir")
+        raise InputError(f"{workdir} is not empty; choose an empty or a new folder as --workdir")
     checkpoints = find_checkpoints(local_folder(source, "source"))
     data = local_folder(data, "data")
     dataset = read_grokked(data)

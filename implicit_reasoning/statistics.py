@@ -107,7 +107,8 @@ class ClusterIntervals:
         if not np.isfinite(values).all():
             bad = np.count_nonzero(~np.isfinite(values))
             raise InputError(
-                f"{bad} values are not finite; remove these examples from values and from clusters"
+                f"values contains {bad} numbers that are not finite; remove their examples from "
+                "`values` and from `clusters`"
             )
         mean, low, high, _ = self._found(values, None, level)
         return Interval(mean, low, high, n_examples, n_clusters)

@@ -178,8 +178,8 @@ def test_the_level_widens():
 @pytest.mark.parametrize(
     ("values", "level", "says"),
     [
-        (np.array([1.0, np.nan]), 0.95, "1 values are not finite"),
-        (np.array([1.0, np.inf]), 0.95, "1 values are not finite"),
+        (np.array([1.0, np.nan]), 0.95, "contains 1 numbers that are not finite"),
+        (np.array([1.0, np.inf]), 0.95, "contains 1 numbers that are not finite"),
         (np.ones(3), 0.95, "values contains 3 examples .* clusters contains 2"),
         (np.ones(2), 95.0, "between 0 and 1"),
     ],

@@ -85,7 +85,7 @@ class Behaviour(Instrument):
     nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
+        """Choose rows with full chains as prompts, such as (e1, r1, r2), from every split.
 
         In confidence intervals, rows with the same bridge (e2) form a cluster.
         """

@@ -23,7 +23,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 def residuals(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "layer batch pos d_model"]:
-    """Return the residual stream after every number of blocks, from 0 to `depth`.
+    """Return the residual stream after 0, 1, ..., `depth` blocks.
 
     Layer 0 is the sum of token and position embeddings.
     """

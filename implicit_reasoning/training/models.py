@@ -172,7 +172,14 @@ class ModelTraining:
         return state._replace(params=saved_states.placed(stacked, program.like.params))
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
-        """Restore the state and the first correct steps that `saved` returned."""
+        """Restore what `saved` returned, and return the training state.
+
+        Also restore, for each probe row, the step at which the row was first answered correctly.
+
+        Args:
+          step: the step at which the state was saved.
+          read: a function that reads a pytree with the structure of its argument.
+        """
         tree = read(self._like())
         self._remember(self._program.split(np.array(tree["first_correct"])))
         state: TrainState = tree["state"]

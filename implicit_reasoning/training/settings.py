@@ -22,7 +22,7 @@ from implicit_reasoning.worlds import Dataset
 class TrainingSettings:
     """The values of all configuration fields that training reads.
 
-    The module `runs.fields` describes the fields without an entry below.
+    The module `runs.fields` describes the fields that are not listed below.
 
     Attributes:
       early: the fields of the group `loss.early_supervision`.

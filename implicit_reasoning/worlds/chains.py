@@ -111,7 +111,9 @@ def random_order(count: int, random: np.random.Generator) -> Int[np.ndarray, " r
 
 
 def training_roles(hop: int) -> str:
-    """Return the roles that `i` stands for in role patterns, at a given hop.
+    """Return the roles that facts at a hop may have if the pattern of the chain has the letter i.
+
+    For example, both facts of the chains in the split `test_ii` have this letter.
 
     All training chains use facts with these roles, except for a few chains that some tasks add. The
     first facts of these added chains have the role `C`, `S` or `E`.

@@ -97,21 +97,22 @@ def grounded(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
 def factors(dataset: Dataset, correct: Bool[np.ndarray, " probe"]) -> Judged:
     """Decide the claim `factors`: prefixes of one bridge share a representation.
 
-    The claim is about the representation that answers to held-out chains depend on.
+    The claim is about the representation on which the answers to held-out chains depend.
 
     A model that looks up whole chains answers held-out chains no better than the shortcuts in
     `RULES_WITHOUT_BRIDGES`, which do not group prefixes by bridge (e2). All other shortcuts, such
     as row completion, are ignored, because a model that follows one of these shortcuts has a shared
-    representation. Rows that no shortcut answers correctly are not used as a separate deciding
-    split. Training chains do not determine the bridge of these rows, so these rows test the claim
+    representation. The claim does not depend on the rows that no shortcut answers correctly.
+    Training chains do not determine the bridge of these rows, so these rows test the claim
     `grounded`. Let `threshold` be `ABOVE_RULES` plus the highest accuracy of a shortcut in
     `RULES_WITHOUT_BRIDGES` on `test_ii`. The claim is
 
     - true if the lower interval end of the accuracy on `test_ii` is at least `threshold`, and this
       accuracy is at least `SHARE` times the accuracy on `train_ii`;
     - false if the upper interval end of the accuracy on `test_ii` is below `threshold`;
-    - open in all other cases, because only some prefixes then share a representation, and if
-      `test_ii` has fewer than `MIN_CLUSTERS` bridges.
+    - open in all other cases, in which only some prefixes may share a representation.
+
+    The claim is also open if `test_ii` has fewer than `MIN_CLUSTERS` bridges.
 
     Args:
       dataset: a dataset of the task `ladder` or `composition`.

@@ -185,7 +185,7 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """Return how many active states with the value are plausible by chance.
+    """Return an upper limit for the number of active states with a value that chance explains.
 
     If values are permuted among the states at random, the number of active states with the value
     has a hypergeometric distribution. This number exceeds the returned limit with a probability of

@@ -1,6 +1,6 @@
 """Routes from a prompt to its answer, and the claims that each route makes true.
 
-A route computes the answer through the bridge, with two look-ups, or with one look-up of the chain.
+A route computes the answer by two look-ups through the bridge, or by one look-up of the chain.
 The blocks of a route are arguments, so that they can be chosen at random.
 """
 

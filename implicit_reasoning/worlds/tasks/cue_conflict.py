@@ -151,9 +151,9 @@ def split_worlds(world: World, facts_per_count: int) -> tuple[World, World]:
         candidates = candidates[~np.isin(candidates, split[bridges < 0])]
     if len(split) < count:
         raise InputError(
-            f"facts_per_count = {facts_per_count} needs {count} split facts, but only "
-            f"{len(split)} pairs of bridges have {needed} relations in common: facts_per_count can "
-            f"be at most {len(split) // len(COUNTS)}"
+            f"facts_per_count = {facts_per_count} needs {count} facts with two conflicting "
+            f"bridges, but this world has only {len(split)} such facts whose bridges have {needed} "
+            f"relations in common; facts_per_count can be at most {len(split) // len(COUNTS)}"
         )
     tail = world.tail.copy()
     tail[world.facts.head[split], world.facts.relation[split]] = bridges

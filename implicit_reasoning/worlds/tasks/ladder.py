@@ -1,4 +1,4 @@
-"""The task `ladder`: facts in two training chains, with varying support by further chains.
+"""The task `ladder`: cold facts in two training chains each, with different evidence from chains.
 
 A model can answer a chain by the single facts, or by the training chains with the same bridge. In
 `composition`, the two methods give the same answer to nearly every chain of `test_ii`. The task

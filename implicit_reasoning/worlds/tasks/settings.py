@@ -65,7 +65,7 @@ class TrackedSettings:
 def track_reads(task: Any) -> Any:
     """Wrap the settings of a task in `TrackedSettings`.
 
-    Settings without the method `keys`, whose names cannot be listed, are returned unchanged.
+    An object without a method `keys` is returned unchanged, because its settings cannot be listed.
     """
     return TrackedSettings(task) if hasattr(type(task), "keys") else task
 
