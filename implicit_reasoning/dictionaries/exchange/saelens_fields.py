@@ -84,8 +84,9 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
       `(config, metadata)`. The converted config has the fields `architecture`, `d_in`, `d_sae`,
       `d_out`, `k`, `apply_b_dec_to_input`, `finetuning_scaling_factor` and
       `rescale_acts_by_decoder_norm`. `k` is 0 unless the architecture is `topk`. Absent fields have
-      SAELens's default values. Configs of versions 3 to 5 have no metadata. For these versions,
-      `metadata` contains the fields about the origin of the dictionary.
+      SAELens's default values. `metadata` has the metadata of the
+      config. Configs of versions 3 to 5 have none. For them, `metadata` instead has those fields of
+      the config that describe the origin of the dictionary.
 
     Raises:
       InputError: a field is missing or unknown, or has an unsupported type or value.
