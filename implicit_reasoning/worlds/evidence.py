@@ -24,7 +24,8 @@ def with_evidence(dataset: Dataset) -> Dataset:
 
     - `evidence1`: the number of training chains that have the prefix of the row and are shared. A
       training chain is shared if a training chain with a different prefix has the same bridge and
-      the same last relation. This number is the k-evidence of the coverage principle (arXiv 2505.20278).
+      the same last relation. This number is the k-evidence of the coverage principle (arXiv
+      2505.20278).
     - `peers`: the number of training prefixes that have the same bridge as the prefix of the row.
       The prefix of the row is not counted.
     - `row_completion_right` and `oracle_right`: 1 if the shortcut `row_completion` or
