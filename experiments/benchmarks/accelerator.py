@@ -1,6 +1,6 @@
 """All benchmarks and studies that need an accelerator, in one command.
 
-    python experiments/benchmarks/gpu.py --hours=2 --out=results/gpu
+    python experiments/benchmarks/accelerator.py --hours=2 --out=results/gpu
 
 1. Speed at the published size (8 layers of width 768, batch size 512, bfloat16): steps/s and share
    of the peak. Aim: 500 steps/s on one H200, which shortens a published run of 96 hours to less
