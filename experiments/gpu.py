@@ -22,7 +22,7 @@ Not measured on a GPU yet.
 
 Smoke test:
     python experiments/gpu.py --minutes=2 --ladder=experiments/smoke.py --trials=2 \
-        --paper=experiments/smoke.py --steps=2 --instruments= --runs=runs/smoke/gpu \
+        --paper=experiments/smoke.py --steps=2 --runs=runs/smoke/gpu \
         --out=runs/smoke/gpu_out
 """
 
@@ -97,33 +97,41 @@ def main(argv: list[str]) -> None:
     path = out / "gpu.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in flags["parts"]:
+        about: dict[str, Any] = {}
+        found[name] = about
         try:
-            found[name] = {"ladder": ladder, "paper_wang": paper_wang}[name](flags, end)
+            {"ladder": ladder, "paper_wang": paper_wang}[name](flags, end, about)
         except Exception:
             traceback.print_exc()
-            found[name] = {"failed": traceback.format_exc()}
+            about["failed"] = traceback.format_exc()
         found |= made_on()
         write_json(path, found)
         (out / "table.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     print((out / "table.md").read_text())
 
 
-def ladder(flags: dict[str, Any], end: float) -> dict[str, Any]:
-    """Describe and time a population step, then train the population and measure it."""
+def ladder(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
+    """Describe and time a population step, then train the population and measure it.
+
+    Args:
+      flags: the flags of the script.
+      end: the time at which the script ends, in seconds of `time.monotonic`.
+      about: gets the results, one after another, so that an error does not lose earlier ones.
+    """
     end = min(end, time.monotonic() + 60 * flags["ladder_minutes"])
     config = apply_overrides(load_config(flags["ladder"]), {"writers.tensorboard": False})
     worlds = [{"task.world_seed": world} for world in range(flags["trials"])]
     sweep = make_sweep(config, worlds)
     trials = [new_trial(sweep.config(name)) for name in sweep.trials]
-    found = described(make_population(trials), trials, flags)
+    about |= described(make_population(trials), trials, flags)
     if not flags["train"]:
-        return found
+        return
     folder = flags["runs"] / "ladder"
-    found["ended"] = train_until(
+    about["ended"] = train_until(
         end - ANALYSIS_SECONDS, lambda: run_sweep(sweep, folder, launcher="vmap")
     )
     runs = Runs(folder)
-    found["training"] = [progress(runs.rows(name)) for name in runs.names]
+    about["training"] = [progress(runs.rows(name)) for name in runs.names]
     curves = curves_of([runs.rows(name) for name in runs.names])
     save_arrays(flags["out"] / "ladder.nc", curves)
     draw(curves).savefig(flags["out"] / "ladder.png", dpi=150)
@@ -131,26 +139,27 @@ def ladder(flags: dict[str, Any], end: float) -> dict[str, Any]:
     for name in flags["instruments"]:
         measured = runs.analyze(name, steps=[last], progress=False)
         save_arrays(flags["out"] / f"ladder_{name}.nc", measured)
-    return found
 
 
-def paper_wang(flags: dict[str, Any], end: float) -> dict[str, Any]:
-    """Describe and time a step of the published size, then train with the time that is left."""
+def paper_wang(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
+    """Describe and time a step of the published size, then train with the time that is left.
+
+    The arguments are those of `ladder`.
+    """
     # Checkpoints at early steps would take a part of the time to write.
     changes = {"writers.tensorboard": False, "checkpoints.per_doubling": 0}
     config = apply_overrides(load_config(flags["paper"]), changes)
     trial = new_trial(config)
-    found = described(setup.make_program(trial.settings, trial.dataset), [trial], flags)
+    about |= described(setup.make_program(trial.settings, trial.dataset), [trial], flags)
     if not flags["train"]:
-        return found
+        return
     folder = flags["runs"] / "paper_wang"
-    found["ended"] = train_until(end - WRITING_SECONDS, lambda: train(config, folder))
+    about["ended"] = train_until(end - WRITING_SECONDS, lambda: train(config, folder))
     rows = Run(folder).metrics
-    found["training"] = [progress(rows)]
+    about["training"] = [progress(rows)]
     curves = curves_of([rows])
     save_arrays(flags["out"] / "paper_wang.nc", curves)
     draw(curves, PUBLISHED).savefig(flags["out"] / "paper_wang.png", dpi=150)
-    return found
 
 
 def new_trial(config: ConfigDict) -> Trial:

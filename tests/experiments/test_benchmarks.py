@@ -150,8 +150,8 @@ def test_synthetic_dictionaries_are_trained_and_summed_up(tmp_path, monkeypatch)
     assert summed["reached"] == {"topk": False, "batch_topk": True}
 
 
-def test_gpu_starts_scripts_with_flags_that_they_have(smoke_run, tmp_path, monkeypatch):
-    script, started = load("gpu"), []
+def test_accelerator_starts_scripts_with_flags_that_they_have(smoke_run, tmp_path, monkeypatch):
+    script, started = load("accelerator"), []
     monkeypatch.setattr(script, "run", lambda path, *words: started.append((path, words)))
     monkeypatch.setattr(script, "train_for", lambda *_: None)
     runs = tmp_path / "runs"

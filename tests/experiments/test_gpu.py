@@ -58,7 +58,7 @@ def found(tmp_path_factory):
 def test_both_parts_train_and_write_small_files(found):
     files = {path.name: path.stat().st_size for path in found.iterdir()}
     curves = {f"{part}.{kind}" for part in ("ladder", "paper_wang") for kind in ("nc", "png")}
-    assert files.keys() == {"gpu.json", "table.md"} | curves
+    assert files.keys() == {"gpu.json", "table.md", "ladder_behaviour.nc"} | curves
     assert len(files) <= 8 and 0 < min(files.values()) <= max(files.values()) < 16 * 2**20
     for part, trials in (("ladder", 2), ("paper_wang", 1)):
         about = json.loads((found / "gpu.json").read_text())[part]
@@ -84,7 +84,7 @@ def test_the_step_is_counted_and_profiled(found):
     assert one["kernels"]["products"]["kernels"] > 10 < one["kernels"]["update"]["kernels"]
     assert one["speed"]["milliseconds_by_kind"]["products"] > 0
     # XLA also counts elementwise operations, which weigh more in the smallest model.
-    assert 1 < one["flop_a_step_by_xla"] / one["flop_a_step"] < 2
+    assert 1 < one["flop_a_step_by_xla"] / one["flop_a_step"] < 4
 
 
 def test_a_speed_on_a_cpu_is_not_in_the_table(found):
@@ -152,7 +152,7 @@ def signalled():
 
 def test_an_error_of_one_part_is_kept_and_the_next_part_runs(tmp_path, monkeypatch):
     script = load("gpu")
-    monkeypatch.setattr(script, "paper_wang", lambda *_: {"ran": True})
+    monkeypatch.setattr(script, "paper_wang", lambda _, end, about: about.update(ran=True))
     monkeypatch.setattr(script, "made_on", dict)
     script.main([f"--out={tmp_path}", "--ladder=no_such_file.py"])
     found = json.loads((tmp_path / "gpu.json").read_text())
