@@ -38,6 +38,7 @@ STUDIES = {
     "Instruments against truth": "truth",
     "Launchers": "launchers",
     "Benchmarks": "benchmarks",
+    "Minutes on a GPU": "gpu",
 }
 """Folders of results/, by title in the navigation."""
 

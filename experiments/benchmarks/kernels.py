@@ -14,6 +14,7 @@ step is the body of the loop with the most operations. Kinds:
 from __future__ import annotations
 
 import collections
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,10 +114,7 @@ def _operations(body: str) -> dict[str, tuple[str, str, list[str], str]]:
 def _size(shape: str) -> int:
     total = 0
     for dtype, sizes in _SHAPE.findall(shape):
-        count = BYTES.get(dtype, 0)
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += count
+        total += BYTES.get(dtype, 0) * math.prod(map(int, re.findall(r"\d+", sizes)))
     return total
 
 

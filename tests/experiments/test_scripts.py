@@ -16,7 +16,7 @@ OF_PEERS = {
 }
 # populations.py starts the first, the second needs an accelerator, and `make test-all` runs the
 # third beside SAELens.
-TESTED_APART = {"population_worker", "gpu", "synth_sae_bench"}
+TESTED_APART = {"population_worker", "accelerator", "synth_sae_bench"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
