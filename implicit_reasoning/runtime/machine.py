@@ -159,7 +159,7 @@ def _commit() -> str | None:
 
     The suffix `-dirty` means that there are uncommitted changes.
     """
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
     git = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")

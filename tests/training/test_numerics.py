@@ -1,6 +1,7 @@
 """JAX settings that change numbers are recorded, and a run does not resume under other settings."""
 
 import json
+import subprocess
 
 import jax
 import pytest
@@ -57,6 +58,15 @@ def contents(folder):
 def test_every_start_notes_them(files):
     assert json.loads(files.provenance.read_text())[0]["numerics"] == numerics()
     assert provenance()["numerics"].keys() >= OTHERS.keys()
+
+
+def test_every_start_notes_the_commit_of_a_checkout(files):
+    asked = ["git", "rev-parse", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("this is no checkout")
+    noted = json.loads(files.provenance.read_text())[0]["commit"]
+    assert noted.removesuffix("-dirty") == found.stdout[:12]
 
 
 def test_a_run_is_not_gone_on_with_under_another(files, other):
