@@ -61,12 +61,14 @@ def test_every_start_notes_them(files):
 
 
 def test_every_start_notes_the_commit_of_a_checkout(files):
-    asked = ["git", "rev-parse", "HEAD"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    if found.returncode:
+    def commit(name):
+        command = ["git", "rev-parse", f"{name}^{{commit}}"]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+    if not commit("HEAD"):
         pytest.skip("this is no checkout")
     noted = json.loads(files.provenance.read_text())[0]["commit"]
-    assert noted.removesuffix("-dirty") == found.stdout[:12]
+    assert commit(noted.removesuffix("-dirty")) == commit("HEAD")
 
 
 def test_a_run_is_not_gone_on_with_under_another(files, other):
