@@ -28,7 +28,9 @@ Smoke test:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -36,7 +38,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,6 +46,7 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from jax.stages import Compiled
 from matplotlib.figure import Figure as Drawing
 from ml_collections import ConfigDict
 
@@ -90,7 +93,7 @@ NO_GPU, NO_TIME = "not measured on a GPU", "there was no time to begin"
 
 
 def main(argv: list[str]) -> None:
-    """Run the parts one after another; an error in one does not end the other."""
+    """Run the parts one after another. An error is written down, and what follows still runs."""
     flags, _ = parse_flags(argv, FLAGS)
     end, out = time.monotonic() + 60 * flags["minutes"], flags["out"]
     use_cache()
@@ -99,15 +102,22 @@ def main(argv: list[str]) -> None:
     for name in flags["parts"]:
         about: dict[str, Any] = {}
         found[name] = about
-        try:
+        with attempt(about, "part"):
             {"ladder": ladder, "paper_wang": paper_wang}[name](flags, end, about)
-        except Exception:
-            traceback.print_exc()
-            about["failed"] = traceback.format_exc()
         found |= made_on()
         write_json(path, found)
         (out / "table.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     print((out / "table.md").read_text())
+
+
+@contextlib.contextmanager
+def attempt(about: dict[str, Any], what: str) -> Iterator[None]:
+    """Write an error within a `with` statement to `about["failed"][what]`, and go on after it."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        about.setdefault("failed", {})[what] = traceback.format_exc()
 
 
 def ladder(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
@@ -123,7 +133,8 @@ def ladder(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
     worlds = [{"task.world_seed": world} for world in range(flags["trials"])]
     sweep = make_sweep(config, worlds)
     trials = [new_trial(sweep.config(name)) for name in sweep.trials]
-    about |= described(make_population(trials), trials, flags)
+    with attempt(about, "description"):
+        describe(make_population(trials), trials, flags, about)
     if not flags["train"]:
         return
     folder = flags["runs"] / "ladder"
@@ -137,8 +148,9 @@ def ladder(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
     draw(curves).savefig(flags["out"] / "ladder.png", dpi=150)
     last = max(set.intersection(*(set(run.steps) for run in runs)))
     for name in flags["instruments"]:
-        measured = runs.analyze(name, steps=[last], progress=False)
-        save_arrays(flags["out"] / f"ladder_{name}.nc", measured)
+        with attempt(about, name):
+            measured = runs.analyze(name, steps=[last], progress=False)
+            save_arrays(flags["out"] / f"ladder_{name}.nc", measured)
 
 
 def paper_wang(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None:
@@ -150,7 +162,8 @@ def paper_wang(flags: dict[str, Any], end: float, about: dict[str, Any]) -> None
     changes = {"writers.tensorboard": False, "checkpoints.per_doubling": 0}
     config = apply_overrides(load_config(flags["paper"]), changes)
     trial = new_trial(config)
-    about |= described(setup.make_program(trial.settings, trial.dataset), [trial], flags)
+    with attempt(about, "description"):
+        describe(setup.make_program(trial.settings, trial.dataset), [trial], flags, about)
     if not flags["train"]:
         return
     folder = flags["runs"] / "paper_wang"
@@ -167,8 +180,10 @@ def new_trial(config: ConfigDict) -> Trial:
     return Trial(config, build(config.task), Layout(Path(".")))
 
 
-def described(program: Program, trials: Sequence[Trial], flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the cost of a step, the kernels of its program, and limits; time it on a GPU."""
+def describe(
+    program: Program, trials: Sequence[Trial], flags: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Write the cost of a step, the kernels of its program, limits and speed to `about`."""
     first, count = trials[0], len(trials)
     shape = row_shape(first.dataset)
     cost = step_cost(first.model.spec, batch_size=first.settings.batch_size, **shape)
@@ -177,7 +192,7 @@ def described(program: Program, trials: Sequence[Trial], flags: dict[str, Any]) 
     kernels = kernels_of_step(str(compiled.as_text()))
     by_xla = compiled.cost_analysis() or {}
     dtype = first.model.spec.dtype
-    found = {
+    about |= {
         "backend": jax.default_backend(),
         "trials": count,
         "dtype": dtype,
@@ -192,8 +207,9 @@ def described(program: Program, trials: Sequence[Trial], flags: dict[str, Any]) 
         "limits": {chip: limits(cost, count, dtype, kernels, chip) for chip in PEAKS},
     }
     if flags["train"]:
-        found["speed"] = speed(program, kernels, count * cost.step, dtype, flags["steps"])
-    return found
+        about["speed"] = speed(program, compiled, count * cost.step, dtype, flags["steps"])
+        with attempt(about, "profile"):
+            about["speed"] |= profile(program, compiled, kernels, max(flags["steps"] // 10, 1))
 
 
 def limits(
@@ -224,40 +240,45 @@ def arguments(program: Program, count: int) -> tuple[Any, ...]:
 
 
 def speed(
-    program: Program, kernels: Sequence[Kernel], flop: float, dtype: str, steps: int
+    program: Program, compiled: Compiled, flop: float, dtype: str, steps: int
 ) -> dict[str, Any]:
-    """Time and profile some steps and two evaluations of a new model; the state is discarded."""
+    """Time some steps and two evaluations of a new model; the state is discarded."""
     state = program.init(program.init_key)
 
     def seconds(count: int) -> float:
         nonlocal state
         began = time.perf_counter()
-        state = jax.block_until_ready(program.advance(state, *arguments(program, count)))
+        state = jax.block_until_ready(compiled(state, *arguments(program, count)))
         return time.perf_counter() - began
 
-    compiling = seconds(1)
+    seconds(1)
     best = min(seconds(steps) for _ in range(3)) / steps
-    traced_steps = max(steps // 10, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            seconds(traced_steps)
-        busy = traced(Path(folder), kernels, traced_steps)
     jax.block_until_ready(program.evaluate(state.params))
     before, began = profiling.compiles(), time.perf_counter()
     jax.block_until_ready(program.evaluate(state.params))
     evaluation = time.perf_counter() - began
     peak = matmul_peak(dtype)
     return {
-        "first_call_seconds": compiling,
         "milliseconds_a_step": 1e3 * best,
         "steps_per_second": 1 / best,
         "peak_flop_per_second": peak,
         "share_of_peak": flop / best / peak,
-        "milliseconds_by_kind": busy,
-        "share_busy": sum(busy.values()) / 1e3 / best,
         "evaluation_seconds": evaluation,
         "programs_of_a_second_evaluation": profiling.compiles().count - before.count,
     }
+
+
+def profile(
+    program: Program, compiled: Compiled, kernels: Sequence[Kernel], steps: int
+) -> dict[str, Any]:
+    """Trace some steps; return the milliseconds of their kernels per step, by kind and in all."""
+    state = compiled(program.init(program.init_key), *arguments(program, 1))
+    jax.block_until_ready(state)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(compiled(state, *arguments(program, steps)))
+        busy = traced(Path(folder), kernels, steps)
+    return {"milliseconds_by_kind": busy, "milliseconds_of_kernels": sum(busy.values())}
 
 
 class OutOfTime(Exception):
@@ -359,7 +380,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
     columns = [rows_of(part) for part in whole.values()]
     for name in columns[0] if columns else ():
         lines.append(f"| {name} | {' | '.join(column[name] for column in columns)} |")
-    failed = [name for name, part in parts.items() if "failed" in part]
+    failed = [f"{name}: {what}" for name in parts for what in parts[name].get("failed", ())]
     return [*lines, *(f"\n{name} failed; see gpu.json" for name in failed)]
 
 
@@ -390,10 +411,10 @@ def rows_of(part: Mapping[str, Any]) -> dict[str, str]:
     for name, (key, form) in {
         "steps/s": ("steps_per_second", "{:,.0f}"),
         "milliseconds a step": ("milliseconds_a_step", "{:.3f}"),
+        "milliseconds of its kernels": ("milliseconds_of_kernels", "{:.3f}"),
         "share of the peak": ("share_of_peak", "{:.1%}"),
-        "share of the time in which kernels run": ("share_busy", "{:.0%}"),
     }.items():
-        rows[name] = form.format(measured[key]) if measured else NO_GPU
+        rows[name] = form.format(measured.get(key, math.nan)) if measured else NO_GPU
     return rows
 
 

@@ -62,7 +62,7 @@ def test_both_parts_train_and_write_small_files(found):
     assert len(files) <= 8 and 0 < min(files.values()) <= max(files.values()) < 16 * 2**20
     for part, trials in (("ladder", 2), ("paper_wang", 1)):
         about = json.loads((found / "gpu.json").read_text())[part]
-        assert about["ended"] == "all steps are done"
+        assert about["ended"] == "all steps are done" and "failed" not in about
         assert [one["step"] for one in about["training"]] == [60] * trials
         curve = load_arrays(found / f"{part}.nc")["accuracy.test_ii"]
         assert curve.shape[0] == trials
@@ -83,6 +83,7 @@ def test_the_step_is_counted_and_profiled(found):
     assert two["flop_a_step"] == 2 * one["flop_a_step"]
     assert one["kernels"]["products"]["kernels"] > 10 < one["kernels"]["update"]["kernels"]
     assert one["speed"]["milliseconds_by_kind"]["products"] > 0
+    assert one["speed"]["milliseconds_of_kernels"] > 0 < two["speed"]["milliseconds_a_step"]
     # XLA also counts elementwise operations, which weigh more in the smallest model.
     assert 1 < one["flop_a_step_by_xla"] / one["flop_a_step"] < 4
 
@@ -156,5 +157,6 @@ def test_an_error_of_one_part_is_kept_and_the_next_part_runs(tmp_path, monkeypat
     monkeypatch.setattr(script, "made_on", dict)
     script.main([f"--out={tmp_path}", "--ladder=no_such_file.py"])
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert "no_such_file.py" in found["ladder"]["failed"] and found["paper_wang"] == {"ran": True}
-    assert "ladder failed; see gpu.json" in (tmp_path / "table.md").read_text()
+    assert "no_such_file.py" in found["ladder"]["failed"]["part"]
+    assert found["paper_wang"] == {"ran": True}
+    assert "ladder: part failed; see gpu.json" in (tmp_path / "table.md").read_text()
