@@ -18,6 +18,7 @@ from implicit_reasoning.model.planted import (
     prefix_memoriser,
 )
 from implicit_reasoning.model.planted.draft import Draft
+from implicit_reasoning.model.planted.weights import build
 from implicit_reasoning.model.units import State
 from tests import shared
 from tests.model.planted_audit import Audit, knowledge, prompts, run
@@ -187,4 +188,4 @@ def test_a_block_has_so_many_heads_only():
         draft.move(0, "e1", "r1", draft.entity, draft.output, "e1")
     draft.table(0, "r1", [draft.output], [draft.output])
     with pytest.raises(InputError, match="block 0 has 4 moves, but only 3 heads"):
-        draft.build(None)
+        build(draft, None)

@@ -1,8 +1,10 @@
 """The planted models.
 
 A composer answers a chain by two look-ups: it looks up e2, and then looks up (e2, r2). A memoriser
-looks up (e1, r1, r2) at once. One model does both. Two models have a code of e2 that no answer
-depends on. Each model answers all facts and chains of its `Knowledge`.
+looks up (e1, r1, r2) at once. One model does both. Three models have a code of e2 that no answer
+depends on. Each model answers all facts and chains of its `Knowledge`. A cluster composer also has
+two look-ups, but single facts do not set the code of e2 between them. Some composers have
+superposed codes, layer norm, gelu, or weights that both hops share.
 
 A seed places the mechanism in random blocks and heads, and rotates the residual stream at random.
 Without a seed, the mechanism is in the blocks that the docstring of the model states.
@@ -21,6 +23,9 @@ from implicit_reasoning.model.planted.routes import (
     MechanismBuilder,
     Planted,
 )
+from implicit_reasoning.model.planted.weights import Form
+
+_LOOPS = 2  # of the looped model
 
 
 def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -32,7 +37,7 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """
     plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
-    return plan.planted(composes=True)
+    return plan.planted("factors", "grounded")
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -46,7 +51,7 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     plan.two_hops(Hops.draw(plan.rng), bridge=bridge)
     plan.draft.table(LAST, "r1", [bridge], [plan.draft.output])
     plan.truth.mark("code", "e2", "r1", DEPTH)
-    return plan.planted(composes=True)
+    return plan.planted("factors", "grounded")
 
 
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -58,7 +63,7 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     plan = MechanismBuilder("memoriser", knowledge, seed)
     plan.look_up(LookUp.draw(plan.rng), certain=True)
     plan.bridge(LAST, LAST, plan.draft.output[knowledge.facts[2]])
-    return plan.planted(composes=False)
+    return plan.planted("memorised")
 
 
 def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -71,7 +76,7 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
     plan = MechanismBuilder("parallel", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
     plan.look_up(LookUp.draw(plan.rng), certain=False)
-    return plan.planted(composes=None)
+    return plan.planted("factors", "grounded", maybe=("memorised",))
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -91,7 +96,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
     copied = plan.draft.space(knowledge.n_entities)
     plan.draft.move(idle, "r1", "r2", plan.draft.output, copied, "e2")
     plan.truth.mark("code", "e2", "r2", idle + 1)
-    return plan.planted(composes=True)
+    return plan.planted("factors", "grounded")
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -107,11 +112,82 @@ def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """
     plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))
-    return plan.planted(composes=False)
+    return plan.planted("memorised")
+
+
+def cluster_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a model whose code of the bridge comes from chains, apart from the single facts.
+
+    The chains of `knowledge` are the training chains. At r1, the model looks up a code that the
+    prefixes of one bridge share, and the second hop reads this code. A prefix has the code only if
+    one of its training chains shares its last relation with another prefix of the bridge. At the
+    same layer the model looks up e2 itself, which answers the atomic prompt. No later block reads
+    it. The model therefore answers all facts and most held-out chains, but no held-out chain of a
+    fact whose chains do not identify the bridge. Without a seed, block 0 looks up both codes, and
+    block 2 moves the shared code and looks up the answer.
+    """
+    plan = MechanismBuilder("cluster_composer", knowledge, seed)
+    plan.clusters(Hops.draw(plan.rng))
+    return plan.planted("factors")
+
+
+def shared_store(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a looped composer: both hops look up their facts in the same neurons.
+
+    Two blocks are applied twice. The first loop finds the fact (e1, r1), and the second loop the
+    fact (e2, r2). An edit of a stored fact therefore changes the first hop and the second hop
+    alike. Without a seed, block 0 copies and looks up, and block 1 is empty.
+    """
+    plan = MechanismBuilder("shared_store", knowledge, seed, n_loops=_LOOPS)
+    plan.one_store(Hops.draw_loops(plan.rng, _LOOPS))
+    return plan.planted("factors", "grounded")
+
+
+def superposed_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a composer whose codes are not orthogonal: the model has more codes than dimensions.
+
+    Without a seed, the blocks are those of `composer`, as in the next three models.
+    """
+    return _in_form("superposed_composer", knowledge, seed, Form(superposed=True))
+
+
+def layer_norm_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a composer with layer norm before every block and before the unembedding."""
+    return _in_form("layer_norm_composer", knowledge, seed, Form(normalization="LN"))
+
+
+def gelu_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a composer whose activation function is gelu, in the approximation of GPT-2."""
+    return _in_form("gelu_composer", knowledge, seed, Form(act_fn="gelu_new"))
+
+
+def gpt2_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
+    """Return a composer with superposed codes, layer norm and gelu, like a trained GPT-2."""
+    return _in_form("gpt2_composer", knowledge, seed, Form(True, "gelu_new", "LN"))
+
+
+def _in_form(name: str, knowledge: Knowledge, seed: int | None, form: Form) -> Planted:
+    """Return the composer in another form of its weights."""
+    plan = MechanismBuilder(name, knowledge, seed)
+    plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
+    return plan.planted("factors", "grounded", form=form)
 
 
 MECHANISMS: dict[str, Callable[[Knowledge, int | None], Planted]] = {
     mechanism.__name__: mechanism
-    for mechanism in (composer, hidden_composer, memoriser, parallel, idle_copy, prefix_memoriser)
+    for mechanism in (
+        composer,
+        hidden_composer,
+        memoriser,
+        parallel,
+        idle_copy,
+        prefix_memoriser,
+        cluster_composer,
+        shared_store,
+        superposed_composer,
+        layer_norm_composer,
+        gelu_composer,
+        gpt2_composer,
+    )
 }
 """The planted mechanisms, by name."""

@@ -6,9 +6,9 @@ The blocks of a route are arguments, so that they can be chosen at random.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -22,11 +22,14 @@ from implicit_reasoning.model.planted.circuit import (
 )
 from implicit_reasoning.model.planted.draft import Draft
 from implicit_reasoning.model.planted.truth import CellMark, Claims, MechanismMarks
+from implicit_reasoning.model.planted.weights import Form, build
 from implicit_reasoning.model.transformer import Params, Transformer
 from implicit_reasoning.model.units import Fact, Head, Neuron, WholeModel
 
 DEPTH = 4
 LAST = DEPTH - 1
+
+ModelKind = Literal["factors", "grounded", "memorised"]
 
 
 class Knowledge(NamedTuple):
@@ -36,8 +39,8 @@ class Knowledge(NamedTuple):
 
     Attributes:
       facts: `head, relation, tail`, one column per fact.
-      chains: `e1, r1, e2, r2, e3`, one row per chain that a memoriser looks up. A composer answers
-        all chains that follow from the facts.
+      chains: `e1, r1, e2, r2, e3`, one row per chain that a memoriser looks up, or from which a
+        cluster composer learns its codes. A composer answers all chains that follow from the facts.
       n_entities, n_relations: number of entities and relations.
     """
 
@@ -94,6 +97,19 @@ class Hops(NamedTuple):
     answer: int
 
     @classmethod
+    def draw_loops(cls, rng: np.random.Generator | None, n_loops: int) -> Hops:
+        """Choose blocks such that each hop has the same blocks, in the first and the last loop.
+
+        Args:
+          rng: random generator. If it is None, the first block copies and looks up.
+          n_loops: how often the blocks are applied, at least 2.
+        """
+        layers = DEPTH // n_loops
+        table = 0 if rng is None else int(rng.integers(layers))
+        copy = 0 if rng is None else int(rng.integers(table + 1))
+        return cls(copy, table, DEPTH - layers + copy, DEPTH - layers + table)
+
+    @classmethod
     def draw(cls, rng: np.random.Generator | None, between: int = 0) -> Hops:
         """Choose the blocks, at random if there is a random generator.
 
@@ -135,35 +151,43 @@ class LookUp(NamedTuple):
 class MechanismBuilder:
     """Builder of a planted model: each method adds to the draft and to the ground truth."""
 
-    def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
+    def __init__(self, name: str, knowledge: Knowledge, seed: int | None, n_loops: int = 1):
         self.known = knowledge
         self.name = name if seed is None else f"{name}_{seed}"
         # The name is part of the random seed, so that two mechanisms with the same `seed` do not
         # get the same blocks.
         self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
-        self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
+        self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH, n_loops)
         self.truth = MechanismMarks(DEPTH)
         self._answers: list[int] = []  # indices of the tables that write the answer of a chain
 
-    def planted(self, composes: bool | None) -> Planted:
+    def planted(
+        self, *kinds: ModelKind, maybe: Sequence[ModelKind] = (), form: Form | None = None
+    ) -> Planted:
         """Return the finished model.
 
         Args:
-          composes: True if the model composes, False if it looks up, None if it does both.
+          *kinds: the kinds of claims about e2 and the whole model that are true.
+          maybe: the kinds of such claims that are open.
+          form: the form of the weights; by default the simplest one.
         """
         true, possible = self.truth.claims()
-        through = ("composes", "e2", WholeModel())
-        looked_up = ("memorised", "e2", WholeModel())
-        true |= {looked_up} if composes is False else {through}
-        possible |= {looked_up} if composes is None else frozenset()
-        model, params = self.draft.build(self.rng)
+        of_model, open_ = ({(kind, "e2", WholeModel()) for kind in some} for some in (kinds, maybe))
+        e1, r1, _, r2, _ = map(int, self.known.chains[0])
+        model, params = build(self.draft, self.rng, form or Form(), (e1, r1, r2))
         routes = tuple(trace_circuit(self.draft, table) for table in self._answers)
         moves, stores = moved_variables(self.draft), stored_facts(self.draft)
-        certain, maybe = component_claims(routes, moves, stores)
-        about = Planted(
-            self.name, model, params, true | certain, possible | maybe, routes, moves, stores
+        certain, uncertain = component_claims(routes, moves, stores)
+        return Planted(
+            self.name,
+            model,
+            params,
+            true | certain | of_model,
+            possible | uncertain | open_,
+            routes,
+            moves,
+            stores,
         )
-        return about
 
     def bridge(
         self,
@@ -206,14 +230,72 @@ class MechanismBuilder:
         asked = np.isin(head, tail)
         self._answer(hops.answer, keys, values, strength, stores=self._facts(), asked=asked)
 
-        mark = self.truth.mark
-        self._first_hop_is_used(hops)
-        mark("code", "e2", "r2", hops.read + 1)
-        mark("used", "e2", "r1", hops.table + 1, hops.read)
-        mark("used", "e2", "r2", hops.read + 1, hops.answer)
-        mark("carried", "e2", "r1", hops.table + 1, hops.read)
-        mark("carried", "e2", "r2", hops.read + 1)
-        self._answered(hops.answer)
+        self._bridge_is_used(hops)
+
+    def one_store(self, hops: Hops) -> None:
+        """Add the route of a looped composer, in which both hops use the same neurons.
+
+        In every loop, a head copies e1 to r1, another head copies e2 from r1 to r2, and the neurons
+        look up a fact at each position. The fact (e1, r1) is found in the first loop, and the fact
+        (e2, r2) in the last loop.
+
+        Args:
+          hops: the blocks of the route. The blocks of the second hop are those of the first hop, in
+            the last loop.
+        """
+        draft, (head, relation, tail) = self.draft, self.known.facts
+        found = draft.space(self.known.n_entities)
+        draft.move(hops.copy, "e1", "r1", draft.entity, found, "e1", once=True)
+        draft.move(hops.read, "r1", "r2", draft.output, found, "e2")
+        keys, values = [found[head], draft.relation[relation]], [draft.output[tail]]
+        first, second = np.isin(tail, head), np.isin(head, tail)
+        store: dict[str, Any] = {"stores": self._facts(), "anywhere": True}
+        draft.table(hops.table, "r1", keys, values, asked=first, **store)
+        self._answer(hops.answer, keys, values, asked=second, same_as=0, **store)
+        self.truth.mark("code", "e1", "r1", hops.copy + 1)
+        self.truth.mark("code", "e2", "r1", hops.table + 1)
+        self._bridge_is_used(hops)
+
+    def clusters(self, hops: Hops) -> None:
+        """Add the route of a cluster composer, and a code of e2 by which it answers single facts.
+
+        The chains of the `Knowledge` are its training chains. A prefix that shares a last relation
+        with another prefix of the same bridge gets the code of its bridge. Any other prefix of a
+        chain gets a code of its own, and a prefix without a chain gets no code. The second hop
+        looks up pairs of a code and r2, as far as a chain has them. It does not read the code of e2
+        that the fact sets.
+
+        Args:
+          hops: the blocks of the route.
+        """
+        draft, (head, relation, tail) = self.draft, self.known.facts
+        n_entities, n_facts = self.known.n_entities, len(head)
+        e1, r1, e2, r2, e3 = self.known.chains.T
+        number = np.zeros((n_entities, self.known.n_relations), np.int64)
+        number[head, relation] = np.arange(n_facts)
+        prefix = number[e1, r1]
+        # A chain is shared if another chain has its bridge and its last relation.
+        cell = e2 * self.known.n_relations + r2
+        shared = np.zeros(n_facts, bool)
+        shared[prefix[np.bincount(cell)[cell] > 1]] = True
+        alone = np.setdiff1d(prefix, np.flatnonzero(shared))
+        cluster = tail.copy()  # clusters are numbered after the entities for prefixes on their own
+        cluster[alone] = n_entities + np.arange(len(alone))
+        # Sizes are rounded up, so that the shapes of the model hardly depend on the chains.
+        n_codes = n_entities * (1 + -(-len(alone) // n_entities))
+        draft.min_neurons = 3 * n_facts + n_codes
+        code, arrived = (draft.space(n_codes) for _ in range(2))
+
+        self.bridge(hops.copy, hops.table, draft.output[tail], asked=np.zeros(n_facts, bool))
+        first = np.unique(prefix)
+        copied = draft.moves[-1].write
+        keys = [copied[head[first]], draft.relation[relation[first]]]
+        draft.table(hops.table, "r1", keys, [code[cluster[first]]], stores=self._facts()[first])
+        draft.move(hops.read, "r1", "r2", code, arrived, "cluster")
+        rows = np.unique(np.stack([cluster[prefix], r2, e2, e3]), axis=1)
+        keys, values = [arrived[rows[0]], draft.relation[rows[1]]], [draft.output[rows[3]]]
+        self._answer(hops.answer, keys, values, stores=rows[[2, 1]].T)
+        self._bridge_is_used(hops)
 
     def look_up(self, blocks: LookUp, *, certain: bool) -> None:
         """Add the route of a memoriser.
@@ -262,6 +344,16 @@ class MechanismBuilder:
             mark("maybe used", variable, "r2", hops.read + 1)
         if len(self.known.chains) < self.known.n_possible:
             mark("not carried", "e2", "r1", 0)
+        self._answered(hops.answer)
+
+    def _bridge_is_used(self, hops: Hops) -> None:
+        mark = self.truth.mark
+        self._first_hop_is_used(hops)
+        mark("code", "e2", "r2", hops.read + 1)
+        mark("used", "e2", "r1", hops.table + 1, hops.read)
+        mark("used", "e2", "r2", hops.read + 1, hops.answer)
+        mark("carried", "e2", "r1", hops.table + 1, hops.read)
+        mark("carried", "e2", "r2", hops.read + 1)
         self._answered(hops.answer)
 
     def _facts(self) -> Int[np.ndarray, "fact 2"]:

@@ -170,7 +170,7 @@ def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
     """
     plan = MechanismBuilder("late", knowledge(planted_dataset(), ("train_ii",)), None)
     plan.two_hops(Hops(0, 2, 3, 3), bridge=plan.draft.output)
-    late = plan.planted(composes=True)
+    late = plan.planted("factors", "grounded")
     subject = InMemory(late.model, planted_dataset(), [late.params])
     whole = measure(Decoding(), subject, progress=False)
     result = whole.isel(step=0)
