@@ -235,9 +235,9 @@ plt.show()
 # %%
 from implicit_reasoning.analysis.truth.known import planted_model
 from implicit_reasoning.analysis.truth.score import score
-from implicit_reasoning.model.planted import MECHANISMS
 
-names, seeds, reserved = tuple(MECHANISMS), (1,), (2000,)
+names = ("composer", "hidden_composer", "memoriser", "parallel", "idle_copy", "prefix_memoriser")
+seeds, reserved = (1,), (2000,)
 
 
 def planted(seeds):

@@ -138,6 +138,10 @@ class Behaviour(Instrument):
           the upper end for the shortcut `modal_r2` or for the shortcut `modal_e1_r2`, whichever is
           larger.
         - The test split has at least `MIN_CLUSTERS` clusters.
+
+        Right answers to held-out chains support no claim about the mechanism. They do not show
+        whether prefixes share a code, and they are the truth for trained models; see
+        `truth.by_answers`.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
         pairs = [(g, g.replace("train", "test")) for g in trained]

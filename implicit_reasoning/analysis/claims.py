@@ -29,7 +29,6 @@ _OF_STATES = {
     ),
     "used": "the answer is computed from the representation of the variable at (layer, position)",
     "unused": "the variable can be read at (layer, position), but the answer does not use it there",
-    "composes": "answers are computed through the variable, somewhere",
     "factors": (
         "answers to held-out chains follow a code that the prefixes with one value of the variable "
         "share"
@@ -43,10 +42,17 @@ _OF_COMPONENTS = {
     "part": "answers to chains are computed through the head, neuron or edge",
 }
 STATE_KINDS = frozenset(_OF_STATES)
-"""Kinds of claims about states, and about the whole model ("composes" and "memorised")."""
+"""Kinds of claims about states, and about the whole model ("factors", "grounded", "memorised")."""
 
 CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""
+
+OLD_KINDS = {"composes": "grounded"}
+"""Present kinds of claims by their old names.
+
+The evidence for `composes` came from facts that no training chain uses as first facts, which is the
+evidence for `grounded`.
+"""
 
 MIN_CLUSTERS = 20
 """Minimum number of clusters (bridges, facts or prefixes) of a mean.
@@ -83,7 +89,7 @@ class Claim:
     """A statement about a variable and a unit of the model.
 
     Attributes:
-      kind: one of `CLAIM_KINDS`.
+      kind: one of `CLAIM_KINDS`; an old name is replaced by the present one, with a note.
       variable: name of a variable, such as "e2". For claims of kind "stores", the variable is the
         text of a fact or of a chain.
       unit: the unit that the statement is about.
@@ -121,6 +127,9 @@ class Claim:
                 f"got the unit {unit} and the position {pos!r}; omit the position, or replace the "
                 "unit by the layer of a state"
             )
+        if kind in OLD_KINDS:
+            renames.note("kind of claim", kind, OLD_KINDS[kind])
+            kind = OLD_KINDS[kind]
         for name, value in (("kind", kind), ("variable", variable), ("unit", unit)):
             object.__setattr__(self, name, value)
 

@@ -71,7 +71,7 @@ def test_claims_about_many_units_are_corrected_for_their_number():
 
 def test_a_claim_names_a_state_by_layer_and_position_or_any_unit():
     assert Claim("used", "e2", 1, "r1") == Claim("used", "e2", State(1, "r1"))
-    assert Claim("composes", "e2").unit == WholeModel()
+    assert Claim("factors", "e2").unit == WholeModel()
     with pytest.raises(InputError, match="a layer and a position"):
         Claim("used", "e2", 1)
     with pytest.raises(InputError, match="omit the position"):
@@ -80,7 +80,7 @@ def test_a_claim_names_a_state_by_layer_and_position_or_any_unit():
 
 def test_claims_are_ordered_written_and_read_back():
     claims = [
-        Claim("composes", "e2"),
+        Claim("factors", "e2"),
         Claim("moves", "e2", Head(2, 1)),
         Claim("stores", str(Fact(3, 1)), Neuron(0, 17)),
         Claim("used", "e2", 1, "e1"),
@@ -89,7 +89,7 @@ def test_claims_are_ordered_written_and_read_back():
     assert sorted(claims[::-1]) == claims
     assert [claim_from_json(json.loads(json.dumps(c.to_json()))) for c in claims] == claims
     assert list(map(str, claims)) == [
-        "e2 composes",
+        "e2 factors",
         "a2.h1 moves: e2",
         "m0.n17 stores: fact (3, 1)",
         "e2 used at layer 1, e1",

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning import renames
 from implicit_reasoning.analysis import analyze, api, find_instrument, storage, used, with_pairs
+from implicit_reasoning.analysis.claims import CLAIM_KINDS, OLD_KINDS, Claim, claim_from_json
 from implicit_reasoning.analysis.figures import figures
 from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
@@ -64,6 +65,14 @@ def test_an_old_name_of_an_instrument_is_understood_and_said_once(capsys):
     assert isinstance(made, PairPatching)
     find_instrument("lens")
     assert capsys.readouterr().err == ""
+
+
+def test_a_claim_of_an_old_kind_is_read_as_the_present_one(capsys):
+    kept = {"kind": "composes", "variable": "e2", "unit": Claim("grounded", "e2").unit.to_json()}
+    assert claim_from_json(kept) == claim_from_json(kept) == Claim("grounded", "e2")
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["implicit_reasoning: kind of claim 'composes' is now called 'grounded'"]
+    assert set(OLD_KINDS.values()) <= set(CLAIM_KINDS) and not set(OLD_KINDS) & set(CLAIM_KINDS)
 
 
 def test_a_result_under_an_old_name_opens_under_the_new_one(shared, capsys):

@@ -63,6 +63,9 @@ class Audit:
 
     def __init__(self, planted, known):
         self.planted, self.known = planted, known
+        # Probes need more prefixes to tell superposed codes apart than these worlds have.
+        superposed = planted.name.startswith(("superposed", "gpt2"))
+        self.least = 0.9 if superposed else 0.95
         self.chains = known.chains
         self.values = dict(zip(VARIABLES, self.chains.T, strict=True))
         self.one_hot = {name: np.eye(v.max() + 1)[v] for name, v in self.values.items()}
@@ -164,7 +167,7 @@ class Audit:
             cell
             for cell in cells
             if (says := self.says(*cell)) is not None
-            and (accuracy[cell[1]] < 0.95 if says else accuracy[cell[1]] > 0.8)
+            and (accuracy[cell[1]] < self.least if says else accuracy[cell[1]] > 0.8)
         ]
 
     def _miscaused(self, layer, pos):

@@ -10,16 +10,19 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.exchange import load_weights, save_weights
 from implicit_reasoning.model.planted import (
     MECHANISMS,
+    cluster_composer,
     composer,
     hidden_composer,
     idle_copy,
     memoriser,
     parallel,
     prefix_memoriser,
+    shared_store,
+    superposed_composer,
 )
 from implicit_reasoning.model.planted.draft import Draft
-from implicit_reasoning.model.planted.weights import build
-from implicit_reasoning.model.units import State
+from implicit_reasoning.model.planted.weights import Form, build
+from implicit_reasoning.model.units import Fact, State
 from tests import shared
 from tests.model.planted_audit import Audit, knowledge, prompts, run
 
@@ -67,6 +70,8 @@ def test_every_fact_and_chain_is_answered(name, seed, world):
     [pytest.param(name, seed, marks=pytest.mark.slow if seed else ()) for name, seed in MODELS],
 )
 def test_what_is_claimed_of_a_place_is_what_states_and_interventions_show(known, name, seed):
+    if name in ("superposed_composer", "gpt2_composer"):
+        known = knowledge()  # probes of superposed codes need more prefixes
     planted = MECHANISMS[name](known, seed)
     assert Audit(planted, known).mismatches() == []
 
@@ -180,6 +185,81 @@ def test_they_go_through_files_like_any_model(known, tmp_path):
     read = dataclasses.replace(planted, model=model, params=params)
     asked = prompts(known, known.chains)
     np.testing.assert_array_equal(answers(read, asked), known.chains[:, -1])
+
+
+def edited(planted, known, fact, tail):
+    """Return the model after an edit of the neurons that store a fact: it leads to another entity.
+
+    In a looped model, the first loop and the second loop have the same weights.
+    """
+    params = jax.tree.map(lambda leaf: np.array(leaf), planted.params)
+    old = known.facts[2][fact]
+    codes = np.asarray(params["unembed"]["W_U"]).T[: known.n_entities]
+    codes = codes / np.square(codes).sum(-1, keepdims=True) * 10
+    first = Fact(*known.facts[:2, fact].tolist())
+    places = {neuron for neuron, what in planted.stores.items() if what == first}
+    hop = min(places, key=lambda neuron: neuron.layer)  # the first hop
+    write = params["blocks"][str(hop.layer)]["mlp"]["W_out"]
+    write[hop.index] += 2 * (codes[tail] - codes[old])
+    return dataclasses.replace(planted, params=params)
+
+
+def test_an_edit_of_a_shared_store_changes_both_hops_alike(known):
+    fact, (head, _, tail) = 0, known.facts
+    other = next(t for t in range(known.n_entities) if t not in (tail[0], 0))
+    e1, r1, e2, r2, _ = known.chains.T
+    as_first = (e1 == head[fact]) & (r1 == known.facts[1, fact])
+    as_second = (e2 == head[fact]) & (r2 == known.facts[1, fact]) & ~as_first
+    table = np.full((known.n_entities, known.n_relations), -1)
+    table[head, known.facts[1]] = tail
+    follow = table[other][r2]
+    asked = as_first & (follow >= 0)
+    assert asked.any() and as_second.any()
+    tokens = prompts(known, known.chains)
+    for make, second in ((shared_store, True), (composer, False)):
+        planted = make(known)
+        before, after = (answers(p, tokens) for p in (planted, edited(planted, known, fact, other)))
+        assert (after[asked] == follow[asked]).all()
+        # The second hop of a composer has neurons of its own, which were not edited.
+        wanted = other if second else before[as_second]
+        assert (after[as_second] == wanted).all()
+        assert (after == before)[~as_first & ~as_second].all()
+
+
+def test_a_code_from_chains_is_unknown_where_chains_do_not_tell(known):
+    """A prefix on its own answers its own chains only; one with a shared chain answers others."""
+    n = known.n_relations
+    prefix, cell = (
+        known.chains[:, 0] * n + known.chains[:, 1],
+        known.chains[:, 2] * n + known.chains[:, 3],
+    )
+    chosen = np.random.default_rng(2).random(len(prefix)) < 0.4
+    taught = known._replace(chains=known.chains[chosen])
+    right = answers(cluster_composer(taught), prompts(known, known.chains)) == known.chains[:, -1]
+    counts = np.bincount(cell[chosen], minlength=cell.max() + 1)
+    tells = np.isin(prefix, prefix[chosen & (counts[cell] > 1)])
+    # A bridge knows the last relations of all its prefixes with shared chains.
+    known_cell = np.isin(cell, cell[chosen & tells])
+    assert right[chosen].all()
+    held_out = ~chosen & (known.chains[:, -1] != 0)  # entity 0 is the answer if nothing is found
+    assert right[held_out & tells & known_cell].all() and (held_out & tells & known_cell).sum() > 10
+    assert not right[held_out & ~(tells & known_cell)].any() and (held_out & ~tells).sum() > 10
+
+
+def test_superposed_codes_are_more_than_dimensions_and_not_orthogonal(known):
+    packed = superposed_composer(known, 1)
+    assert packed.model.spec.d_model < 4 * known.n_entities + known.n_relations + 3
+    entities = np.asarray(packed.params["embed"]["W_E"])[: known.n_entities]
+    products = np.abs(entities @ entities.T - np.eye(known.n_entities))
+    assert 0.1 < products.max() < 0.4
+
+
+def test_layer_norm_needs_an_example_of_a_chain(known):
+    draft = Draft(4, 2, depth=1)
+    draft.move(0, "e1", "r1", draft.entity, draft.output, "e1")
+    draft.table(0, "r1", [draft.output], [draft.output])
+    with pytest.raises(InputError, match="layer norm needs an example of a chain"):
+        build(draft, None, Form(normalization="LN"))
 
 
 def test_a_block_has_so_many_heads_only():

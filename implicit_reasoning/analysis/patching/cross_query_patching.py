@@ -18,6 +18,8 @@ Unlike in the paper, the states of the last layer are taken before the final nor
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,7 +51,7 @@ from implicit_reasoning.analysis.patching.outcomes import (
 )
 from implicit_reasoning.analysis.patching.query_pairs import (
     BRIDGE,
-    GROUPS,
+    COLD,
     OOD,
     SAME,
     TRAINED,
@@ -104,7 +106,7 @@ class CrossQueryPatching(Instrument):
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
-        same = pairs.group == GROUPS.index(SAME)
+        same = pairs.group == pairs.groups.index(SAME)
         shuffled = _another(composed.answer, target.answer, pairs.group)
         inputs = {
             "source": queries.prompt_tokens(dataset, source.parts),
@@ -119,7 +121,7 @@ class CrossQueryPatching(Instrument):
         }
         return Examples(
             inputs,
-            groups=GROUPS,
+            groups=pairs.groups,
             group=pairs.group,
             clusters=world_of(dataset).facts.tail[source.facts[:, 0]].astype(np.int64),
             coords={"outcome": OUTCOMES, "expected": ("true", "shuffled")},
@@ -159,7 +161,9 @@ class CrossQueryPatching(Instrument):
         known = known_means(result, "fraction")
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
-        rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
+        others = [group for group in result["group"].values if group in COLD]
+        shown = (BRIDGE, OOD, *others, TRAINED)
+        rows = {f"{group}:\ncomposed": new.sel(group=group) for group in shown}
         rows["null: shuffled\nanswer"] = shuffled.sel(outcome=OUTCOMES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
         caption = (
@@ -184,7 +188,7 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim where e2 is carried, and whether the model composes facts or has memorised chains.
+        """Claim where e2 is carried, and whether the model has a code of e2 or has memorised chains.
 
         The composed chain has the first fact of the source and the later relations of the target.
 
@@ -196,9 +200,15 @@ class CrossQueryPatching(Instrument):
         - In the group `SAME`, most answers do not change. In this group, source and target have the
           same bridge and different prefixes.
 
-        "composes" needs a (layer, position) at which e2 is carried. There, most answers of the
-        group `OOD` must also become the composed answer. In this group, no training chain begins
-        with the first fact of the source.
+        "factors" needs a (layer, position) that carries e2. The state of a prefix then decides the
+        answers to chains that were not trained on, and another prefix of the bridge has the same
+        effect.
+
+        "grounded" needs a (layer, position) that carries e2, and at which most answers also become
+        the composed answer if training chains do not identify the bridge of the source. These
+        sources are the group `OOD`, whose first facts begin no training chain, and the group "c0
+        source". Only the atomic facts of these sources say what the bridge is. If both groups have
+        enough sources, the answers must follow both.
 
         "memorised" needs two conditions:
 
@@ -207,17 +217,31 @@ class CrossQueryPatching(Instrument):
           groups `BRIDGE` and `SAME`. A model that composes facts would answer correctly in all
           three groups.
         """
-        followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
+        followed = self._followed(result, BRIDGE)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY
         same &= self._enough(result, SAME)
         # `same` alone is not enough: patches of position 0 in the last layers change no answer.
         there = followed & same
         claims = claimed("carried", there.expand_dims(variable=["e2"]))
-        if (there & followed_ood).any():
-            claims.add(Claim("composes", "e2"))
+        if there.any():
+            claims.add(Claim("factors", "e2"))
+        if (there & self._facts_followed(result)).any():
+            claims.add(Claim("grounded", "e2"))
         if not followed.any() and self._remembers(result):
             claims.add(Claim("memorised", "e2"))
         return claims
+
+    def _facts_followed(self, result: xr.Dataset) -> xr.DataArray:
+        """Return bool [layer, pos]: whether answers follow sources that only a fact identifies.
+
+        Groups with too few sources are ignored; at least one group must have enough.
+        """
+        groups = [group for group in (OOD, COLD[0]) if group in result["group"].values]
+        enough = {group: self._enough(result, group) for group in groups}
+        followed = [self._followed(result, group) | ~enough[group] for group in groups]
+        return functools.reduce(operator.and_, followed) & functools.reduce(
+            operator.or_, enough.values()
+        )
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
         """Return bool [layer, pos]: whether most answers of a group become the composed answer."""

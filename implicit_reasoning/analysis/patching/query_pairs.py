@@ -14,12 +14,12 @@ from jaxtyping import Int
 
 from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.instrument import NotApplicable
-from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds import ROLES, Dataset
 from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
-"""Groups of pairs of a source and a target query.
+"""Groups of pairs of a source and a target query, for every dataset of chains.
 
 The composed chain has the first fact of the source and the later relations of the target. It is a
 training chain in `TRAINED`, and in no other group.
@@ -36,6 +36,13 @@ training chain in `TRAINED`, and in no other group.
 """
 
 GROUPS = (BRIDGE, OOD, TRAINED, SAME)
+
+COLD = ("c0 source", "c1 source", "c2 source")
+"""Further groups of pairs for a dataset of the task `ladder`, one for each rung.
+
+Source and target have different bridges, and the source's first fact is a cold fact of the rung. In
+`c0 source`, no training chain identifies the bridge of the source, so only the atomic fact does.
+"""
 _MAX_PAIRS = 400  # maximum number of pairs per group
 _SEED = 0
 
@@ -147,13 +154,15 @@ class ComposedPairs(NamedTuple):
       target: the target queries, which are patched.
       composed: the composed queries. They have the first fact of the source and the later relations
         of the target.
-      group: int [pair], the group of each pair, as an index into `GROUPS`.
+      group: int [pair], the group of each pair, as an index into `groups`.
+      groups: the names of the groups: `GROUPS`, then `COLD` if the dataset has cold facts.
     """
 
     source: queries.Queries
     target: queries.Queries
     composed: queries.Queries
     group: np.ndarray
+    groups: tuple[str, ...]
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
@@ -181,8 +190,9 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
         TRAINED: table.only(table.trained),
         SAME: table.only(usual & ~table.trained),
     }
+    candidates |= _cold_candidates(dataset, table)
     parts = []
-    for number, group in enumerate(GROUPS):
+    for number, group in enumerate(candidates):
         target, composed = _compose(targets, candidates[group], group == SAME, random)
         source = _sources(composed, table, target, random)
         found = np.flatnonzero(source >= 0)[:_MAX_PAIRS]
@@ -193,13 +203,33 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
                 target.only(found),
                 composed.only(found),
                 numbers,
+                tuple(candidates),
             )
         )
     columns = zip(*parts, strict=True)
-    source, target, composed, group = columns
+    source, target, composed, group, _ = columns
     return ComposedPairs(
-        _stacked(source), _stacked(target), _stacked(composed), np.concatenate(group)
+        _stacked(source),
+        _stacked(target),
+        _stacked(composed),
+        np.concatenate(group),
+        tuple(candidates),
     )
+
+
+def _cold_candidates(dataset: Dataset, table: queries.Queries) -> dict[str, queries.Queries]:
+    """Return, by group, the untrained chains whose first fact is a cold fact of each rung."""
+    facts = world_of(dataset).facts
+    if not (facts.role == ROLES.index("C")).any():
+        return {}
+    rows = np.flatnonzero(dataset.truth["evidence1"] >= 0)
+    rung = np.full(len(facts.role), -1)
+    rung[dataset.truth["fact1"][rows]] = dataset.truth["evidence1"][rows]
+    cold = queries.have_roles(dataset, table, "C") & ~table.trained
+    return {
+        name: table.only(cold & (rung[table.facts[:, 0]] == number))
+        for number, name in enumerate(COLD)
+    }
 
 
 def _compose(

@@ -58,6 +58,15 @@ _WORLD = {
     "end_token": False,
 }
 
+# Scored models need more than the world above has: at least 20 bridges to which `O` facts lead, for
+# claims about what single facts do, and training chains that determine most held-out chains, for
+# models that go by chains. This world has 200 facts and 1,000 chains. 22 to 30 bridges of its
+# composed chains come from `O` facts.
+_SCORED = {"out_degree": 5, "phi": 2.5, "ood_fraction": 0.25}
+
+_TRAINED_CHAINS = ("prefix_memoriser", "cluster_composer")
+"""The planted models that know the training chains only, and not those of other splits."""
+
 
 @dataclass(frozen=True, eq=False)
 class KnownModel:
@@ -104,18 +113,24 @@ def planted_models(seed: int | None = None) -> list[KnownModel]:
 
     Most models answer the chains of all splits. The model `prefix_memoriser` answers training
     chains only. Wrong answers to held-out chains distinguish this model from models that compose
-    facts.
+    facts. The codes of the model `cluster_composer` come from training chains, and it does not
+    answer chains that begin with an `O` fact.
 
     Args:
       seed: the seed of the random family; None means the fixed models.
     """
-    dataset = small_world(world_seed=seed or 0)
+    dataset = scored_world(seed or 0)
     return [
         planted_model(
-            name, dataset, ("train_ii",) if name == "prefix_memoriser" else dataset.splits, seed
+            name, dataset, ("train_ii",) if name in _TRAINED_CHAINS else dataset.splits, seed
         )
         for name in MECHANISMS
     ]
+
+
+def scored_world(world_seed: int) -> Dataset:
+    """Build the dataset of the planted models and the untrained model that `score` uses."""
+    return small_world(**_SCORED, world_seed=world_seed)
 
 
 def planted_model(
@@ -167,7 +182,7 @@ def untrained_model() -> KnownModel:
     decodable at its own position are true. All other claims about tokens are open, because states
     at later positions can contain information about earlier tokens even in a random network.
     """
-    dataset = small_world()
+    dataset = scored_world(0)
     spec = Spec(
         d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, n_layers=2, d_model=128, n_heads=4, d_mlp=512
     )
@@ -236,8 +251,8 @@ def shadow_mechanism(depth: int) -> Mechanism:
     In this world, single facts and chains use two different tables of facts. The training target of
     the prompt (e1, r1) is called the decoy. The decoy is therefore decodable at (last layer, r1).
     In the table of the chains, the tail of (e1, r1) is e2. Chain answers follow from e2, and not
-    from the decoy. It is open whether the model computes chain answers from e2 or memorises chain
-    answers.
+    from the decoy. No single fact says e2, so nothing is grounded. It is open whether the model
+    computes chain answers through a code of e2 or memorises chain answers.
 
     Args:
       depth: the number of blocks of the model.
@@ -249,7 +264,7 @@ def shadow_mechanism(depth: int) -> Mechanism:
     possible = (
         _claims(["decodable", "unused"], cells)
         | _claims(["carried", "used"], _live(others, depth))
-        | {Claim("composes", "e2"), Claim("memorised", "e2"), Claim("memorised", "decoy")}
+        | {Claim("factors", "e2"), Claim("memorised", "e2"), Claim("memorised", "decoy")}
     )
     return Mechanism(true, possible - true, STATE_KINDS)
 

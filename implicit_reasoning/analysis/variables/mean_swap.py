@@ -21,7 +21,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed, has_min_clusters
+from implicit_reasoning.analysis.claims import (
+    MAJORITY,
+    MIN_CLUSTERS,
+    Claim,
+    claimed,
+    has_min_clusters,
+)
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import chain_splits
@@ -158,10 +164,19 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where a swap gives many counterfactual answers, and the controls give few.
+        """Claim which states are used, and what this says of the whole model.
 
-        A control that is measured on fewer than `MIN_CLUSTERS` clusters is ignored. If all controls
-        are ignored, nothing is claimed.
+        "used" needs a (layer, position) at which a swap gives many counterfactual answers and every
+        control gives few. A control that is measured on fewer than `MIN_CLUSTERS` clusters is
+        ignored. If all controls are ignored, nothing is claimed.
+
+        "factors" needs a (layer, position) at which e2 is used in chains of `test_ii`. The class
+        mean of e2 comes from other prefixes than the chains that follow it, so these prefixes share
+        the code. "grounded" needs the same in chains whose bridge no training chain identifies:
+        those of `test_oi`, and those of `test_c0` if the dataset has them. A split with fewer than
+        `MIN_CLUSTERS` bridges is ignored; of the others, all must agree. For both claims, most
+        cases of the split must count: the lower end of `counted` is at least `MAJORITY`. Otherwise
+        the cases that are answered correctly, and only these count, would not stand for the others.
         """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
         there = has_min_clusters(result, "counterfactual")
@@ -170,7 +185,26 @@ class MeanSwap(Instrument):
         by_chance = (low | ~measured).all("edit") & measured.any("edit")
         counts = there.sel(edit=CONDITIONS[0], drop=True)
         used = follows.drop_vars("edit") & by_chance & counts
-        return claimed("used", used.any("group"))
+        claims = claimed("used", used.any("group"))
+        if "e2" not in used["variable"].values:
+            return claims
+        of_bridge = used.sel(variable="e2", drop=True)
+        of_bridge &= result["counted_low"].sel(variable="e2", drop=True) >= MAJORITY
+        for kind, splits in _EVIDENCE.items():
+            asked = [name for name in splits if _has_bridges(result, name)]
+            if asked and of_bridge.sel(group=asked).all("group").any():
+                claims.add(Claim(kind, "e2"))
+        return claims
+
+
+_EVIDENCE = {"factors": ("test_ii",), "grounded": ("test_oi", "test_c0")}
+
+
+def _has_bridges(result: xr.Dataset, split: str) -> bool:
+    """Return whether a split has cases of at least `MIN_CLUSTERS` bridges, right or wrong."""
+    if split not in result["group"].values:
+        return False
+    return bool(result["n_states"].sel(group=split, pos="r1") >= MIN_CLUSTERS)
 
 
 def _beside_known(

@@ -25,7 +25,8 @@ class Circuit:
 
     In a model with this route only, setting a unit of the circuit to zero makes at least one answer
     wrong, and setting a unit outside the circuit to zero changes no answer. A unit is a head, a
-    neuron or an edge.
+    neuron or an edge. With layer norm, this does not hold for edges to queries and keys; see
+    `component_claims`.
     """
 
     heads: frozenset[Head]
@@ -133,22 +134,33 @@ def component_claims(
     routes: Sequence[Circuit],
     moves: Mapping[Head, str],
     stores: Mapping[Neuron, Fact | tuple[int, int, int]],
+    *,
+    rescaled: bool = False,
 ) -> tuple[Claims, Claims]:
     """Return the true claims and the open claims about heads, neurons and edges.
 
     An open claim counts neither as true nor as false. If there are two routes, every claim that a
     unit is a part of the circuit is open: answers are computed through the unit, but ablating the
-    unit alone changes no answer.
+    unit alone changes no answer. In a model with layer norm, the claims about query and key edges
+    are open: without the edge, the head copies a mean over positions, which contains a weaker code,
+    and layer norm makes the weaker code stronger again.
 
     Args:
       routes: the circuits through which answers are computed.
       moves: the variable that each head copies.
       stores: the fact or chain that each neuron stores.
+      rescaled: whether the model has layer norm.
     """
     true: set[tuple[str, str, Unit]] = {("moves", name, head) for head, name in moves.items()}
     for neuron, what in stores.items():
         true.add(("stores", str(what) if isinstance(what, Fact) else f"chain {what}", neuron))
     parts = {("part", "answer", unit) for route in routes for unit in route.units}
-    if len(routes) == 1:
-        return frozenset(true | parts), frozenset()
-    return frozenset(true), frozenset(parts)
+    if len(routes) > 1:
+        return frozenset(true), frozenset(parts)
+    weak = {part for part in parts if rescaled and is_attention_pattern(part[2])}
+    return frozenset(true | (parts - weak)), frozenset(weak)
+
+
+def is_attention_pattern(unit: Unit) -> bool:
+    """Return whether a unit is an edge to the query or key input of a head."""
+    return isinstance(unit, Edge) and unit.receiver.endswith(("<q>", "<k>"))

@@ -169,7 +169,7 @@ class Draft:
 
     def states(
         self, entity: int, relations: Sequence[int]
-    ) -> tuple[Float[np.ndarray, "layer pos width"], Float[np.ndarray, "layer pos width"]]:
+    ) -> tuple[Float[np.ndarray, "layer pos width"], Float[np.ndarray, "block pos width"]]:
         """Return the residual stream of a prompt, in the one-hot dimensions of the draft.
 
         Args:
@@ -196,7 +196,7 @@ class Draft:
             for table in self.in_block(self.tables, block):
                 active = (wrote[:, table.keys].sum(1) > len(table.keys) - 0.5) * table.strength
                 for value in table.values:
-                    np.add.at(state, (slice(None), value), active)
+                    state += active @ np.eye(self.width)[value]
             before.append(state)
         return np.stack(before), np.stack(between)
 

@@ -177,7 +177,9 @@ class MechanismBuilder:
         model, params = build(self.draft, self.rng, form or Form(), (e1, r1, r2))
         routes = tuple(trace_circuit(self.draft, table) for table in self._answers)
         moves, stores = moved_variables(self.draft), stored_facts(self.draft)
-        certain, uncertain = component_claims(routes, moves, stores)
+        certain, uncertain = component_claims(
+            routes, moves, stores, rescaled=(form or Form()).normalization == "LN"
+        )
         return Planted(
             self.name,
             model,

@@ -23,6 +23,7 @@ def small_world():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setitem(known._WORLD, name, value)
+        patch.setattr(known, "_SCORED", {})
         yield
 
 
@@ -34,7 +35,7 @@ def answered(subject):
 
 
 @pytest.mark.parametrize("seed", [None, pytest.param(4, marks=pytest.mark.slow)])
-def test_planted_ones_answer_every_row_and_the_prefix_memoriser_what_was_trained(seed):
+def test_planted_ones_answer_what_they_know(seed):
     found = known.planted_models(seed)
     end = "" if seed is None else f"_{seed}"
     assert [model.name for model in found] == [f"{name}{end}" for name in MECHANISMS]
@@ -43,6 +44,8 @@ def test_planted_ones_answer_every_row_and_the_prefix_memoriser_what_was_trained
         assert right[: dataset.n_train].all()
         if model.name.startswith("prefix"):
             assert right[dataset.n_train :].mean() < 0.2
+        elif model.name.startswith("cluster"):
+            assert right[dataset.rows("test_oi")].mean() < 0.2
         else:
             assert right.all()
 
@@ -70,7 +73,8 @@ def test_of_an_untrained_model_nothing_but_tokens_is_true():
     assert holds(Claim("carried", "e1", 2, "e1")) is False  # nothing reads this state
     for kind in ("decodable", "carried", "used", "unused"):
         assert holds(Claim(kind, "e2", 1, "r1")) is False
-    assert holds(Claim("composes", "e2")) is False and holds(Claim("memorised", "e2")) is False
+    for kind in ("factors", "grounded", "memorised"):
+        assert holds(Claim(kind, "e2")) is False
 
 
 def test_scrambled_has_a_bridge_that_is_taught_and_never_used():
@@ -78,7 +82,8 @@ def test_scrambled_has_a_bridge_that_is_taught_and_never_used():
     assert holds(Claim("decodable", "e2", 2, "r1")) and holds(Claim("unused", "e2", 2, "r1"))
     assert holds(Claim("decodable", "e2", 1, "r1")) is None
     assert holds(Claim("used", "e2", 1, "r1")) is False
-    assert holds(Claim("memorised", "e2")) and holds(Claim("composes", "e2")) is False
+    assert holds(Claim("memorised", "e2"))
+    assert holds(Claim("factors", "e2")) is False and holds(Claim("grounded", "e2")) is False
 
 
 def test_shadow_has_a_decoy_that_is_taught_and_never_used():
@@ -87,7 +92,8 @@ def test_shadow_has_a_decoy_that_is_taught_and_never_used():
     assert holds(Claim("used", "decoy", 1, "r1")) is False
     assert holds(Claim("carried", "decoy", 1, "r1")) is False
     assert holds(Claim("used", "e2", 1, "r1")) is None
-    assert holds(Claim("composes", "e2")) is None and holds(Claim("composes", "decoy")) is False
+    assert holds(Claim("factors", "e2")) is None and holds(Claim("factors", "decoy")) is False
+    assert holds(Claim("grounded", "e2")) is False and holds(Claim("grounded", "decoy")) is False
 
 
 @pytest.mark.parametrize("mechanism", [known.scrambled_mechanism, known.shadow_mechanism])
