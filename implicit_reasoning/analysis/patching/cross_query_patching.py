@@ -188,7 +188,7 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim where e2 is carried, and whether the model has a code of e2 or has memorised chains.
+        """Claim where e2 is carried, and whether the model shares a code of e2 or memorised chains.
 
         The composed chain has the first fact of the source and the later relations of the target.
 
