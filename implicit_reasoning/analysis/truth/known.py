@@ -60,7 +60,7 @@ _WORLD = {
 
 # Scored models need more than the world above has: at least 20 bridges to which `O` facts lead, for
 # claims about what single facts do, and training chains that determine most held-out chains, for
-# models that go by chains. This world has 200 facts and 1,000 chains. 22 to 30 bridges of its
+# models that go by chains. This world has 200 facts and 1,000 chains. 27 to 30 bridges of its
 # composed chains come from `O` facts.
 _SCORED = {"out_degree": 5, "phi": 2.5, "ood_fraction": 0.25}
 

@@ -1,5 +1,6 @@
 """From answers to the ladder follows whether a code is shared, and whether the fact sets it."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -107,7 +108,8 @@ def test_correct_probes_are_those_of_each_checkpoint():
     found = correct_probes(subject)
     probes = np.flatnonzero(subject.dataset.probe)
     assert found.shape == (2, len(probes))
-    logits, _ = subject.model.forward(subject.checkpoints[1], subject.dataset.tokens[probes])
+    forward = jax.jit(subject.model.forward)
+    logits, _ = forward(subject.checkpoints[1], subject.dataset.tokens[probes])
     position = subject.dataset.truth["position"][probes]
     answer = np.asarray(logits)[np.arange(len(probes)), position].argmax(-1)
     np.testing.assert_array_equal(found[1], answer == subject.dataset.truth["answer"][probes])
