@@ -220,7 +220,7 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
 def _cold_candidates(dataset: Dataset, table: queries.Queries) -> dict[str, queries.Queries]:
     """Return, by group, the untrained chains whose first fact is a cold fact of each rung."""
     facts = world_of(dataset).facts
-    if not (facts.role == ROLES.index("C")).any():
+    if "evidence1" not in dataset.truth or not (facts.role == ROLES.index("C")).any():
         return {}
     rows = np.flatnonzero(dataset.truth["evidence1"] >= 0)
     rung = np.full(len(facts.role), -1)
