@@ -27,13 +27,19 @@ TITLES = {
     "ladder": "answers without the bridge (implicit)",
     "ladder_chain_of_thought": "answers that say the bridge (chain of thought)",
     "ladder_early": "early supervision of facts",
+    "ladder_early_1": "early supervision, weight 1",
     "ladder_looped": "two blocks, applied twice",
     "ladder_identity": "identity rows",
     "like_ladder_without_id_triples": "without the triples of I facts",
     "like_ladder_scrambled": "random answers of chains",
 }
 SPLITS = ("test_ii", "test_c2", "test_c1", "test_c0", "test_oi")
-CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
+CURVES = (
+    "ladder_early_1",
+    "ladder_identity",
+    "like_ladder_without_id_triples",
+    "like_ladder_scrambled",
+)
 
 
 def draw_all(out: Path, arms: Mapping[str, Arm]) -> None:

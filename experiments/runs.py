@@ -120,6 +120,7 @@ ARMS = {
     "without_id_triples": Arm("without_id_triples", {"pocket": (4.6, EPYC), "desk": (39.4, EPYC)}),
     "ladder": Arm("ladder", {}, changes=_RARELY),
     "ladder_early": Arm("ladder", {}, changes={**_RARELY, "loss.early_supervision.weight": 6.0}),
+    "ladder_early_1": Arm("ladder", {}, changes={**_RARELY, "loss.early_supervision.weight": 1.0}),
     "ladder_chain_of_thought": Arm(
         "ladder", {}, changes={**_RARELY, "task.chain_of_thought": True}
     ),
@@ -161,7 +162,9 @@ _REASONING = (
 )
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
 _WORLDS = tuple(
-    name for name in sorted(ARMS) if name not in ("tied", "ladder_taught", *_REASONING, *_CURVES)
+    name
+    for name in sorted(ARMS)
+    if name not in ("tied", "ladder_taught", "ladder_early_1", *_REASONING, *_CURVES)
 )
 
 STUDIES: Mapping[str, Sequence[Need]] = {
@@ -182,6 +185,7 @@ STUDIES: Mapping[str, Sequence[Need]] = {
     "reasoning_or_shortcut": (
         Need("pocket", _REASONING, crossed(4, 2)),
         Need("pocket", _CURVES, paired(3)),
+        Need("pocket", ("ladder_early_1",), paired(1)),
         Need("pocket", ("ladder_taught",), crossed(4, 2)),
     ),
 }
