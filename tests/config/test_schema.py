@@ -227,7 +227,7 @@ def test_missing_fields_of_dictionaries_are_named():
     del config.width, config.options, config.training.b1  # the last of these has a default
     with pytest.raises(InputError) as caught:
         dictionary_fields.check_config(config)
-    assert str(caught.value).endswith("trained: width is missing; options is missing")
+    assert str(caught.value).endswith("invalid: width is missing; options is missing")
 
 
 def test_a_run_that_began_with_a_stray_field_goes_on_without_it(tmp_path):

@@ -94,7 +94,7 @@ def test_types_of_npz_that_are_no_weights_are_named(tmp_path, array):
 
 def test_a_value_beyond_float32(tmp_path):
     save_file({"x": np.array([1.0, 1e39])}, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="x has float64 values outside the range of float32"):
+    with pytest.raises(InputError, match="x contains float64 values outside the range of float32"):
         read_arrays(tmp_path / "w.safetensors")
     save_file({"x": np.array([1.0, np.inf])}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(read_arrays(tmp_path / "w.safetensors")["x"], [1.0, np.inf])
