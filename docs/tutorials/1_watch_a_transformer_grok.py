@@ -114,7 +114,7 @@ for step in (found.memorised, found.in_distribution, run.steps[-1]):
 # the asked prefix, and takes their answer for `r2`. Accuracy is evidence of composition only above
 # the best shortcut.
 
-# %%
+# %% alt="Accuracy on each split over training, with the best shortcuts"
 import matplotlib.pyplot as plt
 
 from implicit_reasoning.figures import split_style
@@ -207,7 +207,7 @@ wanted = {0, 250, 500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, run.steps[-1]}
 result = analyze(run, "lens", steps=[step for step in run.steps if step in wanted])
 print(result.attrs["definition"])
 
-# %%
+# %% alt="Share of prompts whose bridge has the highest logit at r1, over training"
 from implicit_reasoning.figures import BLACK, BLUE, GREY, SKY
 
 bridge = result.sel(

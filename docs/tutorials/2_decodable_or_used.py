@@ -97,7 +97,7 @@ def outline(ax, kind, positions):
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
 
 
-# %%
+# %% alt="Maps of a planted model: where probes read e2, and where answers follow a swap of e2"
 at_r1, at_r2 = (int(probes.n_states.sel(group="id", pos=pos)) for pos in ("r1", "r2"))
 n_swapped = int(swaps.counterfactual_n.sel(edit="class means", variable="e2").max())
 
@@ -170,7 +170,7 @@ def unembedded(end="", truth="true"):
 # %% [markdown]
 # ### At the last checkpoint
 
-# %%
+# %% alt="Maps of the trained model by layer and position, for lens, probe, swap and patch"
 final = {"step": run.steps[-1]}
 fig, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
 draw_cells(axes[0], unembedded().sel(final), "lens reads e2")
@@ -195,7 +195,7 @@ plt.show()
 #
 # We follow the state that is used in the end, `S[1, r1]`.
 
-# %%
+# %% alt="Lens, probe, swap and patch at S[1, r1] over training, with the accuracy on test_ii"
 from implicit_reasoning.figures import BLACK, BLUE, GREY, ORANGE, SKY
 
 here = {"layer": 1, "pos": "r1"}

@@ -212,7 +212,7 @@ base, full = logit_difference(hooked(pairs.corrupt)), logit_difference(logits)
 ours["grid"] = (patched_grid(params, dict(cache)) - base) / (full - base)
 print("largest difference:", f"{np.abs(ours['grid'] - theirs['grid']).max():.1e}")
 
-# %%
+# %% alt="Maps of recovery by site and position: TransformerLens on the left, this package right"
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
@@ -326,7 +326,7 @@ for name, value in ours.items():
 # **Answer.** Names of hooks, shapes and hook functions are those of TransformerLens, and the same
 # experiment gives the same numbers. Logits of up to 10 differ by 3e-5, and all other numbers by
 # less than 1e-6. Two things are different: parameters are an argument, and arrays cannot be changed
-# in place. For grids and checkpoints, write `Edit`s or use an instrument, because these are
+# in place. For grids and checkpoints, write edits or use an instrument, because these are
 # compiled once. `Hooked` runs one operation at a time and is for looking at a few prompts.
 #
 # **Caveat.** The model is planted, so this page shows that the tools agree and find a mechanism

@@ -196,7 +196,7 @@ config = apply_overrides(load_config(str(own)), changes)
 run = train(config, "runs/tutorials/own/run")
 print(run.dataset.sizes())
 
-# %%
+# %% alt="Accuracy on chains through popular and through rare bridges, over training"
 import matplotlib.pyplot as plt
 
 colors = {"popular": "#0072B2", "rare": "#D55E00"}
@@ -306,7 +306,7 @@ from implicit_reasoning.analysis import analyze, find_instrument
 result = analyze(run, chosen)
 print(dict(result.stays.sizes))
 
-# %%
+# %% alt="Share of correct answers that stay correct, over training, by donor and split"
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True, sharey=True)
 for ax, group in zip(axes, ("train_popular", "train_rare"), strict=True):
     for donor, color in (("same bridge", "#0072B2"), ("another bridge", "#E69F00")):

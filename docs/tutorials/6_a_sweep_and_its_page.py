@@ -67,7 +67,7 @@ print({status.state for status in statuses.values()})
 # `Runs` is a sequence of runs. `runs[0]` opens like any run. A measurement of all of them is one
 # labelled array with the dimension `trial`.
 
-# %%
+# %% alt="Accuracy on test_pairs over training, of 16 runs with two values of weight decay"
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -112,7 +112,7 @@ print("memorised at steps", sorted(set(phases["memorised"])))
 print("lowest accuracy at the last step, by weight decay:")
 print(accuracy.isel(step=-1).groupby("optimizer.weight_decay").min().to_pandas().to_string())
 
-# %%
+# %% alt="Fraction of the runs that have not reached .95, over training, by weight decay"
 last = int(accuracy.step[-1])
 for decay in decays:
     at = accuracy.step.values

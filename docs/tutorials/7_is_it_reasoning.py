@@ -103,7 +103,7 @@ supervised = apply_overrides(config, {"loss.early_supervision.weight": 6.0})
 early_run = train(supervised, "runs/tutorials/ladder_early")
 early = ask(early_run)
 
-# %%
+# %% alt="Accuracy on each split at the last checkpoint, with and without early supervision"
 import matplotlib.pyplot as plt
 
 from implicit_reasoning.figures import BLUE, GREY, VERMILION

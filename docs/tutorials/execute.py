@@ -6,15 +6,18 @@ A tutorial is `docs/tutorials/N_NAME.py` in jupytext's percent format. Its page 
 figures in `N_NAME_files/`. Both are committed, so `make docs` executes nothing.
 
 Cells tagged `smoke` are not on the page. They make the tutorial small where `TUTORIAL_SIZE=smoke`
-is set, as in the tests. Cells tagged `hidden` are executed and not on the page either.
+is set, as in the tests. Cells tagged `hidden` are executed and not on the page either. The cell of a
+figure has the alternative text of the figure: `# %% alt="..."`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,33 @@ def keep_what_is_shown(notebook: Any) -> None:
         cell["outputs"] = [
             out for out in outputs if out.get("name") != "stderr" and WIDGET not in str(out)
         ]
+        join_streams(cell)
         for out in cell["outputs"]:
             for holder in (out, out.get("data", {})):
                 for key, value in holder.items():
                     if isinstance(value, str) and not key.startswith("image/"):
                         holder[key] = value.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+
+
+def join_streams(cell: Any) -> None:
+    """Join what a cell printed before and after an output that was removed."""
+    joined: list[Any] = []
+    for out in cell["outputs"]:
+        if joined and out["output_type"] == joined[-1]["output_type"] == "stream":
+            joined[-1]["text"] += out["text"]
+        else:
+            joined.append(out)
+    cell["outputs"] = joined
+
+
+def alternative_texts(notebook: Any) -> Iterator[str]:
+    """Yield the alternative text of every figure: `# %% alt="..."` above the cell that draws it."""
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            if any(kind.startswith("image/") for kind in out.get("data", {})):
+                if "alt" not in cell.metadata:
+                    raise ValueError(f'write `# %% alt="..."` above this cell:\n{cell.source}')
+                yield cell.metadata["alt"]
 
 
 def write_page(notebook: Any, source: Path) -> Path:
@@ -61,6 +86,8 @@ def write_page(notebook: Any, source: Path) -> Path:
     shutil.rmtree(HERE / name, ignore_errors=True)
     resources = {"output_files_dir": name, "unique_key": source.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
+    texts = alternative_texts(notebook)
+    text = re.sub(r"!\[png\]", lambda _: f"![{next(texts)}]", text)
     for file, data in resources["outputs"].items():
         (HERE / file).parent.mkdir(exist_ok=True)
         (HERE / file).write_bytes(data)

@@ -41,6 +41,13 @@ def test_its_page_shows_its_cells(path):
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_every_figure_has_an_alternative_text(path):
+    drawn = [header for header, body in cells(path.read_text("utf-8")) if "plt.show()" in body]
+    texts = [re.fullmatch(r' alt="([^"]{20,})"', header)[1] for header in drawn]
+    assert re.findall(r"!\[(.*?)\]\(", path.with_suffix(".md").read_text("utf-8")) == texts
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_its_page_is_of_any_machine(path):
     page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert not re.search(r" at 0x[0-9a-f]{6}|/home/|/root/|/tmp/", page)
