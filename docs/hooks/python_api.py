@@ -7,6 +7,7 @@ package exports in `__all__`. Other constants are shown if they have a docstring
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ PACKAGE = "implicit_reasoning"
 FOLDER = "reference/python"
 SKIPPED = ("__main__",)
 """Modules that are described elsewhere; the commands have their own page."""
+LISTED = re.compile(r"\s*[\w.]+(?:\.\w+|/)\s")
+"""The beginning of a list of modules in a docstring."""
 
 
 def load(root: Path | str = ".") -> griffe.Module:
@@ -101,11 +104,23 @@ def first_line(module: griffe.Object) -> str:
     return module.docstring.value.strip().splitlines()[0] if module.docstring else ""
 
 
+def description(package: griffe.Module) -> str:
+    """Return the docstring of a package without lists of modules, which the page has as a table."""
+    paragraphs = package.docstring.value.strip().split("\n\n") if package.docstring else []
+    kept: list[str] = []
+    for paragraph in paragraphs:
+        if not LISTED.match(paragraph):
+            kept.append(paragraph)
+        elif kept and kept[-1].endswith(":"):  # it introduces the list
+            kept.pop()
+    return "\n\n".join(kept)
+
+
 def write_page(package: griffe.Module) -> str:
     """Return the Markdown of a package's page."""
     inside = submodules(package)
     modules = [module for module in inside if not is_package(module)]
-    lines = [f"# {package.path}", "", first_line(package), ""]
+    lines = [f"# {package.path}", "", description(package), ""]
     if found := exports(package):
         lines += ["| exported name | defined in |", "|---|---|"]
         lines += [
@@ -118,12 +133,9 @@ def write_page(package: griffe.Module) -> str:
             target = Path(page_of(module)).name if is_package(module) else f"#{module.path}"
             lines.append(f"| [`{module.name}`]({target}) | {first_line(module)} |")
         lines.append("")
-    own = [member.name for member in public_members(package) if member.docstring]
-    if own:
-        names = "\n".join(f"        - {name}" for name in own)
-        lines += [f"::: {package.path}", "    options:", "      show_root_heading: false"]
-        lines += ["      show_root_toc_entry: false", "      show_docstring_description: false"]
-        lines += ["      members:", names, ""]
+    for member in public_members(package):
+        if member.docstring:
+            lines += [f"::: {member.path}", "    options:", "      show_root_full_path: false", ""]
     for module in modules:
         lines += [f"::: {module.path}", ""]
     return "\n".join(lines)

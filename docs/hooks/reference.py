@@ -10,13 +10,18 @@ import inspect
 import re
 import runpy
 from collections.abc import Callable, Iterable, Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 
 MARK = re.compile(r"<!-- generated: (\w+) -->")
-LONG = re.compile(r"<code>([^<]{41,})</code>")
+CODE = re.compile(r"(?<!<span></span>)<code>([^<]+)</code>")
+HEADING = re.compile(r"<h([1-6])\b.*?</h\1>", re.DOTALL)
+DOTTED = re.compile(r">(implicit_reasoning(?:\.\w+)+)<")
+BREAKS = re.compile(r"(?<=[\w)])(::|[/_.,:=|])(?=[\w-])")
+WORD, ONE_LINE, WRAPS = 20, 32, 40
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -71,7 +76,8 @@ def field_table(fields: Mapping[str, Any], prefix: str = "") -> str:
             bounds = ""
         shown = code(repr(field.default))
         rows.append((code(prefix + name), field.kind.__name__, shown, bounds, cell(field.doc)))
-    return table(("field", "type", "default", "allowed", "meaning"), rows)
+    lines = table(("field", "type", "default", "allowed", "meaning"), rows)
+    return f'<div class="fields" markdown>\n\n{lines}\n\n</div>'
 
 
 def number(value: int | float) -> str:
@@ -250,5 +256,20 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
-    """Mark long code, which may break anywhere in a table; other code breaks only at blanks."""
-    return LONG.sub(r'<code class="long">\1</code>', html)
+    """Choose where names and code break: `short` stays on one line, `long` may break in a table."""
+
+    def marked(match: re.Match[str]) -> str:
+        size = len(unescape(match[1]))
+        name = "short" if size <= ONE_LINE else "long" if size > WRAPS else ""
+        start = f'<code class="{name}">' if name else "<code>"
+        return start + (breakable(match[1]) if size > WORD else match[1]) + "</code>"
+
+    def divided(match: re.Match[str]) -> str:
+        return DOTTED.sub(lambda name: f">{breakable(name[1])}<", match[0])
+
+    return HEADING.sub(divided, CODE.sub(marked, html))
+
+
+def breakable(text: str) -> str:
+    """Return HTML in which a name may break after its separators, and not inside of a word."""
+    return BREAKS.sub(r"\1<wbr>", text)

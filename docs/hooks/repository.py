@@ -17,6 +17,7 @@ from nav import fill
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 IMAGES = (".png", ".svg")
+WITHOUT_SIDEBARS = "---\nhide: [navigation, toc]\n---\n\n"
 
 FILES = {
     "CHANGELOG.md": "development/changelog.md",
@@ -70,13 +71,15 @@ def with_links(text: str, source: str, there: dict[str, str]) -> str:
 
 
 def titled(text: str, source: str) -> str:
-    """Add a title to the text of a study's table, which names the study."""
+    """Add a title and a link to its study to the text of a table; the page has no sidebars."""
     path = Path(source)
     if path.parts[0] != "results" or text.startswith("# "):
         return text
     titles = {folder: title for title, folder in STUDIES.items()}
     where = [titles.get(path.parts[1], path.parts[1]), *path.parts[2:-1]]
-    return f"# {', '.join(where)}: {path.stem}\n\n{text}"
+    study = posixpath.relpath(f"results/{path.parts[1]}/README.md", path.parent.as_posix())
+    title = f"# {', '.join(where)}: {path.stem}\n\nA table of the study [{where[0]}]({study}).\n\n"
+    return WITHOUT_SIDEBARS + title + text
 
 
 def tables_of(source: str, there: dict[str, str]) -> str:

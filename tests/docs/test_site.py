@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import figures
 import offline
 import pytest
 import python_api
@@ -118,7 +119,8 @@ def test_links_lead_to_where_files_are_on_the_site():
 def test_tables_of_a_study_have_its_title_and_are_linked_from_its_page():
     there = repository.places()
     text = repository.titled("| a |\n", "results/worlds/desk/table.md")
-    assert text.startswith("# Worlds and controls, desk: table\n\n| a |")
+    assert "# Worlds and controls, desk: table\n" in text and text.endswith("\n\n| a |\n")
+    assert "[Worlds and controls](../README.md)" in text
     assert repository.titled("# T\n", "results/worlds/README.md") == "# T\n"
     links = repository.tables_of("results/worlds/README.md", there)
     assert "- [desk/table.md](desk/table.md)\n" in links
@@ -157,3 +159,35 @@ def test_a_broken_link_fails_the_build(link, tmp_path):
     config = load_config(str(tmp_path / "mkdocs.yml"), strict=True)
     with pytest.raises(Abort):
         build(config)
+
+
+def test_long_code_breaks_after_separators_and_short_code_does_not_break():
+    def marked(html):
+        return reference.on_page_content(html, page=None, config=None, files=None)
+
+    assert marked("<code>a_b</code>") == '<code class="short">a_b</code>'
+    long = "tests/test_one.py::test_" + "word" * 5
+    [found] = re.findall('<code class="long">(.*)</code>', marked(f"<code>{long}</code>"))
+    assert found.split("<wbr>")[:4] == ["tests/", "test_", "one.", "py::"]
+    assert found.replace("<wbr>", "") == long
+    block = f"<pre><span></span><code>{long}</code></pre>"
+    assert marked(block) == block
+    assert marked("<h1>implicit_reasoning.runs</h1>").count("<wbr>") == 2
+    assert "<wbr>" not in marked('<span class="nn">implicit_reasoning.runs</span>')
+
+
+def test_the_page_of_a_package_has_its_docstring_without_the_list_of_modules(tmp_path):
+    package = tmp_path / "implicit_reasoning"
+    package.mkdir()
+    text = "A package.\n\nIts modules:\n\n    a.py    one\n\nIt also explains.\n"
+    (package / "__init__.py").write_text(f'"""{text}"""\n\ndef f():\n    """Return 1."""\n')
+    page = python_api.write_page(python_api.load(tmp_path))
+    assert "A package.\n\nIt also explains.\n" in page and "a.py" not in page
+    assert "\n::: implicit_reasoning.f\n" in page
+
+
+def test_figures_are_links_to_their_files():
+    html = figures.on_page_content(
+        '<img alt="A" src="a.png" />', page=None, config=None, files=None
+    )
+    assert html == '<a class="figure" href="a.png"><img alt="A" src="a.png" /></a>'
