@@ -195,7 +195,7 @@ plt.show()
 #
 # We follow the state that is used in the end, `S[1, r1]`.
 
-# %% alt="Lens, probe, swap and patch at S[1, r1] over training, with the accuracy on test_ii"
+# %% alt="Lens, probe, swap and patch after block 1 over training, with the accuracy on test_ii"
 from implicit_reasoning.figures import BLACK, BLUE, GREY, ORANGE, SKY
 
 here = {"layer": 1, "pos": "r1"}
