@@ -6,8 +6,8 @@ A tutorial is `docs/tutorials/N_NAME.py` in jupytext's percent format. Its page 
 figures in `N_NAME_files/`. Both are committed, so `make docs` executes nothing.
 
 Cells tagged `smoke` are not on the page. They make the tutorial small where `TUTORIAL_SIZE=smoke`
-is set, as in the tests. Cells tagged `hidden` are executed and not on the page either. The cell of a
-figure has the alternative text of the figure: `# %% alt="..."`.
+is set, as in the tests. Cells tagged `hidden` are executed and not on the page either. The cell of
+a figure has the alternative text of the figure: `# %% alt="..."`.
 """
 
 from __future__ import annotations
