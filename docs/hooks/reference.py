@@ -256,11 +256,15 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
-    """Choose where names and code break: `short` stays on one line, `long` may break in a table."""
+    """Choose where names and code break.
+
+    A `word` stays on one line, and `short` code does so in text. `long` code may break in a table.
+    """
 
     def marked(match: re.Match[str]) -> str:
         size = len(unescape(match[1]))
-        name = "short" if size <= ONE_LINE else "long" if size > WRAPS else ""
+        sizes = {WORD: "word", ONE_LINE: "short", WRAPS: ""}
+        name = next((sizes[most] for most in sizes if size <= most), "long")
         start = f'<code class="{name}">' if name else "<code>"
         return start + (breakable(match[1]) if size > WORD else match[1]) + "</code>"
 

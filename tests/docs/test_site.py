@@ -165,7 +165,7 @@ def test_long_code_breaks_after_separators_and_short_code_does_not_break():
     def marked(html):
         return reference.on_page_content(html, page=None, config=None, files=None)
 
-    assert marked("<code>a_b</code>") == '<code class="short">a_b</code>'
+    assert marked("<code>a_b</code>") == '<code class="word">a_b</code>'
     long = "tests/test_one.py::test_" + "word" * 5
     [found] = re.findall('<code class="long">(.*)</code>', marked(f"<code>{long}</code>"))
     assert found.split("<wbr>")[:4] == ["tests/", "test_", "one.", "py::"]
