@@ -186,6 +186,13 @@ def test_the_page_of_a_package_has_its_docstring_without_the_list_of_modules(tmp
     assert "\n::: implicit_reasoning.f\n" in page
 
 
+def test_every_study_is_in_the_navigation_and_on_the_page_of_studies():
+    folders = {path.parent.name for path in Path("results").glob("*/README.md")}
+    page = Path("docs/studies/index.md").read_text(encoding="utf-8")
+    assert set(repository.STUDIES.values()) == folders
+    assert set(re.findall(r"results/(\w+)/README", page)) == folders
+
+
 def test_figures_are_links_to_their_files():
     html = figures.on_page_content(
         '<img alt="A" src="a.png" />', page=None, config=None, files=None
