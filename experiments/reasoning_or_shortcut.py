@@ -252,12 +252,14 @@ def stages(run: Run, steps: dict[str, int | None], correct: dict[int, np.ndarray
 def by_evidence(dataset: Dataset, correct: np.ndarray) -> xr.Dataset:
     """Count the test chains and the correct answers by role of the first fact and by evidence.
 
-    The last facts of the chains have roles that training chains use. `rule_right` counts the chains
-    that row completion answers correctly.
+    The last facts of the chains have roles that training chains use. The chains of `test_private`
+    are not counted, because no training chain has their bridge and last relation, except for those
+    of a cold fact. `rule_right` counts the chains that row completion answers correctly.
     """
     probes, truth = np.flatnonzero(dataset.probe), dataset.truth
     usual = np.isin(truth["role2"][probes], [ROLES.index(role) for role in "IC"])
-    held_out = (probes >= dataset.n_train) & usual
+    private = dataset.split[probes] == dataset.splits.index("test_private")
+    held_out = (probes >= dataset.n_train) & usual & ~private
     roles = ("I", "C", "O")
     shape = (len(roles), MAX_EVIDENCE + 1)
     found = {name: np.zeros(shape) for name in ("chains", "right", "rule_right")}

@@ -204,7 +204,9 @@ def test_old_dictionaries_go_on_with_a_field_that_was_added(shared, later):
     config = dictionary_fields.read_config(files.config)
     assert config.training.later == 0.0
     check_same_dictionaries(files, config)
-    with pytest.raises(InputError, match=r"training\.later is 0\.0 in the folder and 0\.5 in config"):
+    with pytest.raises(
+        InputError, match=r"training\.later is 0\.0 in the folder and 0\.5 in config"
+    ):
         check_same_dictionaries(files, with_later(config, "training.later", 0.5))
 
 

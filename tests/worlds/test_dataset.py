@@ -212,7 +212,9 @@ def test_foreign_files_are_refused(tmp_path):
         Dataset.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match=r"is not a valid dataset file: the entry readme\.txt is not an"):
+    with pytest.raises(
+        InputError, match=r"is not a valid dataset file: the entry readme\.txt is not an"
+    ):
         Dataset.load(path)
 
 
