@@ -32,6 +32,7 @@ STUDIES = {
     "Grokking at desk scale": "desk",
     "Worlds and controls": "worlds",
     "Rules on the ladder": "ladder_rules",
+    "Reasoning or shortcut": "reasoning_or_shortcut",
     "Phases of composition": "composition_phases",
     "Phi and weight decay": "phi_and_weight_decay",
     "Births of features": "feature_birth",

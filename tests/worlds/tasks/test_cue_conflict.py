@@ -108,7 +108,10 @@ def test_rules_follow_the_chains_and_never_the_triple(make):
     ("changes", "message"),
     [
         ({"facts_per_count": 0}, "facts_per_count = 0 is out of bounds"),
-        ({"facts_per_count": 9}, r"facts_per_count = 9 needs 27 split facts, .* be at most \d$"),
+        (
+            {"facts_per_count": 9},
+            r"facts_per_count = 9 needs 27 facts with two conflicting bridges, .* be at most \d$",
+        ),
         ({"phi": 0.01}, "choose a larger phi"),
         ({"phi": 30}, "phi can be at most"),
         ({"out_degree": 2}, "can be at most 0"),
