@@ -186,16 +186,16 @@ def _unanswered(
     if split is None or split not in left:
         return None
     rows, asked = left[split], len(scored_probes(dataset, split))
+    useless = f"{split} cannot show whether the model composes facts."
+    if not len(rows):
+        return f"Shortcuts answer all {asked:,} probe rows of {split} correctly, so {useless}"
     bridges = len(np.unique(clusters_of(dataset, rows)))
     text = (
-        f"No shortcut answers {len(rows):,} of the {plural(asked, 'probe row')} of {split} "
-        f"correctly. These rows have {plural(bridges, 'bridge')}. "
+        f"Of the {asked:,} probe rows of {split}, {len(rows):,} are not answered correctly by any "
+        f"shortcut. These rows have {plural(bridges, 'bridge')}. "
     )
     if bridges < MIN_BRIDGES:
-        return text + (
-            f"They are too few for an accuracy, which needs at least {MIN_BRIDGES} bridges, so "
-            f"{split} cannot show whether the model composes facts."
-        )
+        return text + f"An accuracy needs at least {MIN_BRIDGES} bridges, so {useless}"
     return text + "Only the accuracy on these rows can show that the model composes facts."
 
 

@@ -272,10 +272,13 @@ def test_rows_that_no_shortcut_answers_are_counted(page, reported):
     right = np.any([by_split["test_ii"] for by_split in by_rule.values()], axis=0)
     rows = scored_probes(dataset, "test_ii")
     assert 0 < (~right).sum() < len(rows)
-    assert f"No shortcut answers {(~right).sum()} of the {len(rows)} probe rows of test_ii" in page
+    left = f"Of the {len(rows)} probe rows of test_ii, {(~right).sum()} are not answered correctly"
+    assert left in page
     bridges = len(np.unique(dataset.truth["e2"][rows[~right]]))
-    assert f"These rows have {bridges} bridges. They are too few" in page
+    assert f"These rows have {bridges} bridges. An accuracy needs at least 20 bridges" in page
     assert "answered by no shortcut" in page
+    none = tables._unanswered(dataset, "test_ii", {"test_ii": rows[:0]})
+    assert none.startswith(f"Shortcuts answer all {len(rows)} probe rows of test_ii correctly, so")
 
 
 def test_time_counts_only_what_led_to_the_rows(workdir):
