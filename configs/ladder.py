@@ -17,9 +17,10 @@ Published: nothing; this task was designed for this project. The evidence is def
 coverage principle (arXiv 2505.20278).
 
 What to expect: results/ladder_rules has the accuracies of the rules. At `pocket` (means over 20
-worlds), row completion is .95 on test_c2, .84 on test_c1 and .04 on test_c0. Times: no run was
-timed yet. A step of `pocket` takes as long as a step of `composition.py` (30 ms on two cores of an
-AMD EPYC), so 10,000 steps are expected to take 5 minutes.
+worlds), row completion is .95 on test_c2, .84 on test_c1 and .04 on test_c0. One run of `pocket`
+ended with test_ii .83, test_c2 .62, test_c1 .38, test_c0 .21 and test_oi .23; see
+results/reasoning_or_shortcut. It took 44 minutes on one core of an AMD EPYC that also did other
+work, with an evaluation every 250 steps.
 """
 
 from pathlib import Path
