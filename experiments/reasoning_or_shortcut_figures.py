@@ -84,12 +84,11 @@ def draw_curves(arms: Mapping[str, Arm], names: tuple[str, ...], splits: tuple[s
             color = split_style("test_c0")["color"]
             ax.axhline(rule, color=color, linewidth=0.9, linestyle="-.")
             ax.text(
-                0.99,
+                0.01,
                 rule + 0.015,
                 "best rule on c0",
                 color=darken(color),
                 fontsize=7.5,
-                ha="right",
                 transform=ax.get_yaxis_transform(),
             )
     axes[0].set_ylabel("accuracy on held-out chains")
