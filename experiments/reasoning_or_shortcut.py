@@ -23,11 +23,13 @@ parallel. The script resumes run by run: runs with results in `--out` are not me
 
 Decision rules
 --------------
-The rules were written before the first run. Two settings and one condition were changed after it
+The rules were written before the first run. Three settings and one condition were changed after it
 began. The first run of `ladder_early` had weight 1 and is now `ladder_early_1`. Runs are evaluated
-every 250 steps instead of every 50, to save time. The second condition for "not grounded" first
-compared the upper end of c0 with .8 c2. It now has the interval of the difference, as
-`by_answers.grounded` computes it, so fewer runs are "not grounded" and more are open.
+every 250 steps instead of every 50, to save time. Runs of `ladder_chain_of_thought` have 3,000
+steps instead of 10,000, because the first run had no error from step 2,250 to its end. The second
+condition for "not grounded" first compared the upper end of c0 with .8 c2. It now has the interval
+of the difference, as `by_answers.grounded` computes it, so fewer runs are "not grounded" and more
+are open.
 
 Accuracies are of all probe rows of a split. Intervals of one run are 95% intervals clustered by
 bridge. Intervals over runs are 95% t intervals over the means of the four worlds. No p value is

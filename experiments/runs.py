@@ -122,7 +122,7 @@ ARMS = {
     "ladder_early": Arm("ladder", {}, changes={**_RARELY, "loss.early_supervision.weight": 6.0}),
     "ladder_early_1": Arm("ladder", {}, changes={**_RARELY, "loss.early_supervision.weight": 1.0}),
     "ladder_chain_of_thought": Arm(
-        "ladder", {}, changes={**_RARELY, "task.chain_of_thought": True}
+        "ladder", {}, changes={**_RARELY, "steps": 3_000, "task.chain_of_thought": True}
     ),
     "ladder_looped": Arm("ladder", {}, changes={**_RARELY, "model.n_loops": 2}),
     "ladder_taught": Arm("composition", {}, changes=_TAUGHT, continues="ladder"),
