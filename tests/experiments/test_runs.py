@@ -15,7 +15,7 @@ from tests.experiments.scripts import FILES, load
 runs = load("runs")
 STUDIES = {path.stem: path for path in FILES if path.parent.name == "experiments"}
 NOT_IN_WORLDS = {"cue_conflict", "ladder"}  # the study reasoning_or_shortcut trains them
-OF_SWEEPS = {"phi_and_weight_decay", "launchers", "scaling"}
+OF_SWEEPS = {"phi_and_weight_decay", "launchers", "scaling", "early_supervision"}
 OF_A_GPU = {"gpu"}
 ONE = runs.StudyRun("composition", "smoke", 0, 0)
 

@@ -1,0 +1,215 @@
+r"""Early supervision: which weight, which blocks and which rows, and what does it cost?
+
+    python experiments/early_supervision.py --out=results/reasoning_or_shortcut/early_supervision
+
+The task is `ladder` at pocket, with narrower models (width 128) and 4,000 steps. With these
+settings, the usual loss memorises and early supervision composes, so differences between settings
+are large. Three parts vary one setting each, from weight 6 and single facts:
+
+- `weight`: 0 (the usual loss) to 12, two blocks.
+- `rows`: the rows with an early target. `atomic` are single facts. `chains` are chains, whose
+  target at r1 is the bridge. `all` are both.
+- `layers`: models with four blocks. One of the first three blocks is supervised, or all three, or
+  none.
+
+Each setting has three runs, which differ in world and initialization. Three runs support no claim
+about training; the table has their mean and their range.
+
+A trained linear map in place of the unembedding is not measured, because the loss has no such
+option.
+
+Smoke test:
+    python experiments/early_supervision.py --steps=20 --width=16 --seeds=1 \
+        --weights=0,6 --rows=atomic --layers=0 --runs=runs/smoke/early --out=runs/smoke/early_out
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import new_drawing, split_style
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.machine import one_device_per_core, provenance
+from implicit_reasoning.sweeps import Runs, make_sweep, run_sweep
+from implicit_reasoning.training.estimate import plan
+from implicit_reasoning.worlds.shortcuts import shortcuts
+
+FLAGS = {
+    "config": "configs/ladder.py:pocket",
+    "weights": Flag(kind=float, many=True, default=(0.0, 0.3, 1.0, 3.0, 6.0, 12.0)),
+    "rows": Flag(many=True, default=("atomic", "chains", "all")),
+    "layers": Flag(many=True, default=("none", "0", "1", "2", "0+1+2")),
+    "seeds": 3,
+    "width": 128,
+    "steps": 4_000,
+    "runs": Flag(kind=Path, default=Path("runs/early_supervision")),
+    "out": Flag(kind=Path, default=Path("results/reasoning_or_shortcut/early_supervision")),
+}
+RAW = "early_supervision.json"
+SPLITS = ("train_ii", "test_ii", "test_c2", "test_c1", "test_c0", "test_oi", "test_io")
+USUAL_WEIGHT, DEEP = 6.0, 4
+GROUP = "loss.early_supervision"
+
+
+def main(argv: list[str]) -> None:
+    """Train missing runs, then write the raw numbers, the table and the figure."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("this study takes no overrides; its flags change the models and the loss")
+    one_device_per_core()
+    base = apply_overrides(load_config(flags["config"]), common(flags))
+    settings = [*settings_of(flags)]
+    seeds = range(flags["seeds"])
+    trials = [{**of[2], "seed": seed, "task.world_seed": seed} for seed in seeds for of in settings]
+    run_sweep(make_sweep(base, trials), flags["runs"])
+    opened = iter(Runs(flags["runs"]))
+    found = [row_of(part, setting, next(opened)) for _ in seeds for part, setting, _ in settings]
+    write_json(flags["out"] / RAW, {"runs": found, "made_with": provenance()})
+    write(flags["out"])
+
+
+def common(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides that all runs share."""
+    steps = flags["steps"]
+    return {
+        "steps": steps,
+        "model.d_model": flags["width"],
+        "model.d_mlp": 4 * flags["width"],
+        "evaluation.every": max(steps // 40, 1),
+        "checkpoints.every": steps,
+        "checkpoints.per_doubling": 0,
+        "resume_every": max(steps // 4, 1),
+    }
+
+
+def settings_of(flags: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (part, setting, overrides) for each setting.
+
+    Weight 6 with single facts and two blocks is a run of the part `weight` only.
+    """
+    for weight in flags["weights"]:
+        yield "weight", f"{weight:g}", {f"{GROUP}.weight": weight}
+    for rows in flags["rows"]:
+        if rows != "atomic":
+            yield "rows", rows, {f"{GROUP}.weight": USUAL_WEIGHT, f"{GROUP}.rows": rows}
+    for layers in flags["layers"]:
+        if layers == "none":
+            chosen: dict[str, Any] = {}
+        else:
+            blocks = tuple(int(block) for block in layers.split("+"))
+            chosen = {f"{GROUP}.weight": USUAL_WEIGHT, f"{GROUP}.layers": blocks}
+        yield "layers", layers, {"model.n_layers": DEEP, **chosen}
+
+
+def row_of(part: str, setting: str, run: Run) -> dict[str, Any]:
+    """Return the accuracies of a run at its end, the steps to thresholds, and the cost of a step.
+
+    The threshold of train_ii is .99, and those of test_ii and test_c0 are .5. A threshold that is
+    not reached is None.
+    """
+    rows = [row for row in run.metrics if "accuracy/test_ii" in row]
+    best = {
+        split: max(rule[split] for rule in shortcuts(run.dataset).values() if split in rule)
+        for split in SPLITS[1:]
+    }
+    return {
+        "part": part,
+        "setting": setting,
+        "seed": int(run.config.seed),
+        "accuracy": {split: rows[-1][f"accuracy/{split}"] for split in SPLITS},
+        "n": {split: len(run.dataset.probes(split)) for split in SPLITS},
+        "best_shortcut": best,
+        "memorised": reached(rows, "train_ii", 0.99),
+        "test_ii at memorised": next(
+            (row["accuracy/test_ii"] for row in rows if row["accuracy/train_ii"] >= 0.99), None
+        ),
+        "half": {split: reached(rows, split, 0.5) for split in ("test_ii", "test_c0")},
+        "flops_per_step": plan(run.config, measure=False).cost.step,
+        "curve": {
+            "step": [row["step"] for row in rows],
+            **{split: [row[f"accuracy/{split}"] for row in rows] for split in SPLITS},
+        },
+    }
+
+
+def reached(rows: Sequence[Mapping[str, Any]], split: str, least: float) -> int | None:
+    """Return the first step at which the accuracy on a split is at least `least`."""
+    return next((row["step"] for row in rows if row[f"accuracy/{split}"] >= least), None)
+
+
+def write(out: Path) -> None:
+    """Write `table.md` and `early_supervision.png` from the raw numbers."""
+    rows = read_json(out / RAW)["runs"]
+    (out / "table.md").write_text(table(rows), encoding="utf-8")
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    drawing, axes = new_drawing(3.9 * len(parts), 3.8, ncols=len(parts))
+    for ax, part in zip(axes, parts, strict=True):
+        draw(ax, part, [row for row in rows if row["part"] == part])
+    drawing.savefig(out / "early_supervision.png", dpi=130)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: for each setting the mean over runs, and their range."""
+    heads = ["part", "setting", "runs", *SPLITS, "test_ii at train_ii .99"]
+    heads += ["step of test_ii .5", "step of c0 .5", "GFLOP of a step (ratio)"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    usual = min(row["flops_per_step"] for row in rows)
+    for part, setting in dict.fromkeys((row["part"], row["setting"]) for row in rows):
+        here = [row for row in rows if (row["part"], row["setting"]) == (part, setting)]
+        cells = [part, setting, str(len(here))]
+        cells += [spread([row["accuracy"][split] for row in here]) for split in SPLITS]
+        cells.append(spread([row["test_ii at memorised"] for row in here]))
+        cells += [steps([row["half"][split] for row in here]) for split in ("test_ii", "test_c0")]
+        cells.append(
+            f"{here[0]['flops_per_step'] / 1e9:.2f} ({here[0]['flops_per_step'] / usual:.2f})"
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return `mean (smallest - largest)` of the known values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not reached"
+    return f"{np.mean(known):.2f} ({min(known):.2f} - {max(known):.2f})"
+
+
+def steps(values: Sequence[int | None]) -> str:
+    """Return the steps of all runs in ascending order; `-` for a run that does not get there."""
+    ordered = sorted(values, key=lambda step: float("inf") if step is None else step)
+    return ", ".join("-" if step is None else f"{step:,}" for step in ordered)
+
+
+def draw(ax: Axes, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the accuracy at the end by setting: a point for each run, and a line of the means."""
+    names = list(dict.fromkeys(row["setting"] for row in rows))
+    for split in ("test_ii", "test_c0", "test_oi", "test_io"):
+        color = split_style(split)["color"]
+        points = [
+            [row["accuracy"][split] for row in rows if row["setting"] == name] for name in names
+        ]
+        for place, values in enumerate(points):
+            ax.plot([place] * len(values), values, "o", color=color, markersize=3, alpha=0.6)
+        ax.plot([np.mean(values) for values in points], color=color, linewidth=1.2, label=split)
+    ax.set_xticks(range(len(names)), names)
+    labels = {
+        "weight": "weight of early supervision",
+        "rows": "rows with an early target",
+        "layers": "supervised blocks of 4",
+    }
+    ax.set(xlabel=labels[part], ylabel="accuracy at the last step", ylim=(-0.02, 1.02))
+    ax.legend(fontsize=8, frameon=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
