@@ -13,6 +13,7 @@ import numpy as np
 import runs
 import xarray as xr
 from apart import Command, run_apart
+from arms import Seeds, crossed
 
 from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
@@ -33,7 +34,7 @@ FLAGS: Mapping[str, Any] = {
 }
 """Flags of a study with arms, to which the study adds `out`.
 
-By default, arms and seeds are those in `runs.py`.
+By default, arms and seeds are those in `arms.py`.
 """
 
 
@@ -80,7 +81,7 @@ def run_arms(
     return out
 
 
-def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
+def seeds(study: str, given: Mapping[str, Any]) -> Seeds | None:
     """Return the seeds that the flags request.
 
     None means that the flags request no seeds, and that the seeds of the table of runs are used.
@@ -90,9 +91,7 @@ def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
     own = [(run.world, run.init) for run in runs.chosen(study, given["scale"])]
     counts = [len({pair[axis] for pair in own}) for axis in range(2)]
     worlds, inits = (given[name] for name in ("worlds", "inits"))
-    return runs.crossed(
-        counts[0] if worlds is None else worlds, counts[1] if inits is None else inits
-    )
+    return crossed(counts[0] if worlds is None else worlds, counts[1] if inits is None else inits)
 
 
 def there(path: Path) -> set[tuple[int, int]]:

@@ -15,7 +15,7 @@ There are four arms. `shadow` and `scrambled` are controls with known mechanisms
 
 World seeds and initialization seeds are crossed. The default is four worlds and two initializations
 at `pocket`, and one world and one initialization at `desk`; `--worlds` and `--inits` set these
-numbers. The runs come from the table in `runs.py`. Missing runs are trained. Runs are trained and
+numbers. The runs come from the table in `arms.py`. Missing runs are trained. Runs are trained and
 measured in separate processes, `--jobs` in parallel. The script resumes run by run: runs with
 results in `--out` are not measured again. `--arms` restricts the arms. The figures show all results
 in `--out`.
@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import archive
-import runs
 import xarray as xr
 from archive import about, along_run, curves, run_arms, spaced
+from arms import ARMS
 from composition_figures import draw_all, read_study
 from composition_tables import write_tables
 
@@ -78,7 +78,7 @@ KEPT = {
 def main(argv: list[str]) -> None:
     """Train and measure the missing runs, then draw the figures."""
     out = run_arms("composition_phases", argv, FLAGS, measuring, kept)
-    studies = {arm: study for arm in runs.ARMS if (study := read_study(out / f"{arm}.nc"))}
+    studies = {arm: study for arm in ARMS if (study := read_study(out / f"{arm}.nc"))}
     draw_all(out, studies)
     write_tables(out, studies)
 

@@ -6,7 +6,7 @@ The dictionaries are sparse autoencoders of the residual stream after the first 
 width 512, two seeds), trained from scratch at ten checkpoints of each run. There are three arms.
 `composition` is the base task. In `shadow`, chains follow a second table of facts, so the bridge
 that single facts teach at r1 is irrelevant to chains. In `scrambled`, chains have random answers,
-so there is nothing to compose. The runs come from the table in `runs.py`. Missing runs are trained.
+so there is nothing to compose. The runs come from the table in `arms.py`. Missing runs are trained.
 A feature of an entity is born when the best feature for the entity has an F1 of at least .5, as
 mean over seeds, on facts that were not used to choose the feature. The script resumes run by run.
 
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import archive
 import numpy as np
-import runs
 import xarray as xr
 from archive import about, along_run, curves, run_arms, spaced
+from arms import ARMS
 from feature_birth_figures import CONCEPTS, draw_all, write_table
 
 from implicit_reasoning.config import Flag
@@ -39,7 +39,7 @@ NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 
 def main(argv: list[str]) -> None:
     """Train and measure the missing runs, then draw the figures."""
     out = run_arms("feature_birth", argv, FLAGS, dictionaries, kept)
-    paths = {arm: out / f"{arm}.nc" for arm in runs.ARMS}
+    paths = {arm: out / f"{arm}.nc" for arm in ARMS}
     studies = {arm: xr.load_datatree(path) for arm, path in paths.items() if path.exists()}
     draw_all(out, studies)
     write_table(out / "table.md", studies)

@@ -5,7 +5,7 @@ r"""Curves, phases and final accuracies of one configuration over several seeds.
 
 The study shows whether the configuration groks. Seed s means world seed s *and* initialization seed
 s. The default is three seeds at `pocket` and one seed at `desk`; `--seeds` sets the number. The
-runs come from the table in `runs.py`. Missing runs are trained one after another. With overrides
+runs come from the table in `arms.py`. Missing runs are trained one after another. With overrides
 `--config.x=y`, choose a separate folder with `--runs`. Three runs do not support claims about
 training, which require at least 8 runs with worlds and initializations crossed. Three runs only
 show that the first result was not an accident.
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import runs
+from arms import paired
 
 from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if (out := flags["out"]) is None:
         raise InputError("--out is missing: give a folder")
-    seeds = None if flags["seeds"] is None else runs.paired(flags["seeds"])
+    seeds = None if flags["seeds"] is None else paired(flags["seeds"])
     wanted = runs.chosen("grokking", flags["scale"], seeds=seeds)
     wanted = [dataclasses.replace(run, changes=tuple(overrides.items())) for run in wanted]
     trained = runs.restore(wanted, flags["runs"], jobs=0)

@@ -17,7 +17,7 @@ Arms with fewer runs are shown as curves and support no claim: `ladder_identity`
 both kinds), `like_ladder_without_id_triples` and `like_ladder_scrambled` with three runs each, and
 `ladder_early_1` (early supervision with weight 1) with one run.
 
-The runs are those of `runs.py`. Runs are trained and measured in separate processes, `--jobs` in
+The runs are those of `arms.py`. Runs are trained and measured in separate processes, `--jobs` in
 parallel. The script resumes run by run: runs with results in `--out` are not measured again.
 `--arms` restricts the arms. The tables and figures show all results in `--out`.
 

@@ -15,7 +15,7 @@ four sparsities, three seeds and one width. At equal L0, the script compares:
 
 Baselines are neurons, k-means, linear codes, class means, frozen decoders and the untrained model.
 
-The model is a run from the table in `runs.py`, which is trained if it is missing; `--run` names a
+The model is a run from the table in `arms.py`, which is trained if it is missing; `--run` names a
 different run. The script checks that the width is at most a quarter of the number of distinct
 training states. The script resumes with the first kind of dictionary whose results are missing.
 

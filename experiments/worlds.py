@@ -6,7 +6,7 @@ r"""Learning curves and shortcut baselines of every task configuration.
 At `pocket`, there is one arm per file of `configs/`, and two further arms for the ratio of `O`
 facts. At `desk`, there are three arms. Seed s means world seed s *and* initialization seed s. The
 default is three seeds at `pocket` and one seed at `desk`; `--seeds` sets the number. The runs come
-from the table in `runs.py`. The script resumes run by run: runs with results in `--out` are not
+from the table in `arms.py`. The script resumes run by run: runs with results in `--out` are not
 trained again, and interrupted runs are continued. `--jobs` runs are trained in parallel, each in
 its own process with a share of the cores. `--only` restricts the arms. The figures show all results
 in `--out`.
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import runs
 from apart import Command, run_apart
+from arms import ARMS, paired
 from grokking import summary
 from ml_collections import ConfigDict
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
     scale, out, root = flags["scale"], flags["out"], flags["runs"]
-    seeds = None if flags["seeds"] is None else runs.paired(flags["seeds"])
+    seeds = None if flags["seeds"] is None else paired(flags["seeds"])
     wanted = runs.chosen("worlds", scale, flags["only"], seeds)
     check_current(out, scale)
 
@@ -108,7 +109,7 @@ def kept(out: Path) -> list[tuple[str, int, Path]]:
     found = []
     for path in (out / "raw").glob("*.json"):
         arm, _, seed = path.stem.rpartition("_")
-        if arm in runs.ARMS and seed.isdecimal():
+        if arm in ARMS and seed.isdecimal():
             found.append((arm, int(seed), path))
     return sorted(found)
 

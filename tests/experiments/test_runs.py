@@ -12,7 +12,7 @@ from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from tests.experiments.scripts import FILES, load
 
-runs = load("runs")
+arms, runs = load("arms"), load("runs")
 STUDIES = {path.stem: path for path in FILES if path.parent.name == "experiments"}
 NOT_IN_WORLDS = {"cue_conflict", "ladder"}  # the study reasoning_or_shortcut trains them
 OF_SWEEPS = {"phi_and_weight_decay", "launchers", "scaling", "early_supervision"}
@@ -59,21 +59,21 @@ def test_no_two_runs_of_the_table_are_one_run():
 def test_every_run_is_needed_and_every_study_has_runs():
     for run in runs.all_runs():
         assert run.studies and all(run in runs.needed(study) for study in run.studies)
-    assert {run.arm for run in runs.all_runs()} == runs.ARMS.keys()
+    assert {run.arm for run in runs.all_runs()} == arms.ARMS.keys()
     trains = re.compile(r"\b(run_apart|run_sweep|run_arms|restore|train)\(")
     scripts = {name for name, path in STUDIES.items() if trains.search(path.read_text())}
-    assert scripts - {"apart", "archive", "runs"} == runs.STUDIES.keys() | OF_SWEEPS | OF_A_GPU
+    assert scripts - {"apart", "archive", "runs"} == arms.STUDIES.keys() | OF_SWEEPS | OF_A_GPU
 
 
 def test_worlds_has_every_configuration():
     stems = {path.stem for path in Path("configs").glob("*.py")}
-    arms = {run.arm for run in runs.needed("worlds", "pocket")}
-    assert arms == stems - NOT_IN_WORLDS | {"ood_ratio_50", "ood_ratio_70"}
-    assert {arm.file for arm in runs.ARMS.values()} == stems
+    used = {run.arm for run in runs.needed("worlds", "pocket")}
+    assert used == stems - NOT_IN_WORLDS | {"ood_ratio_50", "ood_ratio_70"}
+    assert {arm.file for arm in arms.ARMS.values()} == stems
 
 
 @pytest.mark.parametrize(
-    ("study", "scale"), [(study, n.scale) for study, needs in runs.STUDIES.items() for n in needs]
+    ("study", "scale"), [(study, n.scale) for study, needs in arms.STUDIES.items() for n in needs]
 )
 def test_a_study_trains_what_the_table_says(study, scale, tmp_path, monkeypatch):
     named = []
@@ -99,7 +99,7 @@ def test_a_study_may_name_other_seeds():
     assert archive.seeds("composition_phases", flags) == [(0, 0), (1, 0)]
     assert archive.seeds("composition_phases", flags | {"worlds": None}) is None
     assert (
-        runs.chosen("grokking", "paper", seeds=runs.paired(1))[0].name == "paper/composition_w0_i0"
+        runs.chosen("grokking", "paper", seeds=arms.paired(1))[0].name == "paper/composition_w0_i0"
     )
     with pytest.raises(InputError, match="there is no arm 'compositoin'; there are composition, "):
         runs.chosen("worlds", "pocket", ["compositoin"])
@@ -197,11 +197,11 @@ def test_times_are_those_of_the_results():
         kept = json.loads(path.read_text())
         assert run in runs.needed("worlds")
         assert not load("worlds").differences(kept["config"], run.config())
-        assert runs.ARMS[arm].took[run.scale][1] == f"a core of an {kept['starts'][-1]['cpu']}"
+        assert arms.ARMS[arm].took[run.scale][1] == f"a core of an {kept['starts'][-1]['cpu']}"
         found.setdefault((arm, run.scale), []).append(kept["minutes"])
     assert len(found) == 19
     for (arm, scale), minutes in found.items():
-        assert runs.ARMS[arm].took[scale][0] == pytest.approx(min(minutes), abs=0.1)
+        assert arms.ARMS[arm].took[scale][0] == pytest.approx(min(minutes), abs=0.1)
 
 
 def test_make_restores_the_runs():
