@@ -44,8 +44,11 @@ def run_arms(
     flags: Mapping[str, Any],
     measuring: Callable[[Run], list[str] | None],
     kept: Callable[[Run, int, int], xr.DataTree],
+    version: int = 1,
 ) -> Path:
     """Train, measure and save the missing runs of a study, run by run.
+
+    A saved run of another version counts as missing, and is replaced after its measurement.
 
     Args:
       study: name of the study in the table of runs.
@@ -54,6 +57,7 @@ def run_arms(
       measuring: function that returns the command that measures a run, or None for no command.
       kept: function of a run, its world seed and its initialization seed that returns the data to
         save.
+      version: version of the data that `kept` returns, which is saved with every run.
 
     Returns:
       The folder `out`, with one file per arm.
@@ -73,9 +77,10 @@ def run_arms(
         if (words := measuring(trained)) is not None:
             command(words)
         with writing:
-            keep(out / f"{run.arm}.nc", kept(trained, run.world, run.init))
+            keep(out / f"{run.arm}.nc", kept(trained, run.world, run.init), version)
 
-    missing = [run for run in wanted if (run.world, run.init) not in there(out / f"{run.arm}.nc")]
+    saved = {run.arm: there(out / f"{run.arm}.nc", version) for run in wanted}
+    missing = [run for run in wanted if (run.world, run.init) not in saved[run.arm]]
     jobs = {run.name: partial(job, runs.state_of(run, root)) for run in missing}
     run_apart(jobs, given["jobs"], root / "compiled")
     return out
@@ -94,17 +99,31 @@ def seeds(study: str, given: Mapping[str, Any]) -> Seeds | None:
     return crossed(counts[0] if worlds is None else worlds, counts[1] if inits is None else inits)
 
 
-def there(path: Path) -> set[tuple[int, int]]:
-    """Return the pairs of world seed and initialization seed that the file of an arm contains."""
+def there(path: Path, version: int = 1) -> set[tuple[int, int]]:
+    """Return the seeds of the runs of one version that the file of an arm contains.
+
+    Args:
+      path: the file, which may be missing.
+      version: the version of the saved data.
+
+    Returns:
+      The pairs of world seed and initialization seed.
+    """
     if not path.exists():
         return set()
     runs = read(path).to_dataset()
-    return set(zip(runs["world"].values.tolist(), runs["init"].values.tolist(), strict=True))
+    columns = (runs[name].values.tolist() for name in ("world", "init", "version"))
+    return {(world, init) for world, init, saved in zip(*columns, strict=True) if saved == version}
 
 
 def read(path: Path) -> xr.DataTree:
-    """Load the file of an arm, with the current names of instruments and outputs."""
-    parts = {node.path: node.to_dataset(inherit=False) for node in xr.load_datatree(path).subtree}
+    """Load the file of an arm, with the current names of instruments and outputs.
+
+    Files of earlier studies do not state the version of their runs; it is 1.
+    """
+    parts = _parts(xr.load_datatree(path))
+    if "version" not in parts["/"]:
+        parts["/"] = parts["/"].assign(version=xr.ones_like(parts["/"]["world"]))
     return xr.DataTree.from_dict(
         {
             f"/{current_instrument(name.strip('/'))}": with_current_names(
@@ -115,11 +134,28 @@ def read(path: Path) -> xr.DataTree:
     )
 
 
-def keep(path: Path, run: xr.DataTree) -> None:
-    """Add a run to the file of its arm, compressed."""
-    trees = [read(path), run] if path.exists() else [run]
-    parts = [{node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in trees]
-    nodes = {path: xr.concat([part[path] for part in parts], "run") for path in parts[-1]}
+def keep(path: Path, run: xr.DataTree, version: int = 1) -> None:
+    """Add a run to the file of its arm, compressed. A run with the same seeds is replaced.
+
+    Arrays that an earlier run of another version does not have are nan for this run.
+    """
+    new = _parts(run)
+    new["/"] = new["/"].assign(version=("run", [version]))
+    parts = [new]
+    if path.exists():
+        old = _parts(read(path))
+        seeds = [
+            np.stack([part["/"][name].values for name in ("world", "init")]) for part in (old, new)
+        ]
+        others = np.flatnonzero((seeds[0] != seeds[1]).any(0))
+        filled = {
+            name: old.get(name, node.isel(run=np.zeros(len(seeds[0][0]), int)).where(False))
+            for name, node in new.items()
+        }
+        parts = [{name: node.isel(run=others) for name, node in filled.items()}, new]
+    nodes = {name: xr.concat([part[name] for part in parts], "run", join="outer") for name in new}
+    if "/training" in nodes:  # a replaced run may have been longer
+        nodes["/training"] = nodes["/training"].dropna("evaluation", how="all")
     order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))
     nodes = {name: node.isel(run=order) for name, node in nodes.items()}
     packed = {
@@ -128,6 +164,11 @@ def keep(path: Path, run: xr.DataTree) -> None:
     }
     with atomic_write(path, "wb") as file:
         file.write(xr.DataTree.from_dict(nodes).to_netcdf(engine="h5netcdf", encoding=packed))
+
+
+def _parts(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    """Return the arrays of a tree by node."""
+    return {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
 
 
 def spaced(run: Run, count: int) -> list[int]:
