@@ -18,8 +18,8 @@ both kinds), `like_ladder_without_id_triples` and `like_ladder_scrambled` with t
 `ladder_early_1` (early supervision with weight 1) with one run.
 
 The runs are those of `arms.py`. Runs are trained and measured in separate processes, `--jobs` in
-parallel. The script resumes run by run: runs with results in `--out` are not measured again.
-`--arms` restricts the arms. The tables and figures show all results in `--out`.
+parallel. The script resumes run by run: runs with results of the present version in `--out` are not
+measured again. `--arms` restricts the arms. The tables and figures show all results in `--out`.
 
 Decision rules
 --------------
@@ -36,7 +36,8 @@ bridge. Intervals over runs are 95% t intervals over the means of the four world
 corrected for the number of questions.
 
 Stages of a run: `memorised` is the first checkpoint with train_ii >= .99. `half` is the first with
-test_ii >= .5. `end` is the last checkpoint. There is a checkpoint every 250 steps.
+test_ii >= .5. `end` is the last checkpoint. There is a checkpoint every 250 steps, and there are
+more of them before step 250.
 
 1. Grounded. A run is grounded at a stage if the lower end of c0 is at least the accuracy of the
    best rule on c0 plus .05, and c0 >= .8 c2. It is not grounded if the upper end of c0 is below the
@@ -86,9 +87,12 @@ import archive
 import numpy as np
 import xarray as xr
 from archive import about, along_run, curves, run_arms
+from reasoning_or_shortcut_arms import RUNGS, read_arms
 from reasoning_or_shortcut_figures import draw_all
-from reasoning_or_shortcut_tables import RUNGS, read_arms, write_tables
+from reasoning_or_shortcut_tables import write_tables
 
+from implicit_reasoning.analysis.api import find_instrument
+from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.truth.by_answers import correct_probes, factors, grounded
 from implicit_reasoning.config import Flag
 from implicit_reasoning.model import Transformer
@@ -108,12 +112,16 @@ INSTRUMENTS = {
     "cross_query_patching": ("fraction",),
     "mean_swap": ("counterfactual", "unchanged"),
 }
+KINDS = ("factors", "grounded")
+VERSION = 2
+"""Version of the saved data. Version 1 has no claims of instruments."""
+
 MAX_EVIDENCE = 12  # chains with more evidence are counted with those that have this evidence
 
 
 def main(argv: list[str]) -> None:
     """Train and measure what is missing, then write the tables and draw the figures."""
-    out = run_arms("reasoning_or_shortcut", argv, FLAGS, measuring, kept)
+    out = run_arms("reasoning_or_shortcut", argv, FLAGS, measuring, kept, VERSION)
     arms = read_arms(out)
     write_tables(out, arms)
     draw_all(out, arms)
@@ -164,6 +172,7 @@ def kept(run: Run, world: int, init: int) -> xr.DataTree:
     }
     if _has_instruments(run):
         nodes |= {name: part_of(run, name, steps) for name in INSTRUMENTS}
+        nodes["claims"] = claims(run, steps)
         nodes["evidence"] = by_evidence(dataset, correct[reached[-1]])
     return along_run(nodes)
 
@@ -316,6 +325,24 @@ def part_of(run: Run, name: str, steps: dict[str, int | None]) -> xr.Dataset:
     ]
     untrained = found.sel(step=0, drop=True)
     return xr.concat([untrained, *parts], "stage").assign_coords(stage=["untrained", *steps])
+
+
+def claims(run: Run, steps: dict[str, int | None]) -> xr.Dataset:
+    """Return which claims about the whole model each instrument makes at every stage.
+
+    A value is 1 if the instrument makes the claim, 0 if it does not, and nan at a stage that is not
+    reached.
+    """
+    at = {"untrained": 0, **steps}
+    found = np.full((len(INSTRUMENTS), len(KINDS), len(at)), np.nan)
+    for row, name in enumerate(INSTRUMENTS):
+        instrument, result = find_instrument(name), run.result(name)
+        for column, step in enumerate(at.values()):
+            if step is not None:
+                made = instrument.claims(result.sel(step=step, drop=True))
+                found[row, :, column] = [Claim(kind, "e2") in made for kind in KINDS]
+    coords = {"instrument": list(INSTRUMENTS), "kind": list(KINDS), "stage": list(at)}
+    return xr.Dataset({"claimed": (("instrument", "kind", "stage"), found)}, coords)
 
 
 if __name__ == "__main__":

@@ -4,125 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import xarray as xr
-from archive import read
-from scipy.stats import spearmanr
+from reasoning_or_shortcut_accuracy import SHOWN, accuracy_tables, runs_table
+from reasoning_or_shortcut_arms import (
+    FEWEST,
+    HALF,
+    IMPLICIT,
+    MOST,
+    RUNGS,
+    Arm,
+    by_count,
+    ladders,
+    last_of,
+    over_worlds,
+)
+from reasoning_or_shortcut_instruments import instruments
 
 from implicit_reasoning.statistics import mean_over_seeds
-from implicit_reasoning.survival import kaplan_meier, log_rank
+from implicit_reasoning.survival import SurvivalCurve, kaplan_meier, log_rank
 
-RUNGS = ("test_c0", "test_c1", "test_c2")
-SHOWN = (
-    "train_ii",
-    "test_ii",
-    "test_c2",
-    "test_c1",
-    "test_c0",
-    "test_oi",
-    "test_io",
-    "test_private",
-)
-MOST, FEWEST = 7, 1  # of eight runs
-IMPLICIT = "ladder"
 COUNTS = (1, 2, 4)
-HALF = 0.5
+TAUGHT = (0, 0.05, 0.25, 0.5, 1)  # shown shares of the steps of further training
 _PERMUTATIONS = 9999
 
 
-class Arm(NamedTuple):
-    """The results of one arm.
-
-    Attributes:
-      parts: arrays by node of the arm's file, with the leading dimension `run`.
-      worlds: world seed of each run.
-      inits: initialization seed of each run.
-    """
-
-    parts: dict[str, xr.Dataset]
-    worlds: np.ndarray
-    inits: np.ndarray
-
-    def accuracy(self, split: str, stage: str = "end") -> np.ndarray:
-        """Return the accuracy of every run at a stage; nan if a run does not reach the stage."""
-        stages = self.parts["stages"]
-        if split not in stages["split"]:
-            return np.full(len(self.worlds), np.nan)
-        return np.asarray(stages["accuracy"].sel(split=split, stage=stage).values, float)
-
-    def times(self, split: str, level: float = HALF) -> tuple[np.ndarray, np.ndarray]:
-        """Return the step at which every run reaches an accuracy, and whether it does.
-
-        The step of a run that does not reach the accuracy is its last step.
-        """
-        curve = self.parts["training"]["accuracy"].sel(split=split).transpose("run", ...)
-        steps = curve["evaluation"].values
-        reached = np.asarray(curve.values >= level)
-        ever = np.asarray(reached.any(1))
-        return np.where(ever, steps[reached.argmax(1)], steps[-1]), ever
-
-
-def read_arms(out: Path) -> dict[str, Arm]:
-    """Load the results of all arms that have a file, by arm."""
-    arms = {}
-    for path in sorted(out.glob("*.nc")):
-        tree = read(path)
-        parts = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
-        top = tree.to_dataset()
-        arms[path.stem] = Arm(parts, top["world"].values, top["init"].values)
-    return arms
-
-
 def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
-    """Write `accuracy.md` and `answers.md`."""
-    for name, make in (("accuracy", accuracy_table), ("answers", answers)):
+    """Write `accuracy.md`, `answers.md` and `runs.md`."""
+    makers = {"accuracy": accuracy_tables, "answers": answers, "runs": runs_table}
+    for name, make in makers.items():
         (out / f"{name}.md").write_text(make(arms), encoding="utf-8")
-
-
-def over_worlds(values: np.ndarray, worlds: np.ndarray) -> str:
-    """Format values of runs as `mean [low, high] (lowest - highest; n)`, t interval over worlds."""
-    found = mean_over_seeds(np.asarray(values, float), worlds)
-    if not found.n_clusters:
-        return "-"
-    n = int(np.isfinite(values).sum())
-    text = f"{found.mean:.2f}"
-    if found.n_clusters > 1:
-        text += f" [{found.low:.2f}, {found.high:.2f}]"
-    return f"{text} ({np.nanmin(values):.2f} - {np.nanmax(values):.2f}; {n})"
-
-
-def accuracy_table(arms: Mapping[str, Arm]) -> str:
-    """Return Markdown: accuracies by arm, stage and split, and the best rule."""
-    lines = [
-        "Each cell is the mean over runs, its 95% interval (t interval over worlds, in square "
-        "brackets), and in round brackets the lowest and the highest run and the number of runs. "
-        "`memorised` is the first checkpoint with train_ii at least .99, `half` the first with "
-        "test_ii at least .5. The rows `best rule` are accuracies of the best shortcut.",
-        "",
-        "| arm | stage | step | " + " | ".join(SHOWN) + " |",
-        "|---|---|---|" + "---|" * len(SHOWN),
-    ]
-    for name, arm in arms.items():
-        if "stages" not in arm.parts:
-            continue
-        stages = arm.parts["stages"]
-        for stage in stages["stage"].values:
-            steps = np.asarray(stages["reached"].sel(stage=stage).values, float)
-            reached = steps[np.isfinite(steps)]
-            at = f"{np.median(reached):,.0f}" if len(reached) else "-"
-            cells = [over_worlds(arm.accuracy(split, stage), arm.worlds) for split in SHOWN]
-            lines.append(f"| {name} | {stage} | {at} | {' | '.join(cells)} |")
-        rules = arm.parts["training"]["shortcut"]
-        cells = [
-            over_worlds(rules.sel(split=split).values, arm.worlds)
-            if split in rules["split"]
-            else "-"
-            for split in SHOWN
-        ]
-        lines.append(f"| {name} | best rule | | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def answers(arms: Mapping[str, Arm]) -> str:
@@ -142,37 +53,37 @@ def answers(arms: Mapping[str, Arm]) -> str:
     ]
     taught_arms = {name: arm for name, arm in arms.items() if "taught" in arm.parts}
     measured = {name: arm for name, arm in arms.items() if name not in taught_arms}
+    text = (
+        "The rules are in the docstring of `experiments/reasoning_or_shortcut.py`. A cell with an "
+        "accuracy or a difference has the mean over runs, the 95% t interval over worlds in square "
+        "brackets, and in round brackets the lowest and the highest run and the number of runs. "
+        "With one run, the number 1 is in round brackets. `runs.md` has the intervals of every "
+        "run, clustered by bridge.\n"
+    )
     sections = [
         f"## {title}\n\n" + "\n".join(make(taught_arms if make is taught else measured)) + "\n"
         for title, make in parts
     ]
-    return "\n".join(sections)
-
-
-def _ladders(arms: Mapping[str, Arm]) -> dict[str, Arm]:
-    return {name: arm for name, arm in arms.items() if "test_c0" in arm.parts["stages"]["split"]}
-
-
-def _by_count(true: int, false: int, runs: int) -> str:
-    if runs < MOST + FEWEST:
-        return f"too few runs ({runs})"
-    return "yes" if true >= MOST else "no" if false >= MOST else "open"
+    return "\n".join([text, *sections])
 
 
 def verdicts(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 1."""
     lines = [
+        "Numbers of runs. The training chains of `ladder_chain_of_thought` state the bridges of "
+        "cold facts, so the rule does not show for this arm that single facts are used.",
+        "",
         "| arm | stage | grounded | not grounded | open | the arm is grounded |",
         "|---" * 6 + "|",
     ]
-    for name, arm in _ladders(arms).items():
+    for name, arm in ladders(arms).items():
         stages = arm.parts["stages"]
         for stage in stages["stage"].values:
             at = stages.sel(stage=stage)
             there = np.isfinite(at["reached"].values)
             verdict = at["grounded"].values[there]
             true, false = int((verdict == 1).sum()), int((verdict == 0).sum())
-            result = _by_count(true, false, len(arm.worlds))
+            result = by_count(true, false, len(arm.worlds))
             open_ = int(there.sum()) - true - false
             lines.append(f"| {name} | {stage} | {true} | {false} | {open_} | {result} |")
     return lines
@@ -180,8 +91,14 @@ def verdicts(arms: Mapping[str, Arm]) -> list[str]:
 
 def evidence(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 2."""
-    lines = ["| arm | c1 - c0 | c2 - c0 | c0 - oi | accuracy goes by |", "|---" * 5 + "|"]
-    for name, arm in _ladders(arms).items():
+    lines = [
+        "All accuracies are those at the end. The rule says whether the accuracy rises with the "
+        "evidence. The differences say by how much.",
+        "",
+        "| arm | c1 - c0 | c2 - c0 | c0 - oi | accuracy goes by |",
+        "|---" * 5 + "|",
+    ]
+    for name, arm in ladders(arms).items():
         c0, c1, c2 = (arm.accuracy(split) for split in RUNGS)
         rises, whole, beside = (
             mean_over_seeds(values, arm.worlds)
@@ -205,56 +122,15 @@ def evidence(arms: Mapping[str, Arm]) -> list[str]:
     return lines
 
 
-FOLLOWED = {
-    "cross_query_patching": {"outcome": "counterfactual", "expected": "true"},
-    "mean_swap": {"edit": "class means"},
-}
-"""The selection that gives the share of answers that follow the state, by instrument."""
-
-
-def followed(arm: Arm, instrument: str, stage: str) -> dict[str, np.ndarray]:
-    """Return, by rung, the share of answers of each run that follow the state at S[1, r1]."""
-    part = arm.parts[instrument].sel(stage=stage)
-    name = "fraction" if instrument == "cross_query_patching" else "counterfactual"
-    share = part[name].sel(FOLLOWED[instrument])
-    groups = {str(group): group for group in share["group"].values}
-    found = {}
-    for rung in RUNGS:
-        names = [key for key in groups if key in (rung, f"{rung.removeprefix('test_')} source")]
-        if names:
-            found[rung] = np.asarray(share.sel(group=names[0]).values, float)
-    return found
-
-
-def instruments(arms: Mapping[str, Arm]) -> list[str]:
-    """Return the table of question 3."""
-    lines = [
-        "| arm | instrument | stage | share at c0 | share at c1 | share at c2 | Spearman | n |",
-        "|---" * 8 + "|",
-    ]
-    for name, arm in _ladders(arms).items():
-        for instrument in FOLLOWED:
-            if instrument not in arm.parts:
-                continue
-            for stage in arm.parts["stages"]["stage"].values:
-                share = followed(arm, instrument, stage)
-                cells = [over_worlds(share[r], arm.worlds) if r in share else "-" for r in RUNGS]
-                accuracy = np.concatenate([[], *(arm.accuracy(rung, stage) for rung in share)])
-                values = np.concatenate([[], *share.values()])
-                both = np.isfinite(accuracy) & np.isfinite(values)
-                rank = spearmanr(accuracy[both], values[both])[0] if both.sum() > 2 else np.nan
-                lines.append(
-                    f"| {name} | {instrument} | {stage} | {' | '.join(cells)} | {rank:.2f} | "
-                    f"{int(both.sum())} |"
-                )
-    return lines
-
-
 def cues(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 4."""
     lines = [
-        "| chains | stage | chains | fact | neither | chains - fact | winner |",
-        "|---" * 7 + "|",
+        "Shares of answers. `rule: chains` and `rule: fact` are the shares of the best shortcut "
+        "for either answer, the null.",
+        "",
+        "| training chains | stage | chains | fact | neither | chains - fact | rule: chains | "
+        "rule: fact | winner |",
+        "|---" * 9 + "|",
     ]
     for arm in (arm for name, arm in arms.items() if name.startswith("cue_conflict")):
         for count in COUNTS:
@@ -265,7 +141,10 @@ def cues(arms: Mapping[str, Arm]) -> list[str]:
                 neither, gap = 1 - chains - fact, mean_over_seeds(chains - fact, arm.worlds)
                 winner = "chains" if gap.low > 0 else "fact" if gap.high < 0 else "open"
                 winner = "neither" if mean_over_seeds(neither, arm.worlds).mean > HALF else winner
-                shares = (chains, fact, neither, chains - fact)
+                if (runs := int(np.isfinite(neither).sum())) < MOST + FEWEST:
+                    winner = f"too few runs ({runs})"
+                shares = [chains, fact, neither, chains - fact]
+                shares += [arm.rule(f"test_s{count}_{cue}") for cue in ("chains", "fact")]
                 cells = [over_worlds(values, arm.worlds) for values in shares]
                 lines.append(f"| {count} | {stage} | {' | '.join(cells)} | {winner} |")
     return lines
@@ -282,15 +161,12 @@ def together(arms: Mapping[str, Arm]) -> list[str]:
         "together | log-rank p |",
         "|---" * 7 + "|",
     ]
-    for name, arm in _ladders(arms).items():
+    for name, arm in ladders(arms).items():
         found = [arm.times(split) for split in ("test_ii", "test_c0")]
-        medians = [
-            f"{curve.median:,.0f} ({curve.n_events})"
-            for curve in (kaplan_meier(*part) for part in found)
-        ]
+        medians = [_median(kaplan_meier(*part)) for part in found]
         (held_out, there), (cold, reached) = found
         near = there & reached & (cold <= 2 * held_out)
-        result = _by_count(int(near.sum()), int((~near).sum()), len(near))
+        result = by_count(int(near.sum()), int((~near).sum()), len(near))
         times, seen = (np.concatenate(column) for column in zip(*found, strict=True))
         group = np.repeat([0, 1], len(near))
         p = "-"
@@ -303,20 +179,27 @@ def together(arms: Mapping[str, Arm]) -> list[str]:
     return lines
 
 
+def _median(curve: SurvivalCurve) -> str:
+    median = f"{curve.median:,.0f}" if np.isfinite(curve.median) else "not reached"
+    return f"{median} ({curve.n_events} of {curve.n_runs})"
+
+
 def compared(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 6: differences from the implicit arm, paired by seeds."""
     splits = ("test_ii", "test_c2", "test_c1", "test_c0", "test_oi", "test_io")
     lines = [
         "Each cell is the mean difference over pairs of runs with the same world and the same "
         "initialization. A star marks an interval over worlds that excludes 0. The last column is "
-        "the difference of log2 of the step at which test_ii reaches .5, for pairs that both reach "
-        "it.",
+        "the log-rank test against the implicit arm, stratified by world, of the step at which "
+        f"test_ii (c0) reaches .5; p is from {_PERMUTATIONS:,} permutations within worlds. The "
+        "column before has the difference of log2 of the step at which test_ii reaches .5, for "
+        "pairs that both reach it.",
         "",
-        "| arm | " + " | ".join(splits) + " | log2 step of .5 |",
-        "|---" * (len(splits) + 2) + "|",
+        "| arm | " + " | ".join(splits) + " | log2 step of .5 | log-rank p: test_ii, c0 |",
+        "|---" * (len(splits) + 3) + "|",
     ]
     base = arms.get(IMPLICIT)
-    for name, arm in _ladders(arms).items():
+    for name, arm in ladders(arms).items():
         if base is None or name == IMPLICIT:
             continue
         here, there = _paired(arm, base)
@@ -329,8 +212,23 @@ def compared(arms: Mapping[str, Arm]) -> list[str]:
             times, reached = one.times("test_ii")
             steps.append(np.where(reached, np.log2(np.maximum(times, 1)), np.nan)[places])
         cells.append(_difference(steps[0] - steps[1], arm.worlds[here]))
+        cells.append(", ".join(_log_rank(arm, base, split) for split in ("test_ii", "test_c0")))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _log_rank(arm: Arm, base: Arm, split: str) -> str:
+    """Return the p-value of the difference of the times of two arms, in the worlds of both."""
+    columns = []
+    for group, one in enumerate((arm, base)):
+        here = np.isin(one.worlds, np.intersect1d(arm.worlds, base.worlds))
+        times, reached = one.times(split)
+        columns.append((times[here], reached[here], np.full(here.sum(), group), one.worlds[here]))
+    times, reached, groups, worlds = (np.concatenate(part) for part in zip(*columns, strict=True))
+    if min(np.bincount(groups, minlength=2)) < 2:
+        return "-"
+    test = log_rank(times, reached, groups, worlds, n_permutations=_PERMUTATIONS)
+    return f"{test.p_permutation:.3f}"
 
 
 def _paired(arm: Arm, base: Arm) -> tuple[np.ndarray, np.ndarray]:
@@ -352,7 +250,7 @@ def cost(arms: Mapping[str, Arm]) -> list[str]:
     lines = ["| arm | GFLOP per step | relative to the implicit arm |", "|---" * 3 + "|"]
     flops = {
         name: float(arm.parts["training"]["flops_per_step"].mean())
-        for name, arm in _ladders(arms).items()
+        for name, arm in ladders(arms).items()
     }
     for name, count in flops.items():
         ratio = f"{count / flops[IMPLICIT]:.2f}" if IMPLICIT in flops else "-"
@@ -366,12 +264,12 @@ PARTS = ("bridge", "teacher_forced", "free_running")
 def spoken(arms: Mapping[str, Arm]) -> list[str]:
     """Return the accuracy of the parts of answers with a chain of thought, for question 6."""
     lines = ["| arm | split | whole answer | " + " | ".join(PARTS) + " |", "|---" * 6 + "|"]
-    for name, arm in _ladders(arms).items():
-        curves = arm.parts["training"].isel(evaluation=-1)
+    for name, arm in ladders(arms).items():
+        curves = arm.parts["training"]
         if PARTS[0] not in curves:
             continue
         for split in (split for split in SHOWN if split in curves["split"]):
-            values = [curves[part].sel(split=split).values for part in ("accuracy", *PARTS)]
+            values = [last_of(curves[part].sel(split=split)) for part in ("accuracy", *PARTS)]
             cells = [over_worlds(value, arm.worlds) for value in values]
             lines.append(f"| {name} | {split} | {' | '.join(cells)} |")
     return lines
@@ -380,13 +278,13 @@ def spoken(arms: Mapping[str, Arm]) -> list[str]:
 def memorise_only(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 7."""
     lines = [
-        "| arm | test_ii at train_ii .99 | runs with at least .5 | no such phase |",
+        "| arm | test_ii at train_ii .99 | runs with at least .5 | no memorise-only phase |",
         "|---" * 4 + "|",
     ]
-    for name, arm in _ladders(arms).items():
+    for name, arm in ladders(arms).items():
         values = arm.accuracy("test_ii", "memorised")
         high, low = int((values >= HALF).sum()), int((values < HALF).sum())
-        result = _by_count(high, low, len(values))
+        result = by_count(high, low, len(values))
         lines.append(f"| {name} | {over_worlds(values, arm.worlds)} | {high} | {result} |")
     return lines
 
@@ -394,28 +292,36 @@ def memorise_only(arms: Mapping[str, Arm]) -> list[str]:
 def second_hop(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 8."""
     lines = ["| arm | io - test_ii at the end | the gap remains |", "|---" * 3 + "|"]
-    for name, arm in _ladders(arms).items():
+    for name, arm in ladders(arms).items():
         gap = arm.accuracy("test_io") - arm.accuracy("test_ii")
         remains = mean_over_seeds(gap, arm.worlds).high < -0.1
-        result = _by_count(MOST * int(remains), MOST * int(not remains), len(gap))
+        result = by_count(MOST * int(remains), MOST * int(not remains), len(gap))
         lines.append(f"| {name} | {over_worlds(gap, arm.worlds)} | {result} |")
     return lines
 
 
 def taught(arms: Mapping[str, Arm]) -> list[str]:
-    """Return the table of question 9."""
+    """Return the table of question 9: accuracies at some steps of the further training."""
     lines = [
-        "| arm | step | c0 | c2 | test_ii | oi | runs with c0 >= .8 test_ii |",
-        "|---" * 7 + "|",
+        "Accuracies on chains that neither task trains on, after further training on a task in "
+        "which the cold facts are ordinary facts. Step 0 is the last checkpoint of the implicit "
+        "arm.",
+        "",
+        "| arm | step | c0 | c2 | test_ii | oi | runs with c0 >= .8 test_ii | repaired |",
+        "|---" * 8 + "|",
     ]
     for name, arm in arms.items():
         found = arm.parts["taught"]["accuracy"]
-        for step in found["step"].values:
+        steps = found["step"].values
+        shown = {int(steps[np.searchsorted(steps, part * steps[-1])]) for part in TAUGHT}
+        for step in sorted(shown):
             c0, c2, held_out, outside = (
                 np.asarray(found.sel(split=split, step=step).values, float)
                 for split in ("test_c0", "test_c2", "test_ii", "test_oi")
             )
             repaired = int((c0 >= 0.8 * held_out).sum())
             cells = [over_worlds(values, arm.worlds) for values in (c0, c2, held_out, outside)]
-            lines.append(f"| {name} | {step:,} | {' | '.join(cells)} | {repaired} of {len(c0)} |")
+            last = by_count(repaired, len(c0) - repaired, len(c0)) if step == steps[-1] else ""
+            count = f"{repaired} of {len(c0)}"
+            lines.append(f"| {name} | {step:,} | {' | '.join(cells)} | {count} | {last} |")
     return lines
