@@ -83,6 +83,8 @@ def _range(values: np.ndarray, runs: int) -> str:
     """Format steps as `median (lowest to highest; n of runs)`."""
     if not len(values):
         return f"- (0 of {runs})"
+    if len(values) == 1:
+        return f"{values[0]:,} (1 of {runs})"
     median, low, high = np.median(values), values.min(), values.max()
     return f"{median:,.0f} ({low:,} to {high:,}; {len(values)} of {runs})"
 
