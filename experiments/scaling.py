@@ -19,7 +19,9 @@ further. The same command continues an interrupted sweep.
 Decision rule, written before the first run: the exponent is consistent with the published bound if
 the upper end of its 95% interval is at least 2. With bounds instead of values at some sizes, the
 exponent is fitted to the bounds too and is then itself a lower bound if the bounds are at the
-largest sizes, and no statement is made otherwise.
+largest sizes, and no statement is made otherwise. The largest sizes are those above the mean of the
+logarithms, because a larger value raises the exponent there only. If the smallest value of phi is
+already enough, the number of chains is an upper bound, which must be at a size below the mean.
 
 Smoke test:
     python experiments/scaling.py --entities=24,30 --phi_fractions=0.3,0.6 --steps=20 \
@@ -41,7 +43,7 @@ from scipy.stats import t as student
 
 from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.figures import GREY, SERIES_COLORS, new_drawing, split_style
+from implicit_reasoning.figures import GREY, SERIES_COLORS, log_axis, new_drawing, split_style
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runtime.machine import one_device_per_core, provenance
 from implicit_reasoning.sweeps import Runs, Sweep, make_sweep, run_sweep
@@ -195,13 +197,32 @@ class Needed(NamedTuple):
     Attributes:
       n_tokens: number of tokens in the vocabulary.
       n_chains: number of training chains, interpolated between two values of phi on a logarithmic
-        axis; the largest number of chains if no value of phi is enough.
-      reached: whether some value of phi is enough.
+        axis; the largest number of chains if no value of phi is enough, and the smallest if all
+        are.
+      bound: 1 if `n_chains` is a lower bound, -1 if it is an upper bound, otherwise 0.
     """
 
     n_tokens: int
     n_chains: float
-    reached: bool
+    bound: int
+
+
+class Exponent(NamedTuple):
+    """The exponent of the number of chains in the number of tokens.
+
+    Attributes:
+      slope: the exponent, by least squares of logarithms.
+      low: lower end of its 95% interval by Student's t.
+      high: upper end of the interval.
+      sizes: number of sizes.
+      at_least: whether some sizes have bounds, so that the exponent is a lower bound.
+    """
+
+    slope: float
+    low: float
+    high: float
+    sizes: int
+    at_least: bool
 
 
 def needed(rows: Sequence[Mapping[str, Any]], split: str) -> list[Needed]:
@@ -211,31 +232,33 @@ def needed(rows: Sequence[Mapping[str, Any]], split: str) -> list[Needed]:
         here = sorted((r for r in rows if r["n_tokens"] == tokens), key=lambda r: r["n_chains"])
         chains = np.log([row["n_chains"] for row in here])
         accuracy = np.array([row["best"][split] for row in here])
-        if not (accuracy >= HALF).any():
-            found.append(Needed(tokens, float(np.exp(chains[-1])), False))
-            continue
         place = int((accuracy >= HALF).argmax())
-        if place:
-            part = (HALF - accuracy[place - 1]) / (accuracy[place] - accuracy[place - 1])
-            at = chains[place - 1] + part * (chains[place] - chains[place - 1])
+        if not (accuracy >= HALF).any():
+            at, bound = chains[-1], 1
+        elif place == 0:
+            at, bound = chains[0], -1
         else:
-            at = chains[0]  # an upper bound: fewer chains were not tried
-        found.append(Needed(tokens, float(np.exp(at)), True))
+            part = (HALF - accuracy[place - 1]) / (accuracy[place] - accuracy[place - 1])
+            at, bound = chains[place - 1] + part * (chains[place] - chains[place - 1]), 0
+        found.append(Needed(tokens, float(np.exp(at)), bound))
     return found
 
 
-def exponent(found: Sequence[Needed]) -> tuple[float, float, float] | None:
+def exponent(found: Sequence[Needed]) -> Exponent | None:
     """Return the exponent of the number of chains in the number of tokens, with its 95% interval.
 
-    Only sizes that reach the accuracy count. The result is None for fewer than three such sizes.
+    The result is None for fewer than three sizes, if all sizes have bounds, and if a bound is at a
+    size at which the decision rule makes no statement.
     """
-    reached = [one for one in found if one.reached]
-    if len(reached) < 3:
+    if len(found) < 3 or all(one.bound for one in found):
         return None
-    x, y = (np.log([getattr(one, name) for one in reached]) for name in ("n_tokens", "n_chains"))
+    x, y = (np.log([getattr(one, name) for one in found]) for name in ("n_tokens", "n_chains"))
+    if any(one.bound * (at - x.mean()) < 0 for one, at in zip(found, x, strict=True)):
+        return None
     fit = linregress(x, y)
-    half = float(student.ppf(0.975, len(reached) - 2) * fit.stderr)
-    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+    half = float(student.ppf(0.975, len(found) - 2) * fit.stderr)
+    slope, bounded = float(fit.slope), any(one.bound for one in found)
+    return Exponent(slope, slope - half, slope + half, len(found), bounded)
 
 
 def write(out: Path) -> None:
@@ -249,41 +272,61 @@ def write(out: Path) -> None:
 
 
 def table(raw: Mapping[str, Any]) -> str:
-    """Return Markdown: training chains needed by size, and the exponents."""
-    lines = ["| tokens | " + " | ".join(f"chains for {split} .5" for split in SPLITS) + " |"]
-    lines.append("|---" * (1 + len(SPLITS)) + "|")
+    """Return Markdown: training chains needed by size, the exponents, and the decision rule."""
+    lines = [
+        "Training chains that the accuracy .5 needs within "
+        f"{raw['steps']:,} steps, of one world and one initialization for each size and phi. `>` "
+        "marks a lower bound (no phi is enough), and `<` an upper bound (the smallest phi is "
+        "enough). Square brackets have 95% intervals of the regression.",
+        "",
+        "| tokens | " + " | ".join(f"chains for {split} .5" for split in SPLITS) + " |",
+        "|---" * (1 + len(SPLITS)) + "|",
+    ]
     by_split = [needed(raw["data"], split) for split in SPLITS]
     for sizes in zip(*by_split, strict=True):
-        cells = [f"{'' if one.reached else '> '}{one.n_chains:,.0f}" for one in sizes]
+        cells = [f"{('', '> ', '< ')[one.bound]}{one.n_chains:,.0f}" for one in sizes]
         lines.append(f"| {sizes[0].n_tokens} | {' | '.join(cells)} |")
     fits = [exponent(found) for found in by_split]
-    cells = ["too few sizes" if f is None else f"{f[0]:.2f} [{f[1]:.2f}, {f[2]:.2f}]" for f in fits]
-    lines.append(f"| exponent | {' | '.join(cells)} |")
+    lines.append(f"| exponent | {' | '.join(map(_fitted, fits))} |")
+    agree = ["-" if fit is None else _consistent(fit) for fit in fits]
+    lines.append(f"| consistent with at least {PUBLISHED:.0f} | {' | '.join(agree)} |")
     return "\n".join(lines) + "\n"
+
+
+def _fitted(fit: Exponent | None) -> str:
+    if fit is None:
+        return "no statement"
+    start = "at least " if fit.at_least else ""
+    return f"{start}{fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}], {fit.sizes} sizes"
+
+
+def _consistent(fit: Exponent) -> str:
+    return "yes" if fit.high >= PUBLISHED else "not excluded" if fit.at_least else "no"
 
 
 def draw_data(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the number of training chains needed against the number of tokens."""
+    labels = {0: "", 1: ": more than this", -1: ": at most this"}
     for split in SPLITS:
         found, color = needed(rows, split), split_style(split)["color"]
-        for reached, marker in ((True, "o"), (False, "^")):
-            part = [one for one in found if one.reached == reached]
-            label = f"{split}{'' if reached else ': more than this'}" if part else None
-            ax.plot(
-                *zip(*((o.n_tokens, o.n_chains) for o in part), strict=True) if part else ([], []),
-                marker,
-                color=color,
-                label=label,
-            )
+        for bound, marker in ((0, "o"), (1, "^"), (-1, "v")):
+            part = [one for one in found if one.bound == bound]
+            x, y = ([getattr(one, name) for one in part] for name in ("n_tokens", "n_chains"))
+            label = f"{split}{labels[bound]}" if part else None
+            ax.plot(x, y, marker, color=color, label=label)
         if (fit := exponent(found)) is not None:
-            x = np.array([one.n_tokens for one in found], float)
-            y = np.array([one.n_chains for one in found if one.reached])
-            middle = np.exp(np.log(y).mean() - fit[0] * np.log(x).mean())
-            ax.plot(x, middle * x ** fit[0], color=color, linewidth=1)
+            tokens = np.array([one.n_tokens for one in found], float)
+            middle = np.mean(np.log([one.n_chains for one in found]))
+            line = np.exp(middle + fit.slope * (np.log(tokens) - np.log(tokens).mean()))
+            ax.plot(tokens, line, color=color, linewidth=1)
     first = needed(rows, SPLITS[0])
-    x = np.array([one.n_tokens for one in first], float)
-    ax.plot(x, first[0].n_chains * (x / x[0]) ** PUBLISHED, ":", color=GREY, label="exponent 2")
-    ax.set(xscale="log", yscale="log", xlabel="tokens in the vocabulary")
+    tokens = np.array([one.n_tokens for one in first], float)
+    published = first[0].n_chains * (tokens / tokens[0]) ** PUBLISHED
+    ax.plot(tokens, published, ":", color=GREY, label="exponent 2 (published: at least 2)")
+    ax.set(xscale="log", xlabel="tokens in the vocabulary")
+    ax.set_xticks(tokens, [f"{count:,.0f}" for count in tokens], minor=False)
+    ax.xaxis.minorticks_off()
+    log_axis(ax)
     ax.set_ylabel("training chains needed for accuracy .5")
     ax.legend(fontsize=8)
 
@@ -297,7 +340,8 @@ def draw_compute(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> None:
         color = SERIES_COLORS[widths.index(curve["width"]) % len(SERIES_COLORS)]
         label = f"width {curve['width']}, {curve['depth']} blocks"
         ax.plot(flops, curve["loss/test_ii"][1:], styles[curve["depth"]], color=color, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="floating-point operations of training")
+    ax.set(xscale="log", xlabel="floating-point operations of training")
+    log_axis(ax)
     ax.set_ylabel("loss on test_ii (nats)")
     ax.legend(fontsize=7)
 
