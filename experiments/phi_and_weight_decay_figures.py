@@ -32,7 +32,7 @@ from implicit_reasoning.sweeps.figures import median_time
 
 FLAGS = {"out": Flag(kind=Path, default=Path("results/phi_and_weight_decay"))}
 RAW = "times.nc"
-HALF, CURVE = "in_distribution_half", "test_ii"
+HALF, CURVE, TRAINED = "in_distribution_half", "test_ii", "train_ii"
 RUN = ("world", "init")
 OTHER = {"phi": "weight_decay", "weight_decay": "phi"}
 RESAMPLES = 2_000
@@ -43,6 +43,8 @@ STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"))
 def write(found: xr.Dataset, out: Path) -> None:
     """Write `table.md`, `times.png` and `survival.png`."""
     lines = [*table(found), "", *table_of_tests(found)]
+    if TRAINED in found:  # older files have test_ii only
+        lines += ["", *table_of_lags(found)]
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     drawing, axes = new_drawing(10.5, 4.5, ncols=2)
     draw_times(axes[0], found)
@@ -109,6 +111,42 @@ def table_of_tests(found: xr.Dataset) -> list[str]:
             for value, test in by_point.items()
         ),
     ]
+
+
+def table_of_lags(found: xr.Dataset) -> list[str]:
+    """Return a Markdown table of test_ii at train_ii .99, and of lags between equal thresholds."""
+    levels = (0.5, 0.95)
+    lines = [
+        "The fifth table has test_ii at the first evaluation with train_ii at least .99, and the "
+        "lag: the number of steps from the first evaluation with train_ii at a threshold to the "
+        "first with test_ii at the same threshold. A cell has the median over the runs that reach "
+        "both, and the number of these runs.",
+        "",
+        "| phi | weight decay | test_ii at train_ii .99 | "
+        + " | ".join(f"lag at {level:g}" for level in levels)
+        + " |",
+        "|---" * (3 + len(levels)) + "|",
+    ]
+    steps = found["step"].values
+    for phi, decay in itertools.product(found["phi"].values, found["weight_decay"].values):
+        here = found.sel(phi=phi, weight_decay=decay).stack(run=RUN)
+        trained, held_out = (
+            here[name].transpose("step", "run").values for name in (TRAINED, CURVE)
+        )
+        reached = np.asarray((trained >= 0.99).any(0))
+        first = (trained >= 0.99).argmax(0)
+        cells = [_median_of(held_out[first, np.arange(len(first))], reached, ".2f")]
+        for level in levels:
+            there = np.asarray((trained >= level).any(0) & (held_out >= level).any(0))
+            begun, ended = (steps[(curve >= level).argmax(0)] for curve in (trained, held_out))
+            cells.append(_median_of(ended - begun, there, ",.0f"))
+        lines.append(f"| {phi:g} | {decay:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _median_of(values: np.ndarray, counted: np.ndarray, form: str) -> str:
+    median = format(np.median(values[counted]), form) if counted.any() else "-"
+    return f"{median} ({counted.sum()} of {len(counted)})"
 
 
 def _counts(test: LogRank) -> str:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -58,7 +59,14 @@ def test_phi_and_weight_decay_draws_what_is_kept(tmp_path):
     shutil.copy(RESULTS / "phi_and_weight_decay" / "two_cores.nc", tmp_path / "times.nc")
     run(STUDIES["phi_and_weight_decay_figures"], tmp_path, out=tmp_path)
     assert files(tmp_path) == {"times.nc", "table.md", "times.png", "survival.png"}
-    assert "| weight decay | phi 7 | 0.1: 4 of 4 (6.2)" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "| weight decay | phi 7 | 0.1: 4 of 4 (6.2)" in table
+    # With weight decay 1, no run reaches train_ii .99 by step 2,000.
+    kept = xr.load_dataset(tmp_path / "times.nc").sel(phi=7, weight_decay=1, init=0)
+    first = {name: (kept[name] >= 0.5).argmax("step") for name in ("train_ii", "test_ii")}
+    steps = {name: kept["step"].values[places.values] for name, places in first.items()}
+    lag = np.median(steps["test_ii"] - steps["train_ii"])
+    assert f"| 7 | 1 | - (0 of 4) | {lag:,.0f} (4 of 4) | - (0 of 4) |" in table
 
 
 @pytest.mark.parametrize(
