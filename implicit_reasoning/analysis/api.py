@@ -45,6 +45,8 @@ INSTRUMENTS = {
     "mean_swap": f"{_HERE}.variables.mean_swap:MeanSwap",
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
+    "attention": f"{_HERE}.components.attention:Attention",
+    "head_moves": f"{_HERE}.components.head_moves:HeadMoves",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
 
