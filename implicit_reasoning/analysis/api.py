@@ -46,6 +46,7 @@ INSTRUMENTS = {
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
     "attention": f"{_HERE}.components.attention:Attention",
+    "head_scores": f"{_HERE}.components.head_scores:HeadScores",
     "head_moves": f"{_HERE}.components.head_moves:HeadMoves",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
