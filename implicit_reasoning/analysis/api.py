@@ -47,6 +47,7 @@ INSTRUMENTS = {
     "das": f"{_HERE}.variables.das:Alignment",
     "attention": f"{_HERE}.components.attention:Attention",
     "head_scores": f"{_HERE}.components.head_scores:HeadScores",
+    "head_circuits": f"{_HERE}.components.head_circuits:HeadCircuits",
     "head_moves": f"{_HERE}.components.head_moves:HeadMoves",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""

@@ -4,6 +4,7 @@ attention.py       attention patterns, and the knock-out of attention edges
 knock_out.py       knocks out attention edges
 detection.py       attention patterns that name a head, and the similarity to them
 head_scores.py     scores of heads: previous token, duplicate, induction, copying, successor
+head_circuits.py   how heads compose, and which heads copy, from the weights alone
 head_moves.py      the variable that each head copies to a later position
 moved_vectors.py   the vectors that heads copy, and the values that they identify
 token_maps.py      what a head does to single tokens, from its weights
