@@ -1,6 +1,7 @@
 """Instruments that say which part of a model wrote a state: heads, neurons, directions.
 
 attention.py       attention patterns, and the knock-out of attention edges
+attention_figures.py draws attention patterns and knock-outs
 knock_out.py       knocks out attention edges
 detection.py       attention patterns that name a head, and the similarity to them
 head_scores.py     scores of heads: previous token, duplicate, induction, copying, successor

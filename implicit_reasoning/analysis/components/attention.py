@@ -20,7 +20,14 @@ import xarray as xr
 from jaxtyping import Array, Int, Key
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
-from implicit_reasoning.analysis.claims import MIN_CLUSTERS, known_means
+from implicit_reasoning.analysis.components.attention_figures import (
+    ALL_HEADS,
+    OTHER,
+    UNCHANGED,
+    knock_out_figure,
+    pattern_figure,
+    written_figure,
+)
 from implicit_reasoning.analysis.components.knock_out import (
     existing_edges,
     knock_out_sites,
@@ -30,7 +37,6 @@ from implicit_reasoning.analysis.components.knock_out import (
     match_everywhere,
 )
 from implicit_reasoning.analysis.components.rows import answer_rows
-from implicit_reasoning.analysis.drawing import heat_maps, some_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.figures import Figure
@@ -39,8 +45,6 @@ from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
-UNCHANGED, OTHER = "unchanged", "other"
-ALL_HEADS = "all heads"
 ALTERNATIVES = ("decoy", "e2", "repeated_token", "source_token")
 """Truth columns with the token of another possible answer. The first existing column is used."""
 
@@ -161,7 +165,7 @@ class Attention(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw patterns, weighted patterns and the effects of knock-outs."""
-        return [_pattern_figure(result), _written_figure(result), _knock_out_figure(result)]
+        return [pattern_figure(result), written_figure(result), knock_out_figure(result)]
 
 
 def _alternative(
@@ -192,108 +196,3 @@ def _patterns(model: Transformer, params: Params, example: dict[str, Array]) -> 
         "pattern": jnp.moveaxis(jnp.stack(patterns), 1, -1),
         "written": jnp.moveaxis(jnp.stack(lengths), 1, -1),
     }
-
-
-_MAX_HEADS = 12  # maximum number of heads in a figure
-_LEAST_WRITTEN = 0.01  # a head that writes less than this share of the longest vector is not drawn
-
-
-def _shown_heads(result: xr.Dataset) -> list[tuple[int, int]]:
-    """Return the heads that write most at the last step, in the order of blocks."""
-    of_group = result.isel(step=-1, group=0)
-    size = of_group["written"].max(("query_pos", "key_pos")).transpose("block", "head").values
-    best = np.argsort(-size.ravel(), kind="stable")[:_MAX_HEADS]
-    best = best[size.ravel()[best] >= _LEAST_WRITTEN * size.max()]
-    return [(int(n) // size.shape[1], int(n) % size.shape[1]) for n in sorted(best)]
-
-
-def _square(maps: dict[str, xr.DataArray], label: str, ncols: int, **more: Any) -> Any:
-    """Draw maps of query positions (from top to bottom) and key positions."""
-    turned = {title: values.isel(query_pos=slice(None, None, -1)) for title, values in maps.items()}
-    return heat_maps(
-        turned, label, ncols=ncols, rows="query_pos", columns="key_pos", width=0.4, **more
-    )
-
-
-def _lower(values: xr.DataArray) -> xr.DataArray:
-    """Replace the edges that do not exist, from later keys, by nan."""
-    n_pos = values.sizes["query_pos"]
-    exists = xr.DataArray(np.tril(np.ones((n_pos, n_pos), bool)), dims=("query_pos", "key_pos"))
-    return values.where(exists)
-
-
-def _pattern_figure(result: xr.Dataset) -> Figure:
-    heads, steps = _shown_heads(result), some_steps(result, 3)
-    group = str(result.group.values[0])
-    maps = {
-        f"a{block}.h{head}\nstep {step:,}": _lower(
-            result.pattern.sel(step=step, group=group, block=block, head=head)
-        )
-        for block, head in heads
-        for step in steps
-    }
-    caption = (
-        f"The figure has the mean attention of each head over the queries of {group}. A row of a "
-        "map is a query position, and its cells are the key positions that it attends to; the "
-        "cells of a row sum to 1. A query attends to itself on the diagonal. A head that attends "
-        "uniformly, as at step 0, is the null. Attention alone does not show that anything is "
-        f"written; see the figure of written vectors. At most {_MAX_HEADS} heads are drawn, those "
-        "that write the longest vectors at the last step."
-    )
-    drawing = _square(maps, "mean attention", len(steps) * 2)
-    return Figure("attention", "Where do heads attend?", caption, drawing)
-
-
-def _written_figure(result: xr.Dataset) -> Figure:
-    heads, group = _shown_heads(result), str(result.group.values[0])
-    last = result.written.isel(step=-1).sel(group=group)
-    longest = float(last.max())
-    scaled = last / longest if longest > 0 else last
-    maps = {
-        f"a{block}.h{head}": _lower(scaled.sel(block=block, head=head)) for block, head in heads
-    }
-    caption = (
-        "A cell is the mean length of the vector A v W_O that a head adds to the residual stream "
-        f"at the query position (row) from the key position (column), over the queries of {group} "
-        f"at step {int(result.step[-1]):,}. Lengths are divided by the longest one, {longest:.3g}. "
-        "A position that is attended to and writes next to nothing is an attention sink."
-    )
-    drawing = _square(maps, "length of the written vector (relative)", 6)
-    return Figure("attention_written", "What do heads write?", caption, drawing)
-
-
-def _knock_out_figure(result: xr.Dataset) -> Figure:
-    group = str(result.group.values[0])
-    steps = some_steps(result, 3)
-    shares, everywhere, null, null_everywhere = (
-        known_means(result, name).sel(group=group)
-        for name in (
-            *("fraction", "everywhere_fraction"),
-            *("null_unchanged", "null_everywhere_unchanged"),
-        )
-    )
-    series = {
-        f"block {block}": (
-            shares.sel(outcome=UNCHANGED, block=block, cut=ALL_HEADS),
-            null.sel(block=block, cut=ALL_HEADS),
-        )
-        for block in result.block.values
-    }
-    series["all blocks"] = everywhere.sel(outcome=UNCHANGED), null_everywhere
-    maps, nulls = {}, {}
-    for name, (values, of_null) in series.items():
-        for step in steps:
-            title = f"{name}\nstep {step:,}"
-            maps[title] = 1 - values.sel(step=step)
-            nulls[title] = (1 - of_null.sel(step=step)).isel(query_pos=slice(None, None, -1))
-    caption = (
-        "An attention edge from a key position (column) to a query position (row) is knocked out "
-        "in all heads of one block, or in all heads of all blocks. A cell is the share of right "
-        f"answers that change, over the queries of {group} that are answered correctly without a "
-        "knock-out. A high cell means that the answer needs what this edge moves. The number in "
-        "brackets is the null: the knock-out of another edge to the same query position, with the "
-        "most similar attention. White cells are edges that do not exist, or have fewer than "
-        f"{MIN_CLUSTERS} clusters that count. The file analysis/attention.nc has single heads."
-    )
-    drawing = _square(maps, "share of changed answers", len(steps), nulls=nulls)
-    return Figure("attention_knock_out", "Which attention edges are needed?", caption, drawing)

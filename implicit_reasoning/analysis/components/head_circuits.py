@@ -218,7 +218,7 @@ def _through_tokens(model: Transformer, params: Params) -> Float[Array, "d d"]:
 
 def _copying(ov: FactoredMatrix, through: Float[Array, "d d"]) -> Float[Array, "block head"]:
     """Return the sum of the eigenvalues of W_E W_OV W_U, relative to their absolute values."""
-    values = (ov @ through).eigenvalues
+    values = FactoredMatrix(ov.A, jnp.matmul(ov.B, through, precision="highest")).eigenvalues
     size = jnp.abs(values).sum(-1)
     return jnp.where(size > 0, values.real.sum(-1) / jnp.where(size > 0, size, 1.0), 0.0)
 
