@@ -147,7 +147,7 @@ class Attention(Instrument):
             correct,
         )
         weight = correct / jnp.maximum(correct.sum(), 1)
-        mass = (found["pattern"] * weight).sum(-1)
+        mass = jnp.einsum("...e,e->...", found["pattern"], weight, precision="highest")
         mass = jnp.concatenate([mass, mass.sum(1, keepdims=True)], axis=1)
         matched = match_edges(mass, edges)
         unchanged = found["fraction"][0]
@@ -158,7 +158,7 @@ class Attention(Instrument):
             "null_everywhere_unchanged": everywhere(found["everywhere_fraction"][0]),
             "mass": mass,
             "null_mass": matched(mass[..., None])[..., 0],
-            "counts": edges[..., None] & correct,
+            "counts": edges[..., None] & correct[None, None],
             "clean_margin": margin(logits, answer),
             "correct": correct,
         }

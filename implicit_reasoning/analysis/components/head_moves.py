@@ -26,7 +26,6 @@ from jaxtyping import Array, Bool, Int, Key
 
 from implicit_reasoning.analysis.claims import (
     MAJORITY,
-    MAX_UPPER_BOUND,
     MIN_CLUSTERS,
     MIN_LOWER_BOUND,
     Claim,
@@ -234,8 +233,8 @@ class HeadMoves(Instrument):
         - The lower end of `identified` is at least `MIN_LOWER_BOUND`, and above the null.
         - For a variable that is not a token, such as e2, a code that is set by training chains must
           be told from a code of the variable. The claim therefore needs facts that begin no
-          training chain, and their vectors must identify the variable as well. If they do not
-          (upper end at most `MAX_UPPER_BOUND`), the claim is about the variable `cluster`.
+          training chain, and their vectors must identify the variable as well. If most of them do
+          not (upper end at most `MAJORITY`), the claim is about the variable `cluster`.
         - The claim is about the variable `prefix` if the vectors identify the prefix, and identify
           no single variable better than shuffled values do.
         """
@@ -274,7 +273,7 @@ class HeadMoves(Instrument):
             else:
                 add(name, in_chains & there.sel(second) & apart)
                 if name == "e2":
-                    add(CLUSTER, in_chains & apart & (high.sel(second) <= MAX_UPPER_BOUND))
+                    add(CLUSTER, in_chains & apart & (high.sel(second) <= MAJORITY))
         single = (low > by_chance).sel({"variable": variables, **first}).any("variable")
         add(PREFIX, (there & enough).sel({"variable": PREFIX, **first}) & ~single)
         return found

@@ -220,7 +220,8 @@ def _on_rows(
     detections = [detect(tokens) for detect in DETECTIONS.values()]
     scores = [[attention_to(pattern, one) for pattern in patterns] for one in detections]
     offsets = jnp.arange(n_pos)
-    diagonal = (offsets[:, None, None] == offsets[:, None] - offsets[None]).astype(jnp.float32)
+    distance = (offsets[:, None] - offsets[None])[None]
+    diagonal = (offsets[:, None, None] == distance).astype(jnp.float32)
     diagonal /= (n_pos - offsets)[:, None, None]
     by_offset = [
         jnp.einsum("bhqk,oqk->ohb", pattern, diagonal, precision="highest") for pattern in patterns
