@@ -11,3 +11,13 @@ moved_vectors.py   the vectors that heads copy, and the values that they identif
 token_maps.py      what a head does to single tokens, from its weights
 rows.py            chooses rows whose answers are at the same position
 """
+"""Components: which heads, attention layers, MLPs and neurons compute the answer.
+
+direct_logit_attribution.py  what each component writes directly into a logit difference
+attribution.py               estimates of patching effects from gradients, beside exact effects
+neuron_attribution.py        the same for single neurons
+
+pair_attribution.py          defines the base class of the two instruments of attribution
+estimates.py                 estimates patching effects from gradients
+agreement.py                 compares estimated effects with exact effects
+"""
