@@ -17,7 +17,7 @@ attribution for deep networks" (integrated gradients).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +36,12 @@ Path = Mapping[str, tuple[Array, Array]]
 """Sites to interpolate, each with its values at the start and at the end of the path."""
 
 
-class Run(Protocol):
-    """A forward pass of one model on one batch, in any wiring.
+Run = Callable[..., tuple[Array, dict[str, Array]]]
+"""A forward pass of one model on one batch, in any wiring, with the keywords `edits` and `sites`.
 
-    `functools.partial(model.forward, params, tokens)` and `functools.partial(forward_at, model,
-    params, tokens)` are examples.
-    """
-
-    def __call__(
-        self, *, edits: Edits | None = None, sites: Sequence[str] = ()
-    ) -> tuple[Array, dict[str, Array]]:
-        """Return the logits, and the values of the sites."""
+It returns the logits and the values of the sites. `functools.partial(model.forward, params,
+tokens)` and `functools.partial(forward_at, model, params, tokens)` are examples.
+"""
 
 
 class SiteGradients(NamedTuple):

@@ -183,11 +183,8 @@ class PairAttribution(PairInstrument):
         start = metric(clean)
 
         def exact(donor: Cache) -> dict[str, Array]:
-            logits = self.patched(model, params, base, donor)
-            return {
-                name: over_cells(self.metrics, of_cells, batch)[0] - start
-                for name, of_cells in logits.items()
-            }
+            found = self.patched(model, params, batch, base, donor)
+            return {name: values - start for name, values in found.items()}
 
         def moved(donor: Cache) -> dict[str, Array]:
             differences = {site: donor[site] - base[site] for site in sites}
@@ -209,13 +206,18 @@ class PairAttribution(PairInstrument):
         return patched | changed | {"difference": jax.vmap(metric)(said) - start}
 
     def patched(
-        self, model: Transformer, params: Params, base: Cache, donor: Cache
+        self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache
     ) -> dict[str, Array]:
-        """Return the logits after exact patches, [*cell, example, d_vocab].
+        """Return the metric after exact patches, [*cell, example].
 
         The keys are the kinds of cells, and names of further patches.
         """
-        return {kind: EXACT_PATCHES[kind](model, params, base, donor) for kind in self.kinds}
+        return {
+            kind: over_cells(self.metrics, EXACT_PATCHES[kind](model, params, base, donor), batch)[
+                0
+            ]
+            for kind in self.kinds
+        }
 
     @abc.abstractmethod
     def outputs_of(

@@ -1,0 +1,120 @@
+"""Attribution of single neurons: estimated effects of patches beside exact effects.
+
+A model has many more neurons than states, so exact patching is costly: few pairs are measured, and
+effects are returned as sums over neurons. A relu neuron that is off in the clean run has the
+gradient 0. Attribution patching therefore misses its effect, even if the corrupt run turns it on
+and changes the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from implicit_reasoning.analysis.components.pair_attribution import (
+    DONORS,
+    PairAttribution,
+)
+from implicit_reasoning.analysis.instrument import Examples
+from implicit_reasoning.analysis.patching.grids import patch_neurons, patch_parts
+from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.cones import Cache
+from implicit_reasoning.worlds import Dataset
+
+_MAX_PAIRS = 24  # maximum number of pairs per group; a mean needs 20 clusters
+_AT_ONCE = 8  # pairs whose neurons are patched at the same time
+_MISSED = 0.01  # an effect is missed if its estimate is below this share of the largest effect
+
+
+class NeuronAttribution(PairAttribution):
+    """Instrument that compares estimated effects of single neurons with exact effects."""
+
+    name = "neuron_attribution"
+    kinds: ClassVar[tuple[str, ...]] = ("neurons",)
+    definition = (
+        "The comparison of attribution for single neurons: the activation of one neuron "
+        "(mlp.hook_post) at one position is that of the donor run. agreement, agreement_of_means: "
+        "defined as in attribution, over all neurons of all blocks and positions. summed_effect: "
+        "the sum of the effects of the neurons of one MLP at one position. joint_effect: the exact "
+        "effect of the output of this MLP, that is, of all its neurons together. missed: share of "
+        "the summed sizes of exact effects at neurons whose estimate is below 1% of the largest "
+        "size. Null: the donor run is that of another pair of the group."
+    )
+    outputs = {
+        "agreement": ("estimate", "ranked", "kind", "donor", "example"),
+        "ranked_pairs": ("ranked", "kind", "donor", "example"),
+        "agreement_of_means": ("estimate", "ranked", "kind", "donor", "of_group"),
+        "summed_effect": ("method", "donor", "block", "pos", "example"),
+        "joint_effect": ("donor", "block", "pos", "example"),
+        "missed": ("estimate", "donor", "example"),
+        "any_effect": ("donor", "example"),
+        "difference": ("donor", "example"),
+        "correct": ("example",),
+    }
+    given = {
+        "agreement": "ranked_pairs",
+        **dict.fromkeys(("summed_effect", "joint_effect", "difference"), "correct"),
+        "missed": "any_effect",
+    }
+    nulls = {"another pair's run": {"donor": DONORS[1]}}
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the prompt pairs, and keep the first pairs of each group."""
+        made = super().examples(model, dataset)
+        keep = np.concatenate(
+            [
+                np.flatnonzero(made.group == number)[:_MAX_PAIRS]
+                for number in range(len(made.groups))
+            ]
+        )
+        inputs = {name: values[keep] for name, values in made.inputs.items()}
+        return Examples(
+            inputs, made.groups, made.group[keep], made.clusters[keep], coords=made.coords
+        )
+
+    def patched(
+        self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache
+    ) -> dict[str, Array]:
+        """Return the metric after patching each neuron, and each MLP as a whole.
+
+        Few pairs are patched at the same time, because the logits of all neurons are large.
+        """
+        size = len(batch.clean)
+        rows = min(size, _AT_ONCE)
+        padded = -(-size // rows) * rows
+
+        def split(values: Array) -> Array:
+            return values[jnp.arange(padded) % size].reshape(-1, rows, *values.shape[1:])
+
+        def some(case: tuple[PairBatch, Cache, Cache]) -> Array:
+            pairs, own, other = case
+            return over_cells(self.metrics, patch_neurons(model, params, own, other), pairs)[0]
+
+        found = jax.lax.map(some, jax.tree.map(split, (batch, base, donor)))
+        # [chunk, block, neuron, pos, pair of chunk] to [block, neuron, pos, example]
+        neurons = jnp.moveaxis(found, 0, -2).reshape(*found.shape[1:4], padded)[..., :size]
+        mlps = patch_parts(model, params, base, donor)[:, 1]
+        return {"neurons": neurons, "joint": over_cells(self.metrics, mlps, batch)[0]}
+
+    def outputs_of(
+        self, found: Mapping[str, Array], counted: Bool[Array, "example group"]
+    ) -> dict[str, Array]:
+        """Return sums over neurons, and the share of effects that each estimate misses."""
+        effects = found["neurons"]  # [method, donor, block, neuron, pos, example]
+        size = jnp.abs(effects[0])
+        largest = size.max((1, 2, 3))
+        missed = jnp.abs(effects[1:]) < _MISSED * largest[None, :, None, None, None]
+        total = size.sum((1, 2, 3))
+        share = (missed * size[None]).sum((2, 3, 4)) / jnp.where(total > 0, total, 1)[None]
+        return {
+            "summed_effect": effects.sum(3),
+            "joint_effect": found["joint"],
+            "missed": share,
+            "any_effect": (total > 0) & counted.any(1),
+        }
