@@ -6,6 +6,7 @@ The instruments are grouped as follows:
 
 reading/        reads states without changing the model: lenses, probes, geometry
 patching/       replaces whole states and measures the effect on the answer
+components/     measures which heads, MLPs and neurons compute the answer
 variables/      swaps or erases a single variable in a state
 behaviour.py    classifies answers by kind
 used.py         compares the variables that can be decoded with those that the model uses

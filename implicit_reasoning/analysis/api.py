@@ -42,6 +42,11 @@ INSTRUMENTS = {
     "neuron_patching": f"{_HERE}.patching.neurons:NeuronPatching",
     "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
     "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
+    "direct_logit_attribution": (
+        f"{_HERE}.components.direct_logit_attribution:DirectLogitAttribution"
+    ),
+    "attribution": f"{_HERE}.components.attribution:Attribution",
+    "neuron_attribution": f"{_HERE}.components.neuron_attribution:NeuronAttribution",
     "mean_swap": f"{_HERE}.variables.mean_swap:MeanSwap",
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",

@@ -32,6 +32,7 @@ from implicit_reasoning.analysis.states import chain_splits, choose_rows
 from implicit_reasoning.figures import BLACK, GREY, SERIES_COLORS, Figure, new_drawing, step_axis
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2
+from implicit_reasoning.model.edits import expand_to_rank
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
@@ -216,8 +217,8 @@ def direct_parts(
     if "ln_final.hook_scale" in last:
         norm = params["ln_final"]
         of_norm = direction @ norm["b"]
-        x = (x - x.mean(-1, keepdims=True)) / last["ln_final.hook_scale"]
-        direction = direction * norm["w"]
+        x = (x - x.mean(-1, keepdims=True)) / last["ln_final.hook_scale"][None]
+        direction = direction * expand_to_rank(norm["w"], direction)
     cases = direction.reshape(-1, n_examples, direction.shape[-1])
     parts = jnp.einsum("xem,cem->xce", x, cases).reshape(len(x), *answer.shape)
     biases = params.get("unembed", {}).get("b_U", jnp.zeros(spec.d_vocab))

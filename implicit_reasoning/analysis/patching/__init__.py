@@ -8,6 +8,7 @@
     parameters.py            patches the weights of one checkpoint into another checkpoint
 
     grids.py                 patches all layers and positions, one at a time
+    projections.py           patches queries, keys and values of heads, one at a time
     outcomes.py              classifies the answer after a patch, and computes its probability
     query_pairs.py           chooses pairs of queries from the world
     pairs.py                 makes pairs of a clean and a corrupt prompt

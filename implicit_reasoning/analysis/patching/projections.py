@@ -49,26 +49,22 @@ def _in_block(
     and the compiler removes them.
     """
     start = base[f"blocks.{block}.hook_resid_pre"]
-    n_pos, n_heads = start.shape[1], model.spec.n_heads
     tokens = jnp.zeros(start.shape[:2], jnp.int32)
-    fixed = {f"blocks.{block}.hook_resid_pre": Edit(set_to, start)}
+    sites = [f"blocks.{block}.attn.{name}" for name in _SITES]
+    shape = (model.spec.n_heads, start.shape[1])
+    cells = jnp.eye(shape[0] * shape[1], dtype=bool).reshape(-1, 1, *shape, 1)
+    cells = cells.swapaxes(2, 3)  # [cell, example, pos, head, d_head]
 
-    def patched(projection: int) -> Array:
-        site = f"blocks.{block}.attn.{_SITES[projection]}"
-        # The last block may have queries at the last position only.
-        own_pos = base[site].shape[1]
-        heads, positions = jnp.eye(n_heads, dtype=bool), jnp.eye(own_pos, dtype=bool)
-        cells = positions[None, :, None, :, None, None] & heads[:, None, None, None, :, None]
-
+    def patched(projection: Array) -> Array:
         def one(cell: Array) -> Array:
-            edits = fixed | {site: Edit(mask, (cell, donor[site]))}
+            edits = {f"blocks.{block}.hook_resid_pre": Edit(set_to, start)}
+            for number, site in enumerate(sites):
+                # The last block may have queries at the last position only.
+                here = cell[:, -base[site].shape[1] :] & (projection == number)
+                edits[site] = Edit(mask, (here, donor[site]))
             return forward_at(model, params, tokens, edits=edits)[0][:, 0]
 
-        logits = jax.vmap(jax.vmap(one))(cells)  # [head, own_pos, example, d_vocab]
-        clean = jnp.broadcast_to(
-            forward_at(model, params, tokens, edits=fixed)[0][:, 0],
-            (n_heads, n_pos - own_pos, *logits.shape[2:]),
-        )
-        return jnp.concatenate([clean, logits], axis=1)
+        return jax.vmap(one)(cells)
 
-    return jnp.stack([patched(projection) for projection in range(len(_SITES))])
+    logits: Array = jax.lax.map(patched, jnp.arange(len(sites)))
+    return logits.reshape(len(sites), *shape, *logits.shape[2:])
