@@ -20,4 +20,5 @@ neuron_attribution.py        the same for single neurons
 pair_attribution.py          defines the base class of the two instruments of attribution
 estimates.py                 estimates patching effects from gradients
 agreement.py                 compares estimated effects with exact effects
+attribution_figures.py       draws the results of the two instruments of attribution
 """

@@ -76,19 +76,20 @@ class Agreement(NamedTuple):
     """How well estimated effects rank the cells of one kind.
 
     Attributes:
-      by_pair: the rank correlation with the exact effects, over the cells of each pair.
+      by_pair: the rank correlation with the exact effects, over the cells of each pair. That of
+        the exact effects themselves is 1, or 0 if they do not differ.
       ranked: whether the exact effects of a pair differ between cells.
       of_means: the rank correlation of the mean effects of each group; nan if the exact means do
         not differ between cells.
     """
 
-    by_pair: Float[Array, "estimate ranked donor example"]
+    by_pair: Float[Array, "estimator ranked donor example"]
     ranked: Bool[Array, "ranked donor example"]
-    of_means: Float[Array, "estimate ranked donor group"]
+    of_means: Float[Array, "estimator ranked donor group"]
 
 
 def compare_effects(
-    effects: Float[Array, "method donor *cell example"],
+    effects: Float[Array, "estimator donor *cell example"],
     moved: Bool[Array, "donor *cell example"],
     read: Bool[np.ndarray, "*cell"],
     member: Bool[Array, "example group"],
@@ -96,10 +97,10 @@ def compare_effects(
     """Compare estimated effects with exact effects.
 
     A cell counts for a pair if its values differ between the two runs, and if the last position
-    reads it. The effects of all other cells are 0 for every method.
+    reads it. The effects of all other cells are 0 for every estimator.
 
     Args:
-      effects: the effects of each cell. The first method is the exact one.
+      effects: the effects of each cell. The first estimator is exact.
       moved: whether the value of each cell differs between the two runs of a pair.
       read: whether the last position reads each cell.
       member: whether each pair belongs to each group. Pairs without a group do not contribute to
@@ -107,14 +108,26 @@ def compare_effects(
     """
     n_examples, n_donors = effects.shape[-1], effects.shape[1]
     by_cell = jnp.moveaxis(effects, -1, 2).reshape(len(effects), n_donors, n_examples, -1)
-    counted = jnp.moveaxis(moved & read[..., None], -1, 1).reshape(n_donors, n_examples, -1)
+    counted = jnp.moveaxis(moved & read[None, ..., None], -1, 1).reshape(n_donors, n_examples, -1)
     both = jnp.stack([by_cell, jnp.abs(by_cell)], axis=1)
     weight = member.astype(effects.dtype)
-    means = jnp.einsum("mrdec,eg->mrdgc", both, weight / jnp.maximum(weight.sum(0), 1))
+    means = jnp.einsum("mrdec,eg->mrdgc", both, weight / jnp.maximum(weight.sum(0), 1)[None])
     counted_means = jnp.einsum("dec,eg->dgc", counted.astype(weight.dtype), weight) > 0
-    of_means = rank_correlation(means[1:], means[0], counted_means)
+    there = [
+        jnp.stack([can_be_ranked(values, cells) for values in exact])
+        for exact, cells in ((both[0], counted), (means[0], counted_means))
+    ]
+    of_means = _compared_with_first(means, counted_means)
     return Agreement(
-        rank_correlation(both[1:], both[0], counted),
-        can_be_ranked(both[0], counted),
-        jnp.where(can_be_ranked(means[0], counted_means), of_means, jnp.nan),
+        _compared_with_first(both, counted),
+        there[0],
+        jnp.where(jnp.broadcast_to(there[1], of_means.shape), of_means, jnp.nan),
     )
+
+
+def _compared_with_first(
+    values: Float[Array, "estimator ranked *batch cell"], counted: Bool[Array, "*batch cell"]
+) -> Float[Array, "estimator ranked *batch"]:
+    """Return the rank correlation of the values of each estimator with those of the first one."""
+    exact, counted = (jnp.broadcast_to(x, values.shape) for x in (values[:1], counted))
+    return rank_correlation(values, exact, counted)

@@ -15,10 +15,17 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
+import xarray as xr
 from jaxtyping import Array, Bool
 
+from implicit_reasoning.analysis.components.attribution_figures import (
+    agreement_figure,
+    incompleteness_figure,
+    states_figure,
+)
 from implicit_reasoning.analysis.components.pair_attribution import DONORS, PairAttribution
 from implicit_reasoning.analysis.patching.pair_instrument import mean_by_group
+from implicit_reasoning.figures import Figure
 
 _MIN_DIFFERENCE = 1e-4  # completeness is not computed if the metrics of the runs differ by less
 
@@ -43,15 +50,15 @@ class Attribution(PairAttribution):
         "group."
     )
     outputs = {
-        "states_effect": ("method", "donor", "layer", "pos", "example"),
-        "parts_effect": ("method", "donor", "block", "part", "pos", "example"),
+        "states_effect": ("estimator", "donor", "layer", "pos", "example"),
+        "parts_effect": ("estimator", "donor", "block", "part", "pos", "example"),
         "projections_effect": (
-            *("method", "donor", "block", "projection", "head", "pos", "example"),
+            *("estimator", "donor", "block", "projection", "head", "pos", "example"),
         ),
-        "agreement": ("estimate", "ranked", "kind", "donor", "example"),
+        "agreement": ("estimator", "ranked", "kind", "donor", "example"),
         "ranked_pairs": ("ranked", "kind", "donor", "example"),
-        "agreement_of_means": ("estimate", "ranked", "kind", "donor", "of_group"),
-        "incompleteness": ("method", "donor", "layer", "example"),
+        "agreement_of_means": ("estimator", "ranked", "kind", "donor", "of_group"),
+        "incompleteness": ("estimator", "donor", "layer", "example"),
         "differing": ("donor", "example"),
         "difference": ("donor", "example"),
         "correct": ("example",),
@@ -69,11 +76,22 @@ class Attribution(PairAttribution):
     ) -> dict[str, Array]:
         """Return the effects, and how far the effects of a layer are from the whole difference."""
         difference, correct = found["difference"], counted.any(1)
-        size = mean_by_group(jnp.abs(difference), correct[None], counted)
-        differing = correct & (size > _MIN_DIFFERENCE)
-        missing = jnp.abs(found["states"].sum(3) - difference[:, None])
+        size = mean_by_group(
+            jnp.abs(difference), jnp.broadcast_to(correct, difference.shape), counted
+        )
+        differing = correct[None] & (size > _MIN_DIFFERENCE)
+        missing = jnp.abs(found["states"].sum(3) - difference[None, :, None])
         return {
             **{f"{kind}_effect": found[kind] for kind in self.kinds},
-            "incompleteness": missing / jnp.where(differing, size, 1)[:, None],
+            "incompleteness": missing / jnp.where(differing, size, 1)[None, :, None],
             "differing": differing,
         }
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Draw the agreement with exact patching, completeness, and the effects of states."""
+        title = "Where do gradients mislead while the model learns?"
+        return [
+            agreement_figure(result, self.name, title),
+            incompleteness_figure(result),
+            states_figure(result),
+        ]

@@ -301,7 +301,7 @@ def pattern_effects(
     by_query = jax.nn.softmax(scored(donor["q"], base["k"]), axis=-1) - pattern
     of_queries = (by_query * gradient).sum(-1)
     # A new key changes one column of the scores. The axis `p` is the position of the new key.
-    column = jnp.eye(scores.shape[-1], dtype=bool)[:, None, :]
+    column = jnp.eye(scores.shape[-1], dtype=bool)[None, None, :, None]
     mixed = jnp.where(column, scored(base["q"], donor["k"])[:, :, None], scores[:, :, None])
     by_key = jax.nn.softmax(mixed, axis=-1) - pattern[:, :, None]
     of_keys = (by_key * gradient[:, :, None]).sum((-1, -2))

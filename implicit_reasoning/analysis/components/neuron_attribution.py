@@ -1,9 +1,9 @@
 """Attribution of single neurons: estimated effects of patches beside exact effects.
 
 A model has many more neurons than states, so exact patching is costly: few pairs are measured, and
-effects are returned as sums over neurons. A relu neuron that is off in the clean run has the
-gradient 0. Attribution patching therefore misses its effect, even if the corrupt run turns it on
-and changes the answer.
+effects are returned as sums over neurons. A relu neuron that is off in the clean run passes no
+gradient to what it reads. Attribution patching therefore misses an earlier neuron whose output in
+the corrupt run would turn it on.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool
 
+from implicit_reasoning.analysis.components.attribution_figures import (
+    agreement_figure,
+    missed_figure,
+)
 from implicit_reasoning.analysis.components.pair_attribution import (
     DONORS,
     PairAttribution,
@@ -23,6 +28,7 @@ from implicit_reasoning.analysis.components.pair_attribution import (
 from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.patching.grids import patch_neurons, patch_parts
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
+from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache
 from implicit_reasoning.worlds import Dataset
@@ -47,12 +53,12 @@ class NeuronAttribution(PairAttribution):
         "size. Null: the donor run is that of another pair of the group."
     )
     outputs = {
-        "agreement": ("estimate", "ranked", "kind", "donor", "example"),
+        "agreement": ("estimator", "ranked", "kind", "donor", "example"),
         "ranked_pairs": ("ranked", "kind", "donor", "example"),
-        "agreement_of_means": ("estimate", "ranked", "kind", "donor", "of_group"),
-        "summed_effect": ("method", "donor", "block", "pos", "example"),
+        "agreement_of_means": ("estimator", "ranked", "kind", "donor", "of_group"),
+        "summed_effect": ("estimator", "donor", "block", "pos", "example"),
         "joint_effect": ("donor", "block", "pos", "example"),
-        "missed": ("estimate", "donor", "example"),
+        "missed": ("estimator", "donor", "example"),
         "any_effect": ("donor", "example"),
         "difference": ("donor", "example"),
         "correct": ("example",),
@@ -106,15 +112,20 @@ class NeuronAttribution(PairAttribution):
         self, found: Mapping[str, Array], counted: Bool[Array, "example group"]
     ) -> dict[str, Array]:
         """Return sums over neurons, and the share of effects that each estimate misses."""
-        effects = found["neurons"]  # [method, donor, block, neuron, pos, example]
+        effects = found["neurons"]  # [estimator, donor, block, neuron, pos, example]
         size = jnp.abs(effects[0])
         largest = size.max((1, 2, 3))
-        missed = jnp.abs(effects[1:]) < _MISSED * largest[None, :, None, None, None]
+        missed = jnp.abs(effects) < _MISSED * largest[None, :, None, None, None]
         total = size.sum((1, 2, 3))
         share = (missed * size[None]).sum((2, 3, 4)) / jnp.where(total > 0, total, 1)[None]
         return {
             "summed_effect": effects.sum(3),
             "joint_effect": found["joint"],
             "missed": share,
-            "any_effect": (total > 0) & counted.any(1),
+            "any_effect": (total > 0) & counted.any(1)[None],
         }
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Draw the agreement with exact patching, and the share that each estimate misses."""
+        title = "Do gradients find the neurons that matter?"
+        return [agreement_figure(result, self.name, title), missed_figure(result)]

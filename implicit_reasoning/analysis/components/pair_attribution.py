@@ -37,11 +37,12 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.cones import Cache, cache_sites
+from implicit_reasoning.model.edits import expand_to_rank
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 
-METHODS = ("patching", *ESTIMATES)
-"""Labels of the dimension `method`: exact patching, and the estimates."""
+ESTIMATORS = ("patching", *ESTIMATES)
+"""Exact patching, and the estimates: the labels of the dimension `estimator`."""
 
 DONORS = ("pair", "another pair")
 _NODES = 16
@@ -112,8 +113,7 @@ class PairAttribution(PairInstrument):
         The method `examples` returns these, because they depend on the chosen pairs.
         """
         return {
-            "method": METHODS,
-            "estimate": ESTIMATES,
+            "estimator": ESTIMATORS,
             "ranked": RANKED,
             "kind": self.kinds,
             "donor": DONORS,
@@ -152,7 +152,7 @@ class PairAttribution(PairInstrument):
         by_kind = jax.tree.map(lambda *each: jnp.stack(each, axis=-3), *compared)
         return self.outputs_of(found, counted) | {
             "agreement": by_kind.by_pair,
-            "ranked_pairs": by_kind.ranked & correct,
+            "ranked_pairs": by_kind.ranked & correct[None, None, None],
             "agreement_of_means": by_kind.of_means,
             "difference": found["difference"],
             "correct": correct,
@@ -164,8 +164,8 @@ class PairAttribution(PairInstrument):
         """Compute the effects of all patches for some examples.
 
         Returns:
-          The effects by kind, [method, donor, *cell, example], and whether the values of each cell
-          differ under the key `<kind> moved`; `difference` [donor, example], the metric of the
+          The effects by kind, [estimator, donor, *cell, example]; whether the values of each cell
+          differ, under the key `<kind> moved`; `difference` [donor, example], the metric of the
           donor run minus that of the clean run; and the effects of further patches.
         """
         batch: PairBatch = example["batch"]
@@ -184,7 +184,7 @@ class PairAttribution(PairInstrument):
 
         def exact(donor: Cache) -> dict[str, Array]:
             found = self.patched(model, params, batch, base, donor)
-            return {name: values - start for name, values in found.items()}
+            return {name: x - expand_to_rank(start, x) for name, x in found.items()}
 
         def moved(donor: Cache) -> dict[str, Array]:
             differences = {site: donor[site] - base[site] for site in sites}
@@ -203,7 +203,7 @@ class PairAttribution(PairInstrument):
         for kind, values in estimates.items():
             patched[kind] = jnp.concatenate([patched[kind][None], values])
         changed = {f"{kind} moved": x for kind, x in jax.vmap(moved)(donors).items()}
-        return patched | changed | {"difference": jax.vmap(metric)(said) - start}
+        return patched | changed | {"difference": jax.vmap(metric)(said) - start[None]}
 
     def patched(
         self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache
@@ -226,7 +226,7 @@ class PairAttribution(PairInstrument):
         """Return the outputs that `measure` does not return for every subclass.
 
         Args:
-          found: the effects by kind, [method, donor, *cell, example], and those of further patches,
-            [donor, *cell, example].
+          found: the effects by kind, [estimator, donor, *cell, example], and those of further
+            patches, [donor, *cell, example].
           counted: for each group, the pairs whose clean prompt is answered correctly.
         """

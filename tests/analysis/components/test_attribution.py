@@ -1,0 +1,246 @@
+"""Estimated effects equal exact ones where the model is linear, and differ where it is known to be
+otherwise.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from implicit_reasoning.analysis import InMemory, Runner, measure
+from implicit_reasoning.analysis.components.agreement import can_be_ranked, rank_correlation
+from implicit_reasoning.analysis.components.attribution import Attribution
+from implicit_reasoning.analysis.components.estimates import pattern_effects
+from implicit_reasoning.analysis.components.neuron_attribution import NeuronAttribution
+from implicit_reasoning.analysis.components.pair_attribution import ESTIMATORS
+from implicit_reasoning.analysis.patching.pairs import bridge_pairs
+from implicit_reasoning.analysis.patching.projections import (
+    PROJECTIONS,
+    patch_projections,
+    projection_sites,
+)
+from implicit_reasoning.analysis.patching.query_pairs import BRIDGE, SAME
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Edit, Spec, Transformer, mask
+from implicit_reasoning.model.wirings import forward_at
+from tests.analysis.by_hand import composer, dataset
+from tests.model.exchange.models import filled, tokens_for
+
+GRADIENTS = [name for name in ESTIMATORS if name != "AtP*"]  # GradDrop is not exact if linear
+
+
+@pytest.fixture(scope="module")
+def data():
+    return dataset(n_entities=20, n_relations=4, out_degree=4, phi=2.0)
+
+
+@pytest.fixture(scope="module")
+def runner(data):
+    """Return one runner, so that all tests share one program."""
+    return Runner(Attribution(), composer(data)[0])
+
+
+def linear(model):
+    """Return weights of a linear model: patterns are uniform, and every relu is on."""
+    params = filled(model)
+    for block in params["blocks"].values():
+        for name in ("W_Q", "W_K", "b_Q", "b_K"):
+            block["attn"][name] *= 0
+        block["mlp"]["W_in"] *= 0.1
+        block["mlp"]["b_in"] = block["mlp"]["b_in"] * 0 + 50
+        block["mlp"]["W_out"] *= 0.1
+        block["mlp"]["b_out"] = -(block["mlp"]["W_out"].sum(0) * 50)
+    return params
+
+
+def outcomes(runner, params, data):
+    """Return the outcomes by example for one model, whose own answers count as correct."""
+    pairs, model = bridge_pairs(data), runner.model
+    say = jax.jit(lambda tokens: model.forward(params, tokens)[0][:, -1].argmax(-1))
+    answers = {"answer": say(pairs.clean), "corrupt_answer": say(pairs.corrupt)}
+    examples = runner.instrument.examples(model, data)
+    examples = dataclasses.replace(examples, inputs=examples.inputs | answers)
+    found = runner(jax.tree.map(lambda x: x[None], params), runner.place(examples))
+    return {name: values[0] for name, values in found.items()}
+
+
+def test_all_estimates_are_exact_in_a_linear_model(runner, data):
+    found = outcomes(runner, linear(runner.model), data)
+    assert found["correct"].all()
+    places = [ESTIMATORS.index(name) for name in GRADIENTS]
+    for kind in Attribution.kinds:
+        effects = found[f"{kind}_effect"][places]
+        assert np.abs(effects[0]).max() > 0.1
+        scale = np.abs(effects[0]).max()
+        np.testing.assert_allclose(
+            effects, np.broadcast_to(effects[:1], effects.shape), atol=2e-3 * scale
+        )
+    # All effects of a layer together are the whole difference.
+    assert found["incompleteness"][places].max() < 0.01
+    assert not found["projections_effect"][:, :, :, :2].any()  # queries and keys change nothing
+
+
+@pytest.fixture(scope="module")
+def composed(data, runner):
+    model, params = composer(data)
+    result = measure(
+        runner.instrument, InMemory(model, data, [params]), progress=False, runner=runner
+    )
+    assert runner.traces <= 2
+    return result.isel(step=0)
+
+
+def test_integrated_gradients_rank_the_states_of_a_composer(composed):
+    own = composed.sel(donor="pair", group=BRIDGE, ranked="effect")
+    of_states = own.agreement.sel(kind="states")
+    assert of_states.sel(estimator="integrated gradients") > 0.9
+    assert of_states.sel(estimator="AtP") < of_states.sel(estimator="integrated gradients")
+    means = own.agreement_of_means.sel(kind="states", of_group=BRIDGE)
+    assert means.sel(estimator="integrated gradients") > 0.9
+
+
+def test_attribution_patching_misses_the_neuron_that_the_corrupt_run_turns_on(composed):
+    """Exact patching of the bridge removes the right answer and adds the other one."""
+    at = composed.states_effect.sel(donor="pair", group=BRIDGE, layer=1, pos="r1")
+    exact = at.sel(estimator="patching")
+    np.testing.assert_allclose(
+        exact, composed.difference.sel(donor="pair", group=BRIDGE), rtol=1e-4
+    )
+    # The gradient of the neuron that will be on is 0, so half of the effect is missing.
+    np.testing.assert_allclose(at.sel(estimator=["AtP", "RelP"]), exact / 2, rtol=1e-3)
+    np.testing.assert_allclose(at.sel(estimator="integrated gradients"), exact, rtol=1e-3)
+
+
+def test_integrated_gradients_are_complete_where_attribution_patching_is_not(composed):
+    missing = composed.incompleteness.sel(donor="pair", group=BRIDGE, layer=1)
+    assert missing.sel(estimator="integrated gradients") < 0.01
+    assert missing.sel(estimator="AtP") > 0.4
+
+
+def test_pairs_without_a_difference_are_not_compared(composed):
+    same = composed.sel(group=SAME, donor="pair")
+    assert (same.agreement_n == 0).all() and (same.incompleteness_n == 0).all()
+
+
+def test_the_null_is_another_pairs_run(composed):
+    null = composed.states_effect.sel(donor="another pair", group=BRIDGE, estimator="patching")
+    assert abs(null.sel(layer=1, pos="r1")) < 0.75 * abs(
+        composed.difference.sel(donor="pair", group=BRIDGE)
+    )
+
+
+def test_figures_say_how_to_read_them(composed):
+    for figure in Attribution().figures(composed.expand_dims("step")):
+        assert "null" in figure.caption
+        figure.drawing.draw_without_rendering()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("probability", "divergence")}, "needs exactly one metric, got probability"),
+        ({"nodes": 0}, "nodes is 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Attribution(**options)
+
+
+SMALL = Transformer(Spec(d_vocab=7, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=5))
+
+
+def test_patches_of_queries_keys_and_values_equal_forward_with_edits():
+    params, tokens = filled(SMALL), tokens_for(SMALL.spec, rows=2)
+    sites = (*projection_sites(SMALL), *(f"blocks.{n}.hook_resid_pre" for n in (0, 1)))
+
+    @jax.jit
+    def both(params):
+        base, donor = (
+            forward_at(SMALL, params, rows, sites=sites)[1] for rows in (tokens, tokens[:, ::-1])
+        )
+        whole = SMALL.forward(params, tokens[:, ::-1], sites=sites)[1]
+
+        def one(place):
+            block, projection, head, pos = place
+            edits = {}
+            for number, site in enumerate(projection_sites(SMALL)):
+                here = (jnp.arange(3) == pos)[:, None] & (jnp.arange(2) == head)[None]
+                asked = (block == number // 3) & (projection == number % 3)
+                edits[site] = Edit(mask, ((here & asked)[None, :, :, None], whole[site]))
+            return SMALL.forward(params, tokens, edits=edits)[0][:, -1]
+
+        places = jnp.stack(jnp.meshgrid(*map(jnp.arange, (2, 3, 2, 3)), indexing="ij"), -1)
+        wanted = jax.vmap(one)(places.reshape(-1, 4))
+        return patch_projections(SMALL, params, base, donor), wanted
+
+    found, wanted = jax.device_get(both(params))
+    assert found.shape == (2, len(PROJECTIONS), 2, 3, 2, 7)
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+    assert (np.abs(wanted - wanted[0]).max((1, 2)) > 1e-3).sum() > 10
+
+
+def test_effects_through_patterns_equal_a_loop_over_queries_and_keys():
+    rng = np.random.default_rng(0)
+    (q, k), (new_q, new_k) = rng.normal(size=(2, 2, 2, 3, 2, 4)).astype("f4")
+    gradient = rng.normal(size=(2, 2, 3, 3)).astype("f4")
+
+    def softmax(q, k):
+        scores = np.einsum("eqhd,ekhd->ehqk", q, k) / 2
+        scores = np.where(np.tril(np.ones((3, 3), bool)), scores, -np.inf)
+        weights = np.exp(scores)
+        return scores, weights / weights.sum(-1, keepdims=True)
+
+    scores, pattern = softmax(q, k)
+    base, donor = {"q": q, "k": k}, {"q": new_q, "k": new_k}
+    found = jax.jit(pattern_effects)(base, donor, scores, gradient)
+    for pos in range(3):
+        for head in range(2):
+            here = np.zeros((1, 3, 2, 1), bool)
+            here[:, pos, head] = True
+            of_query = softmax(np.where(here, new_q, q), k)[1]
+            of_key = softmax(q, np.where(here, new_k, k))[1]
+            for effects, changed in zip(found, (of_query, of_key), strict=True):
+                wanted = ((changed - pattern) * gradient).sum((1, 2, 3))
+                np.testing.assert_allclose(effects[head, pos], wanted, atol=1e-5)
+
+
+def test_rank_correlation_equals_scipys_over_the_cells_that_count():
+    rng = np.random.default_rng(1)
+    exact = rng.integers(-3, 4, (6, 12)).astype("f4")  # with ties
+    estimate = exact + rng.normal(size=exact.shape).round().astype("f4")
+    counted = rng.random(exact.shape) < 0.8
+    exact[4], estimate[5] = 2, 1  # nothing to rank
+    exact[0] += 1e-6 * (exact[0] == 0) * rng.normal(size=12)  # rounding errors count as zero
+    found, possible = jax.jit(
+        lambda *values: (rank_correlation(*values), can_be_ranked(*values[1:]))
+    )(estimate, exact, counted)
+    for row in range(4):
+        kept = counted[row]
+        wanted = spearmanr(estimate[row, kept], exact[row, kept].round(3)).statistic
+        np.testing.assert_allclose(found[row], wanted, atol=1e-5)
+    assert found[4] == 0 and found[5] == 0
+    assert list(possible) == [True, True, True, True, False, True]
+
+
+def test_attribution_patching_misses_neurons_that_would_turn_a_neuron_on(data):
+    model, params = composer(data)
+    result = measure(NeuronAttribution(), InMemory(model, data, [params]), progress=False)
+    own = result.isel(step=0).sel(group=BRIDGE, donor="pair")
+    # Exact effects of equal size are at four neurons: the neuron that is on in the clean run and
+    # the neuron that is on in the corrupt run, at both hops. The second of the first hop would turn
+    # on a neuron that is off.
+    for estimator, missed in {"AtP": 0.25, "RelP": 0.25, "integrated gradients": 0.0}.items():
+        np.testing.assert_allclose(own.missed.sel(estimator=estimator), missed, atol=1e-3)
+    at = own.sel(block=0, pos="r1")
+    np.testing.assert_allclose(
+        at.summed_effect.sel(estimator="patching"), at.joint_effect, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        at.summed_effect.sel(estimator="AtP"), at.joint_effect / 2, rtol=1e-4
+    )
+    for figure in NeuronAttribution().figures(result):
+        figure.drawing.draw_without_rendering()
