@@ -4,7 +4,8 @@ Answers of several tokens are evaluated with teacher forcing. An answer is corre
 predicts every token of the answer correctly, given the true previous tokens; greedy decoding gives
 the same accuracy. The loss of an answer is the sum of the losses of its tokens. The rank of an
 answer is the worst rank of its tokens. Some tasks append an end token `</a>` to the answer; this
-token is not evaluated. `training.thoughts` measures answers with a chain of thought.
+token is not evaluated. `training.thoughts` measures answers with a chain of thought, and
+`training.probability_difference` measures answers for which several tokens are right.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.training.cues import OTHER, cue_splits
 from implicit_reasoning.training.intervals import AccuracyIntervals
 from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.probability_difference import (
+    COLUMN,
+    answer_ranges,
+    probability_difference,
+)
 from implicit_reasoning.training.thoughts import (
     ThoughtOutcome,
     thought_columns,
@@ -50,11 +56,14 @@ class Outcome(NamedTuple):
       rank: rank of the answer; 0 is best. The rank of a token counts the other tokens of the
         vocabulary that have a higher, equal or NaN logit.
       thought: the measures of answers with a chain of thought; None for all other tasks.
+      difference: the probability of all right tokens minus that of all wrong tokens; None for tasks
+        in which one token is right.
     """
 
     loss: Float[Array, " probe"]
     rank: Int[Array, " probe"]
     thought: ThoughtOutcome | None = None
+    difference: Float[Array, " probe"] | None = None
 
 
 class EvaluationRows(NamedTuple):
@@ -68,12 +77,15 @@ class EvaluationRows(NamedTuple):
       answers: answer tokens; -1 pads shorter answers.
       thought: number of answer tokens that belong to bridge entities; None if the answers of the
         task have no chain of thought.
+      ranges: ranges of right and of wrong answer tokens, see `answer_ranges`; None for tasks in
+        which one token is right.
     """
 
     tokens: Int[Array | np.ndarray, "chunk row pos"]
     positions: Int[Array | np.ndarray, "chunk row answer"]
     answers: Int[Array | np.ndarray, "chunk row answer"]
     thought: Int[Array | np.ndarray, "chunk row"] | None = None
+    ranges: Int[Array | np.ndarray, "chunk row 4"] | None = None
 
 
 def evaluation_rows(dataset: Dataset) -> EvaluationRows:
@@ -85,11 +97,13 @@ def evaluation_rows(dataset: Dataset) -> EvaluationRows:
     padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
     answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
     chunks, thought = (-1, _CHUNK, answers.shape[1]), dataset.truth.get("thought")
+    ranges = answer_ranges(dataset, padded)
     return EvaluationRows(
         dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
         np.maximum(positions, 0).reshape(chunks),
         answers.reshape(chunks),
         None if thought is None else thought[padded].reshape(-1, _CHUNK),
+        None if ranges is None else ranges.reshape(-1, _CHUNK, ranges.shape[1]),
     )
 
 
@@ -109,7 +123,8 @@ def evaluate_chunks(
     """
 
     def chunk(number: Array) -> Outcome:
-        tokens, positions, answers, thought = jax.tree.map(lambda rows: rows[number], probes)
+        table: EvaluationRows = jax.tree.map(lambda rows: rows[number], probes)
+        tokens, positions, answers, thought, ranges = table
         logits, _ = forward_at(model, params, tokens, positions)
         there, wanted = answers >= 0, jnp.maximum(answers, 0)  # Shorter answers end in -1.
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
@@ -118,7 +133,9 @@ def evaluate_chunks(
         spoken = None
         if thought is not None:
             spoken = thought_outcome(model, params, tokens, positions, answers, thought, logits)
-        return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1), spoken)
+        difference = None if ranges is None else probability_difference(logits[:, 0], ranges)
+        loss, rank = jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1)
+        return Outcome(loss, rank, spoken, difference)
 
     found: Outcome = jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, chunks))
     return found
@@ -213,13 +230,16 @@ class ProbeMetrics:
           and `unanswered/<split>` is the number of these rows. `other/<name>` exists only for the
           task `cue_conflict`. It is the share of answers that agree with neither the training
           chains nor the atomic triple. Tasks with chains of thought also get the columns of
-          `training.thoughts`.
+          `training.thoughts`, and tasks with several right tokens the columns
+          `probability_difference/<split>`.
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome[:2])
         saturated = np.exp(-loss, dtype=np.float32) == 1
         loss = loss.astype(np.float64)
         values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
         values["saturated"] = saturated
+        if outcome.difference is not None:
+            values[COLUMN] = np.asarray(outcome.difference)[: len(self.rows)].astype(np.float64)
         summary = {
             f"{quantity}/{split}": float(value[members].mean())
             for quantity, value in values.items()

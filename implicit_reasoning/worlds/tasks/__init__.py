@@ -13,6 +13,10 @@ A task is found by its name or by its import path (see `implicit_reasoning.impor
     transitivity.py       comparisons that can be inferred from other comparisons
     modular_addition.py   sums modulo p
     in_context.py         repeated random sequences
+    successor.py          the next token of an ordered alphabet
+    greater_than.py       years that are greater than a start year
+    indirect_object.py    the one of two names that is not repeated
+    held_out.py           contexts that are held out
     settings.py           checks that a task reads all its settings
     fields.py             the settings of every task
 """
@@ -35,10 +39,13 @@ from implicit_reasoning.worlds.tasks.composition import (
     without_id_triples,
 )
 from implicit_reasoning.worlds.tasks.cue_conflict import cue_conflict
+from implicit_reasoning.worlds.tasks.greater_than import greater_than
 from implicit_reasoning.worlds.tasks.in_context import in_context
+from implicit_reasoning.worlds.tasks.indirect_object import indirect_object
 from implicit_reasoning.worlds.tasks.ladder import ladder
 from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
 from implicit_reasoning.worlds.tasks.settings import MissingSetting, check_all_read, track_reads
+from implicit_reasoning.worlds.tasks.successor import successor
 
 TASKS: dict[str, Callable[[Any], Dataset]] = {
     "composition": composition,
@@ -53,6 +60,9 @@ TASKS: dict[str, Callable[[Any], Dataset]] = {
     "complex": complex,
     "modular_addition": modular_addition,
     "in_context": in_context,
+    "successor": successor,
+    "greater_than": greater_than,
+    "indirect_object": indirect_object,
 }
 """Tasks of this package. A user's own task is specified by its import path."""
 

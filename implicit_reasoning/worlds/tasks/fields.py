@@ -135,6 +135,32 @@ _TABLES: dict[str, dict[str, Field]] = {
         "max_length": Field(int, "maximum length of the sequence that is repeated", 10),
         "n_train": Field(int, "number of training rows", 50_000),
     },
+    "successor": {
+        **_defaults(_COMMON, probes=1_000),
+        "alphabets": Field(
+            tuple, "number of ordered tokens in each alphabet; orders are cyclic", (7, 10, 12, 26)
+        ),
+        "run_length": Field(int, "number of consecutive tokens of each of the two runs", 3),
+        "n_train": Field(int, "number of training rows", 20_000),
+        "holdout": Field(float, "fraction of the pairs of runs that are never trained on", 0.2),
+    },
+    "greater_than": {
+        **_defaults(_COMMON, probes=1_000),
+        "n_years": Field(int, "number of years in a century; years are 0 to n_years - 1", 100),
+        "n_centuries": Field(int, "number of centuries", 10),
+        "rows_per_start": Field(int, "training rows for each century and start year", 50),
+        "holdout": Field(
+            float, "fraction of the centuries that are held out, for each start year", 0.2
+        ),
+    },
+    "indirect_object": {
+        **_defaults(_COMMON, probes=1_000),
+        "n_names": Field(int, "number of names", 40),
+        "n_fillers": Field(int, "number of filler tokens", 20),
+        "prompt_length": Field(int, "number of tokens of a prompt, with the last token <to>", 9),
+        "n_train": Field(int, "number of training rows", 20_000),
+        "holdout": Field(float, "fraction of the pairs of names that are never trained on", 0.2),
+    },
 }
 
 FIELDS: dict[str, dict[str, Field]] = {
