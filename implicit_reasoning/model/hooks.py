@@ -10,20 +10,22 @@ Source of the names and signatures: TransformerLens (HookedTransformer, Activati
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.blocks import require_gpt2
+from implicit_reasoning.model.cache import Cache
 from implicit_reasoning.model.edits import Edit, HookContext
+from implicit_reasoning.model.hook_names import get_act_name
 from implicit_reasoning.model.sites import check_sites
 from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Params, Transformer
+from implicit_reasoning.model.weights import Weights
+
+__all__ = ["Cache", "Filter", "Hook", "HookPoint", "Hooked", "get_act_name"]
 
 Filter = str | Collection[str] | Callable[[str], bool] | None
 
@@ -43,14 +45,15 @@ class HookPoint(NamedTuple):
 Hook = Callable[[Array, HookPoint], Array | None]
 
 
-class Hooked:
+class Hooked(Weights):
     """A model together with the parameters of one checkpoint, `Hooked(run.model, params)`.
 
-    Calling a `Hooked` with tokens returns the logits.
+    Calling a `Hooked` with tokens returns the logits. The weights have the names and layouts of
+    HookedTransformer, such as `W_Q` [layer, head, d_model, d_head] and `OV`.
     """
 
     def __init__(self, model: Transformer, params: Params):
-        self.model, self.params = model, params
+        super().__init__(model, params)
         self._forward = jax.jit(model.forward, static_argnames="sites")
 
     def __call__(self, tokens: Int[Array | np.ndarray, "batch pos"]) -> Float[Array, "..."]:
@@ -124,85 +127,3 @@ def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any]
         return value if new is None else new
 
     return edit
-
-
-class Cache(Mapping[str, Array]):
-    """The values of sites (hook points) in one forward pass, by name.
-
-    A key is the full name of a site or a short name with the index of the block. For example,
-    `cache["blocks.1.attn.hook_z"]` equals `cache["z", 1]`.
-    """
-
-    def __init__(self, values: Mapping[str, Array], hooked: Hooked):
-        self._values, self._hooked = dict(values), hooked
-
-    def __getitem__(self, key: str | tuple[Any, ...]) -> Array:
-        site = get_act_name(*key) if isinstance(key, tuple) else get_act_name(key)
-        if site not in self._values:
-            raise InputError(
-                f"{site} is not in the cache, which contains {len(self._values)} sites; choose a "
-                "site from model.sites, and select the site with names_filter"
-            )
-        return self._values[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def accumulated_resid(self) -> tuple[Float[Array, "layer batch pos d_model"], list[str]]:
-        """Return the residual stream before each block and after the last block, with labels."""
-        depth = self._hooked.model.spec.depth
-        states = [self["resid_pre", layer] for layer in range(depth)]
-        states.append(self["resid_post", depth - 1])
-        return jnp.stack(states), [f"{layer}_pre" for layer in range(depth)] + ["final_post"]
-
-    def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
-        """Return the terms whose sum is the final residual stream, with labels.
-
-        The terms are the token and position embeddings and the outputs of attention and MLP in each
-        block.
-
-        Raises:
-          InputError: the blocks of the model are not `gpt2`.
-        """
-        require_gpt2(self._hooked.model.spec, "decompose_resid")
-        parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
-        for layer in range(self._hooked.model.spec.depth):
-            parts[f"{layer}_attn_out"] = self["attn_out", layer]
-            parts[f"{layer}_mlp_out"] = self["mlp_out", layer]
-        return jnp.stack(list(parts.values())), list(parts)
-
-
-# Short names of the hooks in each module of a block.
-_IN_ATTENTION = ("q", "k", "v", "z", "attn_scores", "pattern", "result")
-_IN_MLP = ("pre", "post")
-_IN_NORM = ("scale", "normalized")
-_ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v"}
-_ALIASES |= {"mlp_pre": "pre", "mlp_mid": "post", "mlp_post": "post"}
-
-
-def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
-    """Return the full name of a site, such as `blocks.6.attn.hook_k` for `("k", 6)`.
-
-    Args:
-      name: a short name, such as "resid_post", "q", "pattern", "mlp_out" or "normalized". A full
-        name is returned unchanged.
-      layer: the index of the block; None for a site outside the blocks.
-      layer_type: "ln1" or "ln2" for the names "scale" and "normalized"; ignored for all other
-        names.
-    """
-    if "." in name or name.startswith("hook_"):
-        return name
-    name = _ALIASES.get(name, name)
-    if layer is None:
-        return f"ln_final.hook_{name}" if name in _IN_NORM else f"hook_{name}"
-    place = ""
-    if name in _IN_NORM:
-        place = f"{layer_type or 'ln1'}."
-    elif name in _IN_ATTENTION:
-        place = "attn."
-    elif name in _IN_MLP:
-        place = "mlp."
-    return f"blocks.{layer}.{place}hook_{name}"

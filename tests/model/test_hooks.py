@@ -26,9 +26,9 @@ def test_the_cache_has_every_site_under_all_its_names(hooked):
     assert list(cache) == list(MODEL.sites)
     assert cache["z", 1] is cache["blocks.1.attn.hook_z"]
     assert cache["resid_pre", 0].shape == (3, 4, 8) and cache["pattern", 1].shape == (3, 2, 4, 4)
-    resid, labels = cache.accumulated_resid()
+    resid, labels = cache.accumulated_resid(return_labels=True)
     assert labels == ["0_pre", "1_pre", "final_post"] and resid.shape == (3, 3, 4, 8)
-    parts, labels = cache.decompose_resid()
+    parts, labels = cache.decompose_resid(return_labels=True)
     assert labels[:3] == ["embed", "pos_embed", "0_attn_out"] and len(labels) == 6
     np.testing.assert_allclose(parts.sum(0), cache["resid_post", 1], rtol=1e-4, atol=1e-5)
 
