@@ -155,10 +155,10 @@ _TABLES: dict[str, dict[str, Field]] = {
     },
     "indirect_object": {
         **_defaults(_COMMON, probes=1_000),
-        "n_names": Field(int, "number of names", 40),
+        "n_names": Field(int, "number of names", 80),
         "n_fillers": Field(int, "number of filler tokens", 20),
         "prompt_length": Field(int, "number of tokens of a prompt, with the last token <to>", 9),
-        "n_train": Field(int, "number of training rows", 20_000),
+        "n_train": Field(int, "number of training rows", 50_000),
         "holdout": Field(float, "fraction of the pairs of names that are never trained on", 0.2),
     },
 }

@@ -25,7 +25,7 @@ def hold_out(seed: int, count: int, fraction: float) -> Bool[np.ndarray, " conte
 
 
 def check_answers_are_trained(
-    trained: Int[np.ndarray, " row"], tested: Int[np.ndarray, " row"], vocab: tuple[str, ...]
+    trained: Int[np.ndarray, " train"], tested: Int[np.ndarray, " test"], vocab: tuple[str, ...]
 ) -> None:
     """Check that every answer of a test row is also the answer of a training row.
 

@@ -53,7 +53,9 @@ def indirect_object(task: Any) -> Dataset:
     check_range("world_seed", task.world_seed, 0)
     n_pairs = comb(task.n_names, 2)
     check_count("n_names ** 2", task.n_names**2)
-    check_count("(n_train + probes) x prompt_length", (task.n_train + task.probes) * 64)
+    check_count(
+        "(n_train + probes) x prompt_length", (task.n_train + task.probes) * task.prompt_length
+    )
     held_out = hold_out(task.world_seed, n_pairs, task.holdout)
     train = _rows(task, np.flatnonzero(~held_out), task.n_train, kind=0)
     test = _rows(task, np.flatnonzero(held_out), task.probes, kind=1)

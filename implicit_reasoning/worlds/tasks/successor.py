@@ -84,7 +84,7 @@ def _sizes(task: Any) -> Int[np.ndarray, " alphabet"]:
     if len(sizes) < 2:
         raise InputError(f"alphabets = {tuple(task.alphabets)} must be at least two sizes")
     # In a shorter cycle, the next token would already be in the run.
-    check_range("run_length", task.run_length, 1, sizes.min() - 1, " (smallest alphabet - 1)")
+    check_range("run_length", task.run_length, 1, int(sizes.min()) - 1, " (smallest alphabet - 1)")
     check_range("run_length", task.run_length, 1, 8)
     return sizes
 
@@ -109,21 +109,24 @@ def _pairs(sizes: np.ndarray) -> _Pairs:
 def _rows(
     sizes: np.ndarray, length: int, pairs: _Pairs, pair: np.ndarray, form: np.ndarray
 ) -> Rows:
-    """Return the rows of pairs of runs; a form is a way to mix the runs, times two, plus `asked`."""
+    """Return the rows of pairs of runs.
+
+    A form is the number of a way to mix the runs, times two, plus the number of the asked run.
+    """
     mixtures = np.array(list(combinations(range(2 * length), length)))
     mixture, asked = np.divmod(form, 2)
     places = np.empty((len(pair), 2, length), np.int64)  # the positions of the tokens of each run
     places[:, 0] = mixtures[mixture]
     is_first = np.zeros((len(pair), 2 * length), bool)
     np.put_along_axis(is_first, places[:, 0], True, axis=1)
-    places[:, 1] = np.nonzero(~is_first)[1].reshape(-1, length)
+    places[:, 1] = np.nonzero(~is_first)[1].reshape(len(pair), length)
 
     alphabet, offset = pairs.alphabet[pair], np.cumsum(sizes) - sizes
     size = sizes[alphabet]
     value = (pairs.first[pair][..., None] + np.arange(length)) % size[..., None]
     prompt = np.empty((len(pair), 2 * length), np.int64)
     tokens = offset[alphabet][..., None] + value
-    np.put_along_axis(prompt, places.reshape(len(pair), -1), tokens.reshape(len(pair), -1), axis=1)
+    np.put_along_axis(prompt, places.reshape(prompt.shape), tokens.reshape(prompt.shape), axis=1)
 
     def of(table: np.ndarray, which: np.ndarray) -> np.ndarray:
         found: np.ndarray = np.take_along_axis(table, which[:, None], axis=1)[:, 0]
