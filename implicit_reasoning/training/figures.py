@@ -26,6 +26,7 @@ from implicit_reasoning.figures import (
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training.cues import cue_figure, cue_splits
 from implicit_reasoning.training.phases import Phases, run_phases
+from implicit_reasoning.training.probability_difference import difference_figure
 from implicit_reasoning.training.thoughts import thought_figure
 from implicit_reasoning.training.unanswered import ACCURACY, MIN_BRIDGES, ROWS
 from implicit_reasoning.worlds import Dataset, shortcuts
@@ -55,6 +56,7 @@ def figures(run: Run) -> list[Figure]:
         _accuracy(rows, run.dataset, found, floors),
         cue_figure(rows, run.dataset),
         thought_figure(rows, run.dataset),
+        difference_figure(rows, run.dataset),
         _loss(rows, run.dataset),
         _first_correct(first_correct, rows[-1]["step"], run.dataset),
         _optimisation(rows),
