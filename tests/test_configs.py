@@ -23,6 +23,7 @@ SCALES = {
     "modular_addition": ["pocket", "desk", "paper", "power"],
     "cue_conflict": ["pocket", "desk"],
     "ladder": ["pocket", "desk", "bench"],
+    **{name: ["pocket", "desk"] for name in ("successor", "greater_than", "indirect_object")},
     "ood_ratio": ["pocket", "pocket_50", "pocket_70", "desk", "desk_70", "paper", "paper_70"],
 }
 EVERY = [
@@ -79,6 +80,16 @@ def answers_of(dataset):
             p = dataset.n_vocab - 1
             return ((truth["a"] + truth["b"]) % p).tolist()
         rows, place = np.arange(len(dataset)), truth["position"]
+        if "alphabet" in truth:
+            alphabet, value = truth["alphabet"], truth["value"]
+            sizes = np.array([sum(w.startswith(f"<{a}_") for w in dataset.vocab) for a in range(9)])
+            return ((np.cumsum(sizes) - sizes)[alphabet] + (value + 1) % sizes[alphabet]).tolist()
+        if "right_first" in truth:  # any year after the start is right
+            return np.clip(truth["answer"], truth["start"] + 1, truth["right_last"]).tolist()
+        if "repeated_token" in truth:  # the other name
+            is_name = np.array([word.startswith("<name_") for word in dataset.vocab])
+            names = np.where(is_name[dataset.tokens], dataset.tokens, 0)
+            return (names.sum(1) - 2 * truth["repeated_token"]).tolist()
         # The token after the earlier occurrence of the present token.
         return dataset.tokens[rows, place - truth["period"] + 1].tolist()
     if "label" in truth:

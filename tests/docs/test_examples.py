@@ -38,6 +38,21 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
 
 
+def test_the_example_of_the_cache_adds_up(tmp_path, monkeypatch, capsys):
+    example, found = python_of("concepts/sites-and-edits.md"), {}
+    shared.finished_copy(tmp_path / "runs" / "pocket")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "sites-and-edits.md", "exec"), found)
+    hooked, answers = found["hooked"], found["answers"]
+    bias = hooked.params["ln_final"]["b"] @ hooked.W_U
+    logits = np.take_along_axis(
+        np.asarray(found["logits"][:, -1] - bias[None]), answers[:, None], 1
+    )
+    np.testing.assert_allclose(found["attributions"].sum(0), logits[:, 0], rtol=1e-3, atol=1e-3)
+    assert re.findall(r"^(\w+) adds", capsys.readouterr().out, re.MULTILINE) == found["labels"]
+    assert "L0H0" in Path("attention.html").read_text(encoding="utf-8")
+
+
 def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     example = python_of("how-to/dictionaries.md")
     assert len([line for line in example.splitlines() if line]) <= 20

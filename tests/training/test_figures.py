@@ -76,6 +76,7 @@ def test_no_rows_no_figures(dataset):
     [
         *("without_id_triples", "held_out_id_triples", "second_hop_restricted", "three_hops"),
         *("comparison", "complex", "modular_addition", "in_context", "ladder", "cue_conflict"),
+        *("successor", "greater_than", "indirect_object"),
     ],
 )
 def test_every_task_is_drawn_and_no_two_splits_look_alike(name):

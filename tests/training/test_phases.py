@@ -151,6 +151,7 @@ def test_splits_by_their_names(dataset):
         ("complex", Splits("train_ii", "test_ii", None)),
         ("modular_addition", Splits("train_pairs", "test_pairs", None)),
         ("in_context", Splits("train_repeated", "test_repeated", None)),
+        ("successor", Splits("train_runs", "test_runs", None)),
         ("second_hop_restricted", Splits("train_ii", "test_ii", None)),
         ("without_id_triples", SPLITS),
         ("two_token_entities", SPLITS),

@@ -75,6 +75,7 @@ def test_three_hops_have_two_bridges_and_the_first_is_the_cluster():
         ("comparison", "test_ii", ["fact1", "fact2"]),
         ("modular_addition", "test_pairs", None),
         ("in_context", "test_repeated", None),
+        ("greater_than", "test_years", None),
     ],
 )
 def test_tasks_without_chains(name, split, columns):

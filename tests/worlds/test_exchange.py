@@ -138,6 +138,9 @@ def test_a_published_folder_with_restricted_second_hops(make, tmp_path):
         ("complex", r"<e_\d+><attr_\d+>", "<\\d+></a>"),
         ("modular_addition", r"<\d+><\d+><=>", "<\\d+></a>"),
         ("in_context", r"(<x_\d+>)+", r"<x_\d+></a>"),
+        ("successor", r"(<\d+_\d+>){6}<next_\d+>", r"<\d+_\d+></a>"),
+        ("greater_than", r"<century_\d+><\d+><century_\d+>", r"<\d+></a>"),
+        ("indirect_object", r"(<(name|filler)_\d+>){8}<to>", r"<name_\d+></a>"),
     ],
 )
 def test_rows_of_other_spellings_and_tasks_are_written(tmp_path, name, first, target):
