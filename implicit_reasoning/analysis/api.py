@@ -54,6 +54,8 @@ INSTRUMENTS = {
     "head_scores": f"{_HERE}.components.head_scores:HeadScores",
     "head_circuits": f"{_HERE}.components.head_circuits:HeadCircuits",
     "head_moves": f"{_HERE}.components.head_moves:HeadMoves",
+    "fourier_progress": f"{_HERE}.components.fourier_progress:FourierProgress",
+    "composition_progress": f"{_HERE}.components.composition_progress:CompositionProgress",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
 

@@ -1,11 +1,14 @@
 """Guarantees that every built-in instrument gives."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds import build
 from tests.analysis.subjects import random_checkpoints
 from tests.analysis.test_runner import Probabilities
 from tests.analysis.tiny_states import make_dataset, make_model, random_subject
@@ -14,8 +17,18 @@ instruments = pytest.mark.parametrize("name", INSTRUMENTS)
 
 
 @pytest.fixture(scope="module")
-def subject():
+def chains():
     dataset = make_dataset()
+    return random_subject(make_model(dataset), dataset, n_checkpoints=3)
+
+
+@pytest.fixture
+def subject(name, chains):
+    """Return a subject of the task that the instrument is for."""
+    if name != "fourier_progress":
+        return chains
+    task = {"modulus": 7, "train_fraction": 0.4, "probes": 20, "world_seed": 0}
+    dataset = build(SimpleNamespace(name="modular_addition", **task))
     return random_subject(make_model(dataset), dataset, n_checkpoints=3)
 
 

@@ -23,3 +23,13 @@ moved_vectors.py      the vectors that heads copy, and the values that they iden
 token_maps.py         what a head does to single tokens, from its weights
 rows.py               chooses rows whose answers are at the same position
 """
+"""Instruments that measure the parts of a model: heads, neurons, directions and weights.
+
+fourier_progress.py       measures the formation of the Fourier circuit for modular addition
+composition_progress.py   measures the loss with only the shared code of the bridge, or without
+
+fourier.py                computes Fourier components of functions of a residue
+fourier_figures.py        draws the progress of modular addition, and finds its phases
+composition_figures.py    draws the progress of composition
+losses.py                 computes losses that stay accurate at a probability of 1
+"""
