@@ -56,6 +56,10 @@ INSTRUMENTS = {
     "head_moves": f"{_HERE}.components.head_moves:HeadMoves",
     "fourier_progress": f"{_HERE}.components.fourier_progress:FourierProgress",
     "composition_progress": f"{_HERE}.components.composition_progress:CompositionProgress",
+    "neuron_keys": f"{_HERE}.components.neuron_keys:NeuronKeys",
+    "neuron_importance": f"{_HERE}.components.neuron_importance:NeuronImportance",
+    "fact_neurons": f"{_HERE}.components.fact_neurons:FactNeurons",
+    "enrichment": f"{_HERE}.components.enrichment:Enrichment",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
 

@@ -22,6 +22,8 @@ def map_in_chunks(
     outcomes: Callable[[Any], dict[str, Array]],
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
+    *,
+    at_once: int = _AT_ONCE,
 ) -> dict[str, Array]:
     """Compute `outcomes(examples)` in chunks of examples, to limit the memory.
 
@@ -31,6 +33,7 @@ def map_in_chunks(
       examples: a pytree of arrays [example, ...], with any number of examples.
       counted: whether the outcomes of each example are needed; default: all are needed. The
         returned outcomes of examples that are not needed can be 0.
+      at_once: number of examples in a chunk.
 
     Returns:
       The arrays [..., example] by name. Examples have their original order.
@@ -38,7 +41,7 @@ def map_in_chunks(
     examples = jax.tree.map(jnp.asarray, examples)
     count = jax.tree.leaves(examples)[0].shape[0]
     counted = jnp.ones(count, bool) if counted is None else counted
-    size = min(count, _AT_ONCE)
+    size = min(count, at_once)
     n_parts = -(-count // size)
     order = jnp.argsort(~counted, stable=True)
     # The last chunk is padded with the first examples. `joined` drops the padding.

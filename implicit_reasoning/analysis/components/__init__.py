@@ -33,3 +33,17 @@ fourier_figures.py        draws the progress of modular addition, and finds its 
 composition_figures.py    draws the progress of composition
 losses.py                 computes losses that stay accurate at a probability of 1
 """
+"""Components: which heads, attention layers, MLPs and neurons compute the answer.
+
+neuron_keys.py        finds what activates each neuron, and what the neuron writes
+neuron_importance.py  compares a direct estimate of each neuron's importance with its ablation
+fact_neurons.py       counts the neurons of a fact, and compares its first hop with its last hop
+enrichment.py         decodes tails of e1 at e1 while early MLPs or attention are off
+
+triggers.py           lists the triggers of neurons, such as facts, and their states
+key_scores.py         matches the activity of neurons with triggers
+neuron_weights.py     reads the weights of neurons in the space of tokens
+neuron_effects.py     computes effects of neurons, by ablation and by log probability increase
+fact_chains.py        chooses facts that begin some chains and end others
+neuron_figures.py     draws the figures of neurons
+"""

@@ -37,12 +37,11 @@ from implicit_reasoning.analysis.facts import (
     first_occurrences,
 )
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.reading.ranking import ranks
+from implicit_reasoning.analysis.reading.attributes import WHOSE, tail_shares, tails_of
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
 from implicit_reasoning.figures import GREY, ORANGE, Figure
 from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.worlds import Dataset
-from implicit_reasoning.worlds.dataset import world_of
 
 TRUTHS = ("true", "shuffled")
 CENTRINGS = ("as they are", "mean removed")
@@ -124,7 +123,7 @@ class Geometry(Instrument):
             "points": points,
             "known": np.int32(position),
             "e1": np.int32(dataset.positions.index("e1")),
-            **_tails(dataset, dataset.truth["e1"][facts.rows]),
+            "tails": tails_of(dataset, dataset.truth["e1"][facts.rows]),
         }
         groups = [facts.groups[group] for group in facts.group[points]]
         return Examples(
@@ -137,7 +136,7 @@ class Geometry(Instrument):
                 "truth": TRUTHS,
                 "centring": CENTRINGS,
                 "centroid": CENTROIDS,
-                "whose": ("own", "another's"),
+                "whose": WHOSE,
                 "projection": PROJECTIONS,
                 "point": [f"{name} {group}" for name, group in zip(names, groups, strict=True)],
                 "axis": (1, 2),
@@ -169,7 +168,9 @@ class Geometry(Instrument):
         near = jax.lax.map(lambda layer: jax.lax.map(place, (layer, weights)), states)
         network = model.bind(params)
         attributes = jax.lax.map(
-            lambda state: _attributes(network.readout(state, HookContext()), inputs),
+            lambda state: tail_shares(
+                network.readout(state, HookContext()), jnp.asarray(inputs["tails"])
+            ),
             states[:, inputs["e1"]],
         )
         pictured = states[:, inputs["known"]][:, jnp.asarray(inputs["points"])]
@@ -253,20 +254,6 @@ def _pictured(
     return np.concatenate(rows).astype(np.int32)
 
 
-def _tails(dataset: Dataset, e1: Int[np.ndarray, " row"]) -> dict[str, np.ndarray]:
-    """Return masks [whose, row, entity] of the tails of each row's e1 and of a random entity.
-
-    The random entity differs from e1 and is a null control.
-    """
-    world = world_of(dataset)
-    tails = np.zeros((world.n_entities, world.n_entities), bool)
-    tails[world.facts.head, world.facts.tail] = True
-    # Each entity number gets a random shift that is not 0, so the new entity differs from e1.
-    shift = np.random.default_rng(0).integers(1, world.n_entities, world.n_entities)
-    another = (np.arange(world.n_entities) + shift) % world.n_entities
-    return {"tails": np.stack([tails[e1], tails[another[e1]]])}
-
-
 def _nearness(
     state: Float[Array, "row width"],
     bridge: Int[Array, " row"],
@@ -286,16 +273,6 @@ def _nearness(
     others = (cosines * (1 - member)).sum(-1) / jnp.maximum(len(bridges) - 1, 1)
     highest = jnp.where(member > 0, -jnp.inf, cosines).max(-1)
     return _Near(jnp.stack([own, without, others]), without > highest)
-
-
-def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, "whose row"]:
-    """Return the share of an entity's m tails that are among the m entities of highest logit."""
-    tails = jnp.asarray(inputs["tails"])
-    entities = logits[:, : tails.shape[-1]]
-    tokens = jnp.broadcast_to(jnp.arange(tails.shape[-1])[:, None], tails.shape[:0:-1])
-    rank = ranks(entities, tokens[None])[0].T  # [row, entity]
-    count = tails.sum(-1)
-    return ((rank[None] < count[..., None]) & tails).sum(-1) / count
 
 
 def pca(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:

@@ -1,4 +1,7 @@
-"""Rank tokens by logit. Rank 0 is the highest logit, and ties count against a token."""
+"""Rank tokens by logit, and score binary predictors by F1.
+
+Rank 0 is the highest logit, and ties count against a token.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,19 @@ def ranks(
     if among is not None:
         better &= among[None, :, None]
     return better.sum(-1) - 1
+
+
+def f1_score(
+    both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
+) -> Float[Array, "*any"]:
+    """Compute F1 from counts of states.
+
+    The predictor is "the feature is active", and the target is "the state has the value". F1 is 0
+    if all counts are 0.
+
+    Args:
+      both: number of states that activate the feature and have the value.
+      n_value: number of states that have the value.
+      n_active: number of states that activate the feature.
+    """
+    return 2 * both / jnp.maximum(n_value + n_active, 1)

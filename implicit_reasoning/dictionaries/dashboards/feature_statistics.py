@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from implicit_reasoning.analysis.reading.ranking import f1_score
 from implicit_reasoning.dictionaries.architectures import Features, Inputs
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
@@ -34,7 +35,6 @@ from implicit_reasoning.dictionaries.measures.matching import (
     average_precision,
     both_halves,
     count_states,
-    f1_score,
     one_hot_values,
 )
 from implicit_reasoning.dictionaries.splice import Sites

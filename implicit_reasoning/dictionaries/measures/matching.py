@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from implicit_reasoning.analysis.reading.ranking import f1_score
+
 MIN_STATES = 2
 """Minimum number of states of a value in each half; values with fewer states are not scored."""
 MAX_JOINED = 3
@@ -225,22 +227,6 @@ def average_precision(
     """
     order = ranked(scores[:, None])
     return _average_precision(Ranked(order.order[0], order.last[0]), positive)
-
-
-def f1_score(
-    both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
-) -> Float[Array, "*any"]:
-    """Compute F1 from counts of states.
-
-    The predictor is "the feature is active", and the target is "the state has the value". F1 is 0
-    if all counts are 0.
-
-    Args:
-      both: number of states that activate the feature and have the value.
-      n_value: number of states that have the value.
-      n_active: number of states that activate the feature.
-    """
-    return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
 def one_hot_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:

@@ -160,6 +160,8 @@ class MechanismBuilder:
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH, n_loops)
         self.truth = MechanismMarks(DEPTH)
         self._answers: list[int] = []  # indices of the tables that write the answer of a chain
+        # The only chain that activates a neuron that stores a fact, by (table, column).
+        self._single_chains: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def planted(
         self, *kinds: ModelKind, maybe: Sequence[ModelKind] = (), form: Form | None = None
@@ -180,6 +182,10 @@ class MechanismBuilder:
         certain, uncertain = component_claims(
             routes, moves, stores, rescaled=(form or Form()).normalization == "LN"
         )
+        uncertain |= {
+            ("stores", f"chain {chain}", self.draft.neurons[table][column])
+            for (table, column), chain in self._single_chains.items()
+        }
         return Planted(
             self.name,
             model,
@@ -265,7 +271,8 @@ class MechanismBuilder:
         with another prefix of the same bridge gets the code of its bridge. Any other prefix of a
         chain gets a code of its own, and a prefix without a chain gets no code. The second hop
         looks up pairs of a code and r2, as far as a chain has them. It does not read the code of e2
-        that the fact sets.
+        that the fact sets. A neuron that looks up the code of one prefix is active for one chain
+        only. It is therefore open whether it stores the chain, or the second fact of the chain.
 
         Args:
           hops: the blocks of the route.
@@ -297,6 +304,10 @@ class MechanismBuilder:
         rows = np.unique(np.stack([cluster[prefix], r2, e2, e3]), axis=1)
         keys, values = [arrived[rows[0]], draft.relation[rows[1]]], [draft.output[rows[3]]]
         self._answer(hops.answer, keys, values, stores=rows[[2, 1]].T)
+        for column in np.flatnonzero(rows[0] >= n_entities).tolist():
+            of = alone[rows[0, column] - n_entities]
+            chain = int(head[of]), int(relation[of]), int(rows[1, column])
+            self._single_chains[self._answers[-1], column] = chain
         self._bridge_is_used(hops)
 
     def look_up(self, blocks: LookUp, *, certain: bool) -> None:

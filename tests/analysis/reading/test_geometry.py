@@ -10,6 +10,7 @@ from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.facts import fact_rows
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.reading import geometry
+from implicit_reasoning.analysis.reading.attributes import tail_shares
 from implicit_reasoning.analysis.reading.geometry import Geometry, mds, pca
 from tests.analysis.tiny_states import (
     make_dataset,
@@ -107,7 +108,7 @@ def test_attributes_are_tails_among_as_many(dataset, inputs):
     """A lens that ranks the tails of e1 first finds all of them; otherwise it is at chance."""
     tails = inputs["tails"]
     scores = jnp.asarray(tails[0].astype(np.float32) - 0.01 * np.arange(tails.shape[-1]))
-    share = np.asarray(geometry._attributes(scores, inputs))
+    share = np.asarray(tail_shares(scores, jnp.asarray(tails)))
     np.testing.assert_allclose(share[0], 1)
     expected = (tails[0] & tails[1]).sum(-1) / tails[1].sum(-1)
     assert (share[1] <= 1).all() and (share[1] < share[0]).mean() > 0.5

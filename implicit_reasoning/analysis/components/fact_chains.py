@@ -1,0 +1,111 @@
+"""Choose facts that occur as the first fact of some chains and as the last fact of others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.states import chain_splits
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.dataset import world_of
+
+HOPS = ("first hop", "last hop")
+HALVES = 2
+EACH = 2
+"""Number of chains of a fact, for each hop and half."""
+
+_SEED = 0
+
+
+class FactChains(NamedTuple):
+    """Facts, with chains that begin with the fact and chains that end with the fact.
+
+    Attributes:
+      facts: int [fact], the numbers of the facts.
+      rows: int [fact, hop, half, chain], rows of the dataset. Chains of the first hop begin with
+        the fact, and chains of the last hop end with it. All chains of a hop have different other
+        facts. A missing chain is replaced by the first chain of the fact and hop.
+      there: bool [fact, hop, half, chain], false for a missing chain.
+      bridges: int [hop, fact], the bridge of the chains of each hop, which is the tail of the fact
+        in the first hop, and its head in the last hop.
+    """
+
+    facts: Int[np.ndarray, " fact"]
+    rows: Int[np.ndarray, "fact hop half chain"]
+    there: Bool[np.ndarray, "fact hop half chain"]
+    bridges: Int[np.ndarray, "hop fact"]
+
+
+def choose_facts(dataset: Dataset, most: int) -> FactChains:
+    """Choose facts with at least two chains for each hop, and their chains.
+
+    Training chains are preferred. As far as possible, the facts have different heads and tails.
+
+    Args:
+      dataset: a dataset of a chain task.
+      most: maximum number of facts.
+
+    Raises:
+      NotApplicable: the task is not a chain task, or no fact has two chains for each hop.
+    """
+    splits, truth = chain_splits(dataset), dataset.truth
+    world, random = world_of(dataset), np.random.default_rng(_SEED)
+    rows = random.permutation(np.concatenate([dataset.rows(split) for split in splits]))
+    rows = rows[np.argsort(rows >= dataset.n_train, kind="stable")]
+    first, last = truth["fact1"][rows], truth[f"fact{dataset.hops}"][rows]
+    rows, first, last = (part[first != last] for part in (rows, first, last))
+    chains = [_chains(rows, of, other) for of, other in ((first, last), (last, first))]
+    enough = [fact for fact in chains[0] if fact in chains[1]]
+    if not enough:
+        raise NotApplicable(
+            "this instrument needs facts that begin two chains and end two chains; there is no "
+            "such fact"
+        )
+    head, tail = world.facts.head, world.facts.tail
+    facts = _spread(random.permutation(np.sort(enough)), head, tail)[:most]
+    shape = (len(facts), len(HOPS), HALVES * EACH)
+    rows_of, is_there = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for number, fact in enumerate(facts.tolist()):
+        for hop, of_hop in enumerate(chains):
+            own = of_hop[fact][: HALVES * EACH]
+            rows_of[number, hop] = own[0]
+            rows_of[number, hop, : len(own)] = own
+            is_there[number, hop, : len(own)] = True
+    # Alternate between the halves, so that each half has a chain.
+    by_half = (len(facts), len(HOPS), EACH, HALVES)
+    chosen, there = (part.reshape(by_half).swapaxes(2, 3) for part in (rows_of, is_there))
+    return FactChains(facts, chosen, there, np.stack([tail[facts], head[facts]]))
+
+
+def _chains(
+    rows: Int[np.ndarray, " row"], fact: Int[np.ndarray, " row"], other: Int[np.ndarray, " row"]
+) -> dict[int, list[int]]:
+    """Return the rows of each fact that has two rows with different other facts."""
+    found: dict[int, dict[int, int]] = {}
+    for row, of, with_other in zip(rows.tolist(), fact.tolist(), other.tolist(), strict=True):
+        found.setdefault(of, {}).setdefault(with_other, row)
+    return {of: list(some.values()) for of, some in found.items() if len(some) >= HALVES}
+
+
+def _spread(
+    facts: Int[np.ndarray, " fact"], head: Int[np.ndarray, "any"], tail: Int[np.ndarray, "any"]
+) -> Int[np.ndarray, " fact"]:
+    """Return the facts in an order in which the first ones have different heads and tails."""
+    order: list[int] = []
+    left = facts.tolist()
+    while left:
+        heads: set[int] = set()
+        tails: set[int] = set()
+        later = []
+        for fact in left:
+            if head[fact] in heads or tail[fact] in tails:
+                later.append(fact)
+                continue
+            heads.add(int(head[fact]))
+            tails.add(int(tail[fact]))
+            order.append(fact)
+        left = later
+    return np.array(order, np.int64)
