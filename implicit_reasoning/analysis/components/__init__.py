@@ -22,28 +22,26 @@ head_moves.py         the variable that each head copies to a later position
 moved_vectors.py      the vectors that heads copy, and the values that they identify
 token_maps.py         what a head does to single tokens, from its weights
 rows.py               chooses rows whose answers are at the same position
-"""
-"""Instruments that measure the parts of a model: heads, neurons, directions and weights.
 
-fourier_progress.py       measures the formation of the Fourier circuit for modular addition
-composition_progress.py   measures the loss with only the shared code of the bridge, or without
-
-fourier.py                computes Fourier components of functions of a residue
-fourier_figures.py        draws the progress of modular addition, and finds its phases
-composition_figures.py    draws the progress of composition
-losses.py                 computes losses that stay accurate at a probability of 1
-"""
-"""Components: which heads, attention layers, MLPs and neurons compute the answer.
+Neurons:
 
 neuron_keys.py        finds what activates each neuron, and what the neuron writes
 neuron_importance.py  compares a direct estimate of each neuron's importance with its ablation
 fact_neurons.py       counts the neurons of a fact, and compares its first hop with its last hop
 enrichment.py         decodes tails of e1 at e1 while early MLPs or attention are off
-
 triggers.py           lists the triggers of neurons, such as facts, and their states
 key_scores.py         matches the activity of neurons with triggers
 neuron_weights.py     reads the weights of neurons in the space of tokens
 neuron_effects.py     computes effects of neurons, by ablation and by log probability increase
 fact_chains.py        chooses facts that begin some chains and end others
 neuron_figures.py     draws the figures of neurons
+
+Progress measures:
+
+fourier_progress.py      measures the formation of the Fourier circuit for modular addition
+composition_progress.py  measures the loss with only the shared code of the bridge, or without
+fourier.py               computes Fourier components of functions of a residue
+fourier_figures.py       draws the progress of modular addition, and finds its phases
+composition_figures.py   draws the progress of composition
+losses.py                computes losses that stay accurate at a probability of 1
 """

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import NotApplicable
-from implicit_reasoning.analysis.components import composition_progress
 from implicit_reasoning.analysis.components.composition_progress import (
     STATES,
     CompositionProgress,
