@@ -85,13 +85,28 @@ def site_gradients(
     Raises:
       InputError: a site does not exist, or the wiring does not compute it.
     """
-    shapes = jax.eval_shape(lambda: run(edits=merge_edits(before or {}), sites=tuple(sites)))[1]
-    zeros = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
+    return _gradients(run, metric, _zeros(run, sites, before), before, after)
+
+
+def _zeros(run: Run, sites: Sequence[str], before: Edits | None) -> dict[str, Array]:
+    """Return an array of zeros with the shape of each site, without running the model."""
+    shapes = jax.eval_shape(lambda: run(edits=before or {}, sites=tuple(sites)))[1]
+    return {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
+
+
+def _gradients(
+    run: Run,
+    metric: Metric,
+    zeros: dict[str, Array],
+    before: Edits | None,
+    after: Edits | None,
+) -> SiteGradients:
+    """Differentiate the metric at zero perturbations of the sites."""
 
     def total(terms: dict[str, Array]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         moved = {site: Edit(add, term) for site, term in terms.items()}
         edits = merge_edits(before or {}, moved, after or {})
-        logits, values = run(edits=edits, sites=tuple(sites))
+        logits, values = run(edits=edits, sites=tuple(zeros))
         by_row = metric(logits)
         return by_row.sum(), (by_row, values)
 
@@ -139,22 +154,18 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(nodes)
     quadrature = jnp.asarray((points + 1) / 2), jnp.asarray(weights / 2)
 
-    def gradients(alpha: Array) -> dict[str, Array]:
+    zeros = _zeros(run, sites, before)
+
+    def step(mean: dict[str, Array], node: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
+        alpha, weight = node
         here = {
             site: Edit(set_to, start + alpha.astype(start.dtype) * (end - start))
             for site, (start, end) in path.items()
         }
-        edits = merge_edits(here, before or {})
-        return site_gradients(run, metric, sites, before=edits, after=after).gradients
+        found = _gradients(run, metric, zeros, merge_edits(here, before or {}), after).gradients
+        return {site: mean[site] + weight.astype(x.dtype) * x for site, x in found.items()}, None
 
-    def step(mean: dict[str, Array], node: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
-        alpha, weight = node
-        here = gradients(alpha)
-        return {site: mean[site] + weight.astype(x.dtype) * x for site, x in here.items()}, None
-
-    shapes = jax.eval_shape(gradients, quadrature[0][0])
-    start = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    mean: dict[str, Array] = jax.lax.scan(step, start, quadrature)[0]
+    mean: dict[str, Array] = jax.lax.scan(step, zeros, quadrature)[0]
     return mean
 
 

@@ -226,6 +226,7 @@ def test_rank_correlation_equals_scipys_over_the_cells_that_count():
     assert list(possible) == [True, True, True, True, False, True]
 
 
+@pytest.mark.slow
 def test_attribution_patching_misses_neurons_that_would_turn_a_neuron_on(data):
     model, params = composer(data)
     result = measure(NeuronAttribution(), InMemory(model, data, [params]), progress=False)
