@@ -32,9 +32,8 @@ from implicit_reasoning.model.transformer import Transformer
 Metric = Callable[[Array], Float[Array, " batch"]]
 """Function of the logits that a run returns. It returns one number for each row."""
 
-Path = Mapping[str, tuple[Array, Array]]
-"""Sites to interpolate, each with its values at the start and at the end of the path."""
-
+Path = Callable[[Array], Edits]
+"""The edits at each point of a path, as a function of `alpha` from 0 (start) to 1 (end)."""
 
 Run = Callable[..., tuple[Array, dict[str, Array]]]
 """A forward pass of one model on one batch, in any wiring, with the keywords `edits` and `sites`.
@@ -124,23 +123,24 @@ def integrated_gradients(
     before: Edits | None = None,
     after: Edits | None = None,
 ) -> dict[str, Array]:
-    """Compute the mean gradients along a straight path between the values of two runs.
+    """Compute the mean gradients along a path, such as the line between the values of two runs.
 
-    The sites of the path have the values `start + alpha (end - start)`, for alpha from 0 to 1. All
-    other inputs are those of `run`. The mean over alpha uses Gauss-Legendre quadrature. One node is
-    evaluated at a time, so the memory does not depend on the number of nodes.
+    The mean over alpha uses Gauss-Legendre quadrature. One node is evaluated at a time, so the
+    memory does not depend on the number of nodes.
 
-    If a site is on the path, the products of its mean gradient with `end - start`, summed over all
-    sites of the path, are the difference of the metric between the two ends (completeness). For the
-    residual stream of one layer at all positions, this is the difference between the two runs.
+    Completeness: if all sites of a straight path are among `sites`, the products of their mean
+    gradients with `end - start` sum to the difference of the metric between the two ends. For the
+    residual stream of one layer at all positions, this is the difference between two runs. A metric
+    that changes abruptly along the path needs more nodes.
 
     Args:
       run: the forward pass.
       metric: the metric of the logits.
       sites: names of the sites whose gradients are averaged. They need not be on the path.
-      path: the sites to interpolate, such as `{"blocks.1.hook_resid_pre": (clean, corrupt)}`.
+      path: the edits at each point, such as `line({"blocks.1.hook_resid_pre": (clean, corrupt)})`.
+        They must be the same functions at the same sites for all alpha.
       nodes: the number of quadrature nodes.
-      before: edits as in `site_gradients`. They are applied after the edits that set the path.
+      before: edits as in `site_gradients`. They are applied before the edits of the path.
       after: edits as in `site_gradients`.
 
     Returns:
@@ -158,15 +158,28 @@ def integrated_gradients(
 
     def step(mean: dict[str, Array], node: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
         alpha, weight = node
-        here = {
-            site: Edit(set_to, start + alpha.astype(start.dtype) * (end - start))
-            for site, (start, end) in path.items()
-        }
-        found = _gradients(run, metric, zeros, merge_edits(here, before or {}), after).gradients
+        here = merge_edits(before or {}, path(alpha))
+        found = _gradients(run, metric, zeros, here, after).gradients
         return {site: mean[site] + weight.astype(x.dtype) * x for site, x in found.items()}, None
 
     mean: dict[str, Array] = jax.lax.scan(step, zeros, quadrature)[0]
     return mean
+
+
+def line(ends: Mapping[str, tuple[Array, Array]]) -> Path:
+    """Return the straight path of some sites; all other inputs are those of the run.
+
+    Args:
+      ends: for each site, its values at the start and at the end of the path.
+    """
+
+    def at(alpha: Array) -> Edits:
+        return {
+            site: Edit(set_to, start + alpha.astype(start.dtype) * (end - start))
+            for site, (start, end) in ends.items()
+        }
+
+    return at
 
 
 def frozen_norms(model: Transformer) -> Edits:

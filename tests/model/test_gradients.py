@@ -15,6 +15,7 @@ from implicit_reasoning.model.gradients import (
     frozen_patterns,
     gated_blocks,
     integrated_gradients,
+    line,
     relevance_rule,
     site_gradients,
 )
@@ -155,7 +156,7 @@ def test_integrated_gradients_are_complete():
         run = functools.partial(forward_at, model, params, clean)
         by_layer = []
         for site in model.resid_sites:
-            path = {site: (base[site], donor[site])}
+            path = line({site: (base[site], donor[site])})
             mean = integrated_gradients(run, metric, (site,), path)[site]
             by_layer.append(((donor[site] - base[site]) * mean).sum((1, 2)))
         return jnp.stack(by_layer), metric(end) - metric(start)
@@ -168,6 +169,6 @@ def test_integrated_gradients_are_complete():
 def test_bad_arguments_are_refused():
     _, run = subject()
     with pytest.raises(InputError, match="nodes is 0"):
-        integrated_gradients(run, metric, SITES[:1], {}, nodes=0)
+        integrated_gradients(run, metric, SITES[:1], line({}), nodes=0)
     with pytest.raises(InputError, match=r"no such site: 'blocks\.0"):
         site_gradients(run, metric, ("blocks.0.hook_resid",))

@@ -13,12 +13,14 @@ multiply the difference of the values, donor minus base, with some gradient:
   gets the sign of the estimate without skipped blocks. A model with one block skips none.
 - `RelP` (relevance patching): the gradient of the model with norm scales, attention patterns and
   ratios of neurons held constant.
-- `integrated gradients`: the mean gradient while the input of the cell's block, `S[block]` at all
-  positions, moves from the base run to the donor run. For states, this is integrated gradients
-  between the two runs.
+- `integrated gradients`: the mean gradient while the values of the cell's site, at all positions
+  and for all heads, move on a straight line from the base run to the donor run. All other inputs
+  are those of the base run. The estimates of all cells of a site sum to the exact effect of
+  patching the whole site. For states of one layer, this is the difference between the two runs.
 
 Sources: Nanda 2022; Kramar et al. 2024, equations 4, 8, 10 and 11; Jafari et al. 2025,
-arXiv 2508.21258; Hanna et al. 2024 (integrated gradients of components).
+arXiv 2508.21258; Hanna et al. 2024 and Mueller et al. 2025, "MIB" (integrated gradients at
+activations).
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Edit, Edits, Params, Transformer, add, set_to
 from implicit_reasoning.model.cones import Cache
 from implicit_reasoning.model.gradients import (
     Metric,
     Run,
     gated_blocks,
     integrated_gradients,
+    line,
     relevance_rule,
     site_gradients,
 )
@@ -65,6 +68,12 @@ def cell_sites(model: Transformer, kinds: Sequence[str]) -> tuple[str, ...]:
     """Return the sites (hook points) that the cells of some kinds patch, states included."""
     blocks = [block_sites(block, kinds) for block in range(model.spec.depth)]
     return (*(site for sites in blocks for site in sites), model.resid_sites[-1])
+
+
+def state_sites(model: Transformer) -> tuple[str, ...]:
+    """Return the sites of `S[layer]`: the inputs of the blocks, and the output of the last one."""
+    inputs = (f"blocks.{block}.hook_resid_pre" for block in range(model.spec.depth))
+    return (*inputs, model.resid_sites[-1])
 
 
 def block_sites(block: int, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -110,8 +119,7 @@ def effects_of(
         return _pad((differences[site] * gradients[site]).transpose(2, 1, 0), n_pos)
 
     def states() -> Array:
-        before = [f"blocks.{block}.hook_resid_pre" for block in range(depth)]
-        return jnp.stack([product(site) for site in (*before, model.resid_sites[-1])])
+        return jnp.stack([product(site) for site in state_sites(model)])
 
     inside = {"parts": parts, "projections": projections, "neurons": neurons}
     return {kind: in_blocks(inside[kind]) if kind in inside else states() for kind in kinds}
@@ -191,7 +199,7 @@ def estimated_effects(
 
     def of_donor(donor: Cache) -> Effects:
         differences = {site: donor[site] - base[site] for site in sites}
-        mean = _mean_gradients(model, run, metric, base, donor, kinds, nodes)
+        mean = _mean_gradients(model, run, metric, base, differences, kinds, nodes)
         plain, relp, integrated = (
             effects_of(model, differences, gradients, kinds)
             for gradients in ({s: by_gates[s][0] for s in sites}, relevance, mean)
@@ -235,18 +243,50 @@ def _mean_gradients(
     run: Run,
     metric: Metric,
     base: Cache,
-    donor: Cache,
+    differences: Mapping[str, Array],
     kinds: Sequence[str],
     nodes: int,
 ) -> dict[str, Array]:
-    """Return the mean gradients while the input of each block moves from base to donor."""
+    """Return the mean gradient at each site while the site moves from the base to the donor run."""
     found: dict[str, Array] = {}
-    for block in range(model.spec.depth + 1):
-        last = block == model.spec.depth
-        sites = model.resid_sites[-1:] if last else block_sites(block, kinds)
-        path = {sites[0]: (base[sites[0]], donor[sites[0]])}
-        found |= integrated_gradients(run, metric, sites, path, nodes=nodes)
+    for site in state_sites(model) if "states" in kinds else ():
+        path = line({site: (base[site], base[site] + differences[site])})
+        found |= integrated_gradients(run, metric, (site,), path, nodes=nodes)
+    for block in range(model.spec.depth):
+        found |= _means_in_block(run, metric, base, differences, block, kinds, nodes)
     return found
+
+
+def _means_in_block(
+    run: Run,
+    metric: Metric,
+    base: Cache,
+    differences: Mapping[str, Array],
+    block: int,
+    kinds: Sequence[str],
+    nodes: int,
+) -> dict[str, Array]:
+    """Return the mean gradients at the sites of one block, from one path for each moving site."""
+    start, *sites = block_sites(block, kinds)
+    # If the heads move, attention moves along the straight line that ends with the sum of heads.
+    moving = [site for site in sites if not site.endswith("hook_attn_out")]
+    fixed = {start: Edit(set_to, base[start])}  # earlier blocks are then not computed
+
+    def means(which: Array) -> dict[str, Array]:
+        def path(alpha: Array) -> Edits:
+            return {
+                site: Edit(add, alpha * which[place] * differences[site])
+                for place, site in enumerate(moving)
+            }
+
+        return integrated_gradients(run, metric, sites, path, nodes=nodes, before=fixed)
+
+    if not sites:
+        return {}
+    found = jax.lax.map(means, jnp.eye(len(moving)))
+    own = {site: place for place, site in enumerate(moving)}
+    heads = f"blocks.{block}.attn.hook_z"
+    return {site: found[site][own.get(site, own.get(heads, 0))] for site in sites}
 
 
 def _with_new_patterns(

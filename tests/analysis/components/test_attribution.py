@@ -120,6 +120,16 @@ def test_integrated_gradients_are_complete_where_attribution_patching_is_not(com
     assert missing.sel(estimator="AtP") > 0.4
 
 
+def test_integrated_gradients_are_exact_for_the_only_cell_of_a_site_that_is_read(composed):
+    """Their path moves the whole site, and no other cell of these sites changes the answer."""
+    at = composed.parts_effect.sel(donor="pair", group=BRIDGE)
+    for block, part, pos in ((0, "MLP", "r1"), (0, "attention", "r1"), (1, "head 0", "r2")):
+        cell = at.sel(block=block, part=part, pos=pos)
+        exact = cell.sel(estimator="patching")
+        assert abs(exact) > 5
+        np.testing.assert_allclose(cell.sel(estimator="integrated gradients"), exact, rtol=0.05)
+
+
 def test_pairs_without_a_difference_are_not_compared(composed):
     same = composed.sel(group=SAME, donor="pair")
     assert (same.agreement_n == 0).all() and (same.incompleteness_n == 0).all()
