@@ -116,9 +116,7 @@ def _without_edges(
                     "attn.hook_z",
                 )
             )
-            keys = jnp.eye(query + 1, dtype=bool)[:, None, None]  # [knocked out key, 1, 1, key]
-            rest = jnp.where(keys, -jnp.inf, scores[None, :, :, query, : query + 1])
-            pattern = jax.nn.softmax(rest, axis=-1).astype(v.dtype)
+            pattern = _without_each_key(scores[:, :, query, : query + 1]).astype(v.dtype)
             without = jnp.einsum("cbhk,bkhe->cbhe", pattern, v[:, : query + 1], precision="highest")
             mixed = jnp.where(heads[None, None, :, None], without, z[None, :, query])
             rows = mixed.reshape(-1, 1, *mixed.shape[2:])
@@ -136,6 +134,14 @@ def _without_edges(
 
     grid = [[padded((number + 1, query)) for query in range(n_pos)] for number in range(depth)]
     return jnp.stack([jnp.stack(row) for row in grid])
+
+
+def _without_each_key(
+    scores: Float[Array, "example head key_pos"],
+) -> Float[Array, "key_pos example head key_pos"]:
+    """Return the attention after the knock-out of each key; the first axis is the key."""
+    knocked_out = jnp.eye(scores.shape[-1], dtype=bool)[:, None, None]
+    return jax.nn.softmax(jnp.where(knocked_out, -jnp.inf, scores[None]), axis=-1)
 
 
 def margin(
