@@ -88,6 +88,7 @@ class HeadMoves(Instrument):
     }
     given = {"identified": "known"}
     nulls = {"shuffled values": {"truth": "shuffled"}}
+    default = False
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose one chain for each first fact.
