@@ -51,7 +51,7 @@ DETECTIONS: Mapping[str, Callable[[Tokens], Detection]] = {
 
 def similarity(
     pattern: Float[Array, "*cell query_pos key_pos"],
-    detection: Float[Array, "*cell query_pos key_pos"] | Bool[Array, "*cell query_pos key_pos"],
+    detection: Float[Array, "*#cell query_pos key_pos"] | Bool[Array, "*#cell query_pos key_pos"],
     *,
     exclude_first: bool = False,
     exclude_current: bool = False,
