@@ -17,43 +17,86 @@ def draw(*shape):
 
 
 A, B = draw(2, 3, 7, 4), draw(3, 4, 7)  # the batch axes [2, 3] and [3] broadcast
-MADE, FULL = FactoredMatrix(A, B), A @ B
+FULL = A @ B
+NARROW, WIDE, ROWS, VECTOR = draw(7, 2), draw(7, 9), draw(9, 7), draw(7)
+PAIR = draw(7, 2), draw(2, 9)
+INDICES = {
+    "one": (1,),
+    "both": (1, 2),
+    "second": (slice(None), 0),
+    "row": (0, 1, 3),
+    "entry": (0, 1, 3, -1),
+    "columns": (0, 1, slice(None), slice(2, 5)),
+    "new": (None,),
+}
+
+
+@jax.jit
+def everything(a, b):
+    """Return many results in one program."""
+    made = FactoredMatrix(a, b)
+    even, other = made.make_even(), FactoredMatrix(*PAIR)
+    return {
+        "products": (made.AB, made.BA, made.T.AB, (2 * made).AB, (made * np.float32(3)).AB),
+        "shapes": (made.unsqueeze(0).AB, made.get_corner(2)),
+        "svd": made.svd(),
+        "eigenvalues": made.eigenvalues[0],
+        "norm": made.norm(),
+        "collapsed": (made.collapse_l(), made.collapse_r()),
+        "even": (even.AB, even.A, even.B),
+        "right": [(made @ right).AB for right in (NARROW, WIDE)],
+        "left": [(left @ made).AB for left in (NARROW.T, ROWS)],
+        "array": (jax.numpy.asarray(ROWS) @ made).AB,
+        "vectors": (made @ VECTOR, VECTOR @ made),
+        "factored": made @ other,
+        "indexed": {name: made[index].AB for name, index in INDICES.items()},
+        "mapped": jax.vmap(lambda matrix: matrix @ matrix.T)(made[0]),
+    }
+
+
+@pytest.fixture(scope="module")
+def found():
+    return everything(A, B)
 
 
 def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
 
 
-def test_shapes_and_products():
-    assert (MADE.shape, MADE.ndim) == ((2, 3, 7, 7), 4)
-    assert (MADE.ldim, MADE.mdim, MADE.rdim) == (7, 4, 7)
-    assert [factor.shape for factor in MADE.pair] == [(2, 3, 7, 4), (2, 3, 4, 7)]
-    close(MADE.AB, FULL)
-    close(MADE.BA, B @ A)
-    close(MADE.T.AB, np.swapaxes(FULL, -2, -1))
-    close((2 * MADE).AB, 2 * FULL)
-    close((MADE * np.float32(3)).AB, 3 * FULL)
-    close(MADE.unsqueeze(0).AB, FULL[None])
-    close(MADE.get_corner(2), FULL[:2, :2, :2, :2])
+def transposed(matrix):
+    return np.swapaxes(matrix, -2, -1)
 
 
-def test_singular_values_eigenvalues_and_norm():
-    left, values, right = MADE.svd()
+def test_shapes_and_products(found):
+    made = FactoredMatrix(A, B)
+    assert (made.shape, made.ndim) == ((2, 3, 7, 7), 4)
+    assert (made.ldim, made.mdim, made.rdim) == (7, 4, 7)
+    assert [factor.shape for factor in made.pair] == [(2, 3, 7, 4), (2, 3, 4, 7)]
+    wanted = FULL, B @ A, transposed(FULL), 2 * FULL, 3 * FULL
+    for mine, theirs in zip(found["products"], wanted, strict=True):
+        close(mine, theirs)
+    close(found["shapes"][0], FULL[None])
+    close(found["shapes"][1], FULL[:2, :2, :2, :2])
+
+
+def test_singular_values_eigenvalues_and_norm(found):
+    left, values, right = (np.asarray(part) for part in found["svd"])
     assert (left.shape, values.shape, right.shape) == ((2, 3, 7, 4), (2, 3, 4), (2, 3, 7, 4))
     close(values, np.linalg.svd(FULL, compute_uv=False)[..., :4])
-    close(left * values[..., None, :] @ np.swapaxes(right, -2, -1), FULL)
-    close(np.swapaxes(left, -2, -1) @ left, np.broadcast_to(np.eye(4), (2, 3, 4, 4)))
-    close(MADE.norm(), np.linalg.norm(FULL, axis=(-2, -1)))
-    close(left @ MADE.collapse_l(), FULL)
-    close(MADE.collapse_r() @ np.swapaxes(right, -2, -1), FULL)
-    even = MADE.make_even()
-    close(even.AB, FULL)
-    close(FactoredMatrix(even.A, np.eye(4)).S, FactoredMatrix(np.eye(4), even.B).S)
+    close(left * values[..., None, :] @ transposed(right), FULL)
+    close(transposed(left) @ left, np.broadcast_to(np.eye(4), (2, 3, 4, 4)))
+    close(found["norm"], np.linalg.norm(FULL, axis=(-2, -1)))
+    close(left @ found["collapsed"][0], FULL)
+    close(found["collapsed"][1] @ transposed(right), FULL)
+    product, first, second = found["even"]
+    close(product, FULL)
+    both = [np.linalg.svd(factor, compute_uv=False) for factor in (first, second)]
+    close(*both)
     # Characteristic polynomials do not depend on the order of the eigenvalues.
-    for found, whole in zip(MADE.eigenvalues[0], FULL[0], strict=True):
+    for mine, whole in zip(found["eigenvalues"], FULL[0], strict=True):
         wanted = np.linalg.eigvals(whole)
         largest = wanted[np.argsort(-np.abs(wanted))[:4]]
-        np.testing.assert_allclose(np.poly(found), np.poly(largest), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(np.poly(mine), np.poly(largest), rtol=1e-3, atol=1e-3)
 
 
 def test_a_norm_far_below_the_norms_of_its_factors_is_accurate():
@@ -64,35 +107,30 @@ def test_a_norm_far_below_the_norms_of_its_factors_is_accurate():
     np.testing.assert_allclose(made.norm(), 2e-5, rtol=0.05)
 
 
-@pytest.mark.parametrize("width", [2, 9])
-def test_products_with_arrays_and_vectors(width):
-    right, left, vector = draw(7, width), draw(width, 7), draw(7)
-    close((MADE @ right).AB, FULL @ right)
-    close((left @ MADE).AB, left @ FULL)
-    close((jax.numpy.asarray(left) @ MADE).AB, left @ FULL)
-    close(MADE @ vector, FULL @ vector)
-    close(vector @ MADE, vector @ FULL)
-    other = FactoredMatrix(draw(7, 2), draw(2, width))
-    close((MADE @ other).AB, FULL @ np.asarray(other.AB))
-    # A product with few rows is not wider inside than before.
-    assert (MADE @ other).mdim == 2
+def test_products_with_arrays_and_vectors(found):
+    for mine, right in zip(found["right"], (NARROW, WIDE), strict=True):
+        close(mine, FULL @ right)
+    for mine, left in zip(found["left"], (NARROW.T, ROWS), strict=True):
+        close(mine, left @ FULL)
+    close(found["array"], ROWS @ FULL)
+    close(found["vectors"][0], FULL @ VECTOR)
+    close(found["vectors"][1], VECTOR @ FULL)
+    close(found["factored"].AB, FULL @ PAIR[0] @ PAIR[1])
+    assert found["factored"].mdim == 2  # the smallest inner dimension
 
 
-def test_indexing():
-    close(MADE[1].AB, FULL[1])
-    close(MADE[1, 2].AB, FULL[1, 2])
-    close(MADE[:, 0].AB, FULL[:, 0])
-    close(MADE[0, 1, 3].AB, FULL[0, 1, 3:4])
-    close(MADE[0, 1, 3, -1].AB, FULL[0, 1, 3:4, -1:])
-    close(MADE[0, 1, :, 2:5].AB, FULL[0, 1, :, 2:5])
-    close(MADE[None].AB, FULL[None])
+def test_indexing(found):
+    wanted = {name: FULL[index] for name, index in INDICES.items()}
+    wanted |= {"row": FULL[0, 1, 3:4], "entry": FULL[0, 1, 3:4, -1:]}
+    for name, mine in found["indexed"].items():
+        close(mine, wanted[name])
     with pytest.raises(InputError, match="at most 4 entries"):
-        MADE[0, 0, 0, 0, 0]
+        FactoredMatrix(A, B)[0, 0, 0, 0, 0]
 
 
-def test_compiled_functions_take_and_return_factored_matrices():
-    made = jax.jit(jax.vmap(lambda matrix: matrix @ matrix.T))(MADE[0])
-    close(made.AB, FULL[0] @ np.swapaxes(FULL[0], -2, -1))
+def test_compiled_functions_take_and_return_factored_matrices(found):
+    assert isinstance(found["mapped"], FactoredMatrix)
+    close(found["mapped"].AB, FULL[0] @ transposed(FULL[0]))
 
 
 def test_wrong_shapes_are_refused():
@@ -101,13 +139,13 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="do not broadcast"):
         FactoredMatrix(draw(2, 3, 4), draw(3, 4, 5))
     with pytest.raises(InputError, match="must have 7 rows"):
-        MADE @ draw(6, 2)
+        FactoredMatrix(A, B) @ draw(6, 2)
     with pytest.raises(InputError, match="must have 7 columns"):
-        draw(2, 6) @ MADE
+        draw(2, 6) @ FactoredMatrix(A, B)
     with pytest.raises(InputError, match="square"):
         _ = FactoredMatrix(draw(3, 2), draw(2, 4)).eigenvalues
     with pytest.raises(InputError, match="single number"):
-        MADE * draw(7)
+        FactoredMatrix(A, B) * draw(7)
 
 
 SPEC = Spec(d_vocab=5, n_ctx=3, n_layers=2, d_model=6, n_heads=2, d_mlp=8, n_loops=2, init_std=0.5)
