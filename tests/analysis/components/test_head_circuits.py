@@ -90,13 +90,17 @@ def test_a_head_with_a_symmetric_positive_matrix_copies(result):
 
 def test_composition_scores_of_batches():
     rng = np.random.default_rng(0)
-    left, right = (
-        FactoredMatrix(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
-        for shapes in (((3, 1, 6, 2), (3, 1, 2, 6)), ((1, 2, 6, 2), (1, 2, 2, 6)))
-    )
-    found = composition_scores(left, right)
-    product = np.asarray(left.AB) @ np.asarray(right.AB)
-    lengths = (np.linalg.norm(one.AB, axis=(-2, -1)) for one in (left, right))
+    shapes = (3, 1, 6, 2), (3, 1, 2, 6), (1, 2, 6, 2), (1, 2, 2, 6)
+    factors = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+    @jax.jit
+    def scores(a, b, c, d):
+        return composition_scores(FactoredMatrix(a, b), FactoredMatrix(c, d))
+
+    found = scores(*factors)
+    left, right = factors[0] @ factors[1], factors[2] @ factors[3]
+    product = left @ right
+    lengths = (np.linalg.norm(one, axis=(-2, -1)) for one in (left, right))
     wanted = np.linalg.norm(product, axis=(-2, -1)) / np.prod(np.broadcast_arrays(*lengths), axis=0)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
