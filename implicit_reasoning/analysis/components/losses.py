@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model.edits import expand_to_rank
-
 
 def cross_entropy(
     logits: Float[Array, "*cell example token"], answer: Int[Array, " example"]
@@ -29,8 +27,8 @@ def cross_entropy(
       logits: the logits; at least two tokens.
       answer: the token of the right answer of each example.
     """
-    tokens = jnp.arange(logits.shape[-1])
-    is_answer = expand_to_rank(tokens == answer[:, None], logits)
+    tokens = jnp.arange(logits.shape[-1])[None]
+    is_answer = jnp.broadcast_to(tokens == answer[:, None], logits.shape)
     own = jnp.where(is_answer, logits, 0).sum(-1, keepdims=True)
     others = jnp.where(is_answer, -jnp.inf, logits - own)
     return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1))

@@ -137,7 +137,7 @@ def test_losses_agree_with_a_two_dimensional_transform():
 
 def test_other_frequencies_are_as_many_and_others():
     is_key = jnp.array([True, False, True, False, False, False])
-    draws = np.random.default_rng(0).random((50, 6)).astype(np.float32)
+    draws = jnp.asarray(np.random.default_rng(0).random((50, 6)), jnp.float32)
     sets = np.asarray(fourier_progress.other_frequencies(is_key, draws))
     assert (sets.sum(1) == 2).all() and not sets[:, [0, 2]].any()
     assert (sets.sum(0)[[1, 3, 4, 5]] > 0).all()
