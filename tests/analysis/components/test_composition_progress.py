@@ -50,7 +50,8 @@ def test_a_code_that_single_facts_do_not_set_is_not_grounded(found):
     """The second hop of a cluster composer works if it gets the code from training chains."""
     result = found["cluster_composer"].isel(step=0).sel(group="test_oi")
     right = dict(zip(STATES, result.correct.values, strict=True))
-    assert right["own"] < 0.1 and right["restricted"] > 0.9
+    # Some bridges have no code, because the training chains do not identify them.
+    assert right["restricted"] > 0.7 > 0.1 > max(right["own"], right["restricted, other bridge"])
     assert found["composer"].isel(step=0).sel(group="test_oi", state="own").correct == 1
 
 
