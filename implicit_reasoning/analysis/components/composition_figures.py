@@ -56,6 +56,7 @@ def draw_progress(result: xr.Dataset) -> Figure:
             if few:
                 ax.set_facecolor("#F2F2F2")
     log_axis(axes[0])
+    axes[0].set_ylim(bottom=0.5 * max(float(result["loss"].sel(group=groups).min()), 1e-9))
     axes[0].set_ylabel("loss (nats)")
     axes[len(groups)].set_ylabel("accuracy")
     axes[len(groups)].set_ylim(-0.02, 1.02)
