@@ -42,7 +42,8 @@ class FactChains(NamedTuple):
 def choose_facts(dataset: Dataset, most: int) -> FactChains:
     """Choose facts with at least two chains for each hop, and their chains.
 
-    Training chains are preferred. As far as possible, the facts have different heads and tails.
+    Training chains are preferred, and so are facts with enough chains for both halves. As far as
+    possible, the facts have different heads and tails.
 
     Args:
       dataset: a dataset of a chain task.
@@ -65,7 +66,11 @@ def choose_facts(dataset: Dataset, most: int) -> FactChains:
             "such fact"
         )
     head, tail = world.facts.head, world.facts.tail
-    facts = _spread(random.permutation(np.sort(enough)), head, tail)[:most]
+    candidates = random.permutation(np.sort(enough))
+    complete = np.array(
+        [all(len(of_hop[fact]) >= HALVES * EACH for of_hop in chains) for fact in candidates]
+    )
+    facts = _spread(candidates, complete, head, tail, most)
     shape = (len(facts), len(HOPS), HALVES * EACH)
     rows_of, is_there = np.zeros(shape, np.int64), np.zeros(shape, bool)
     for number, fact in enumerate(facts.tolist()):
@@ -91,21 +96,30 @@ def _chains(
 
 
 def _spread(
-    facts: Int[np.ndarray, " fact"], head: Int[np.ndarray, "any"], tail: Int[np.ndarray, "any"]
-) -> Int[np.ndarray, " fact"]:
-    """Return the facts in an order in which the first ones have different heads and tails."""
-    order: list[int] = []
-    left = facts.tolist()
-    while left:
-        heads: set[int] = set()
-        tails: set[int] = set()
-        later = []
-        for fact in left:
-            if head[fact] in heads or tail[fact] in tails:
-                later.append(fact)
-                continue
-            heads.add(int(head[fact]))
-            tails.add(int(tail[fact]))
-            order.append(fact)
-        left = later
-    return np.array(order, np.int64)
+    facts: Int[np.ndarray, " fact"],
+    complete: Bool[np.ndarray, " fact"],
+    head: Int[np.ndarray, "any"],
+    tail: Int[np.ndarray, "any"],
+    most: int,
+) -> Int[np.ndarray, " chosen"]:
+    """Choose facts one by one: complete ones first, and then those with the newest entities.
+
+    Args:
+      facts: the facts in random order.
+      complete: whether each fact has enough chains.
+      head: the head of every fact of the world.
+      tail: the tail of every fact of the world.
+      most: maximum number of facts.
+    """
+    heads, tails = head[facts], tail[facts]
+    uses = np.zeros((2, max(head.max(), tail.max()) + 1), np.int64)
+    left, chosen = np.ones(len(facts), bool), []
+    for _ in range(min(most, len(facts))):
+        often = uses[0, heads] + uses[1, tails]
+        cost = np.where(left, often + (~complete) * (often.max() + 1), np.inf)
+        best = int(cost.argmin())
+        left[best] = False
+        chosen.append(best)
+        uses[0, heads[best]] += 1
+        uses[1, tails[best]] += 1
+    return facts[chosen]

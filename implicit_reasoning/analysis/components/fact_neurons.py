@@ -188,21 +188,13 @@ class FactNeurons(Instrument):
 
         mean = jnp.moveaxis(run.mean, 1, 0)
         test = [_second_half(values, there.shape) for values in (tokens, answer, mean)]
-        sets = [
-            _broken(model, params, test, right[:, :, 1], ranks)
-            for ranks in (*ranked, *ranked[:, :, other], _ranks(random))
-        ]
-        n_orders = len(ORDERS)
-        broken = jnp.stack(
-            [
-                jnp.stack(sets[:n_orders]),
-                jnp.stack(sets[n_orders : 2 * n_orders]),
-                jnp.stack([sets[-1]] * n_orders),
-            ],
-            1,
-        )  # [order, set, count, fact, hop]
+        sets = jnp.concatenate([ranked, ranked[:, :, other], _ranks(random)[None]])
+        found = jax.lax.map(lambda ranks: _broken(model, params, test, right[:, :, 1], ranks), sets)
+        own, of_other, at_random = jnp.split(found, [len(ORDERS), 2 * len(ORDERS)])
+        at_random = jnp.broadcast_to(at_random, own.shape)
+        broken = jnp.stack([own, of_other, at_random], 1)  # [order, set, count, fact, hop]
         counts = jnp.array(_counts(model))
-        all_wrong = broken[:, 0] == 1
+        all_wrong = own == 1
         found = all_wrong.any(1) & usable[None]
         needed = counts[all_wrong.argmax(1)]  # [order, fact, hop]
         return {

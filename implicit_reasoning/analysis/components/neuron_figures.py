@@ -42,10 +42,16 @@ def kinds_of_keys(result: xr.Dataset) -> Figure:
     for ax, panel in zip(axes, panels, strict=True):
         null = result["null_kinds"].sel(panel).sum("block", skipna=True)
         _line(ax, null, color=GREY, linestyle="--", label="null: permuted facts")
+        rare = result["rarely_active"].sel({**panel, "active_in": [2, 3]}).sum("block")
+        _line(ax, rare.mean("active_in"), color=GREY, linestyle=":", label="null: rarely active")
         for number, name in enumerate(shown):
             style = ("-", ":")[number // len(SERIES_COLORS) % 2]
             _line(
-                ax, counts.sel(panel, trigger=name), color=colors[name], linestyle=style, label=name
+                ax,
+                counts.sel({**panel, "trigger": name}),
+                color=colors[name],
+                linestyle=style,
+                label=name,
             )
         ax.set_title(f"{panel['pos']}, {panel['activity']}", fontsize=9.5)
         step_axis(ax, int(result["step"][-1]))
@@ -57,14 +63,16 @@ def kinds_of_keys(result: xr.Dataset) -> Figure:
     )
     caption = (
         "The key of a neuron is the trigger (token, bridge, answer, fact or chain) that matches "
-        "its activity best, over the distinct states at a position. Each curve counts the neurons "
-        f"of all blocks whose key has an F1 of at least {MAJORITY}, by the variable of the key. "
-        "The key is chosen on one half of the states, and F1 is that on the other half. A trigger "
-        "that is present in one state only (a fact at the position where it becomes known, a chain "
-        "at the last position) is scored on all states. Rows: a neuron is active where its "
-        "activation is positive, or above half of its maximum. The dashed line is the null: the "
-        "number of neurons whose best trigger reaches this F1 if facts are permuted among the "
-        f"states, counting triggers that are present in several states. States: {states}."
+        "its activity best, over the distinct states at a position. Each curve counts the "
+        f"neurons of all blocks whose key has an F1 of at least {MAJORITY}, by the variable of "
+        "the key. The key is chosen on one half of the states, and F1 is that on the other half. "
+        "A trigger that is present in one state only (a fact at the position where it becomes "
+        "known, a chain at the last position) is scored on all states. Rows: a neuron is active "
+        "where its activation is positive, or above half of its maximum. The dashed line is the "
+        "null: the number of neurons whose best trigger reaches this F1 if facts are permuted "
+        "among the states, counting triggers that are present in several states. The dotted line "
+        "is the null for triggers that are present in one state: the number of neurons that are "
+        f"active in two or in three states, as the mean of both. States: {states}."
     )
     return Figure("neuron_keys", "What activates the neurons?", caption, drawing)
 
@@ -93,7 +101,7 @@ def key_scores(result: xr.Dataset) -> Figure:
                 values = np.sort(last[name].sel(at).values)[::-1]
                 label = f"block {block}" + (", null" if style == "--" else "")
                 ax.plot(np.arange(1, len(values) + 1), values, color=color, ls=style, label=label)
-        highest = float(last["highest_null_f1"].sel(panel, among="all triggers").max())
+        highest = float(last["highest_null_f1"].sel({**panel, "among": "all triggers"}).max())
         ax.axhline(highest, color=GREY, linestyle=":", label="highest null")
         ax.set_title(f"{panel['pos']}, {panel['activity']}", fontsize=9.5)
         ax.set_xscale("log")

@@ -167,11 +167,11 @@ class NeuronImportance(Instrument):
 
 
 def _spearman(
-    one: Float[Array, "*cells"], other: Float[Array, "*cells"], axis: int
-) -> Float[Array, "*others"]:
+    one: Float[Array, "*cells"], other: Float[Array, "*other_cells"], axis: int
+) -> Float[Array, "*rest"]:
     """Return the Spearman correlation along an axis; 0 if all values of one array are equal.
 
-    Equal values share the mean of their ranks.
+    Equal values share the mean of their ranks. The arrays are broadcast.
     """
     a, b = (_centred_ranks(jnp.moveaxis(part, axis, -1)) for part in (one, other))
     size = jnp.sqrt((a**2).sum(-1) * (b**2).sum(-1))

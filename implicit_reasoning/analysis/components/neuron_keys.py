@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
+from scipy.special import gammaincinv
 
 from implicit_reasoning.analysis.claims import MAJORITY, MIN_LOWER_BOUND, Claim
 from implicit_reasoning.analysis.components.key_scores import (
@@ -55,6 +56,9 @@ _MAX_CHAINS = 10_000
 _MAX_ACTIVATIONS = 2**25  # of all states at one position, 128 MB
 _AT_ONCE = 512  # states per forward pass
 _DRAWS = 19  # the fewest with which a p-value can be .05
+_ACTIVE_IN = (1, 2, 3)
+_CHANCE = 0.05  # share of neurons that are active in one state by chance, in a population
+_LEVEL = 0.95  # of the upper bound on this share
 _AMONG = ("all triggers", "facts")
 _WHOSE = ("own", "another's")
 
@@ -76,15 +80,17 @@ class NeuronKeys(Instrument):
         "shared_f1: f1 of the best trigger that is present in several states. null_f1: the mean "
         "of shared_f1 over draws in which facts are permuted among the states. highest_null_f1: "
         "the maximum over neurons in each draw, for the best of all triggers, or of facts only. "
-        "ambiguous: another trigger is present in the same states as the key. n_active: number "
-        "of states in which the neuron is active. kinds: number of neurons with f1 of at least "
-        ".5, by trigger, the variable of the key. null_kinds: the same number for the best "
-        "trigger that is present in several states, as the mean over the draws. value_rank: rank "
-        "of the entity to which the key leads (the tail of a fact, the answer of a chain, or the "
-        "entity itself) among the entities, by W_out W_U with the gain of the final norm; 0 is "
-        "the highest. input_rank: rank of the tokens of the key by W_E W_in with the gain of "
-        "ln2. nan: the key has no such entity or token. whose: the neuron's own key, or the key "
-        "of another neuron of the block, which is a null."
+        "ambiguous: another trigger is present in the same states as the key. one_state: the key "
+        "is present in one state only. n_active: number of states in which the neuron is active. "
+        "rarely_active: number of neurons that are active in exactly 1, 2 or 3 states; the last "
+        "two are a null for keys that are present in one state only. kinds: number of neurons "
+        "with f1 of at least .5, by trigger, the variable of the key. null_kinds: the same "
+        "number for the best trigger that is present in several states, as the mean over the "
+        "draws. value_rank: rank of the entity to which the key leads (the tail of a fact, the "
+        "answer of a chain, or the entity itself) among the entities, by W_out W_U with the gain "
+        "of the final norm; 0 is the highest. input_rank: rank of the tokens of the key by W_E "
+        "W_in with the gain of ln2. nan: the key has no such entity or token. whose: the "
+        "neuron's own key, or the key of another neuron of the block, which is a null."
     )
     outputs = {
         "variable": _NEURONS,
@@ -95,8 +101,10 @@ class NeuronKeys(Instrument):
         "null_f1": _NEURONS,
         "highest_null_f1": ("activity", "block", "among", "draw", "pos"),
         "ambiguous": _NEURONS,
+        "one_state": _NEURONS,
         "n_active": _NEURONS,
         "n_states": ("pos",),
+        "rarely_active": ("activity", "block", "pos", "active_in"),
         "kinds": ("activity", "trigger", "block", "pos"),
         "null_kinds": ("activity", "block", "pos"),
         "value_rank": ("whose", *_NEURONS),
@@ -105,6 +113,7 @@ class NeuronKeys(Instrument):
     nulls = {
         "permuted facts": "null_f1",
         "permuted facts, highest of all neurons": "highest_null_f1",
+        "neurons that are active in two or three states": "rarely_active",
         "key of another neuron": {"whose": _WHOSE[1]},
     }
     default = False
@@ -131,6 +140,7 @@ class NeuronKeys(Instrument):
             "neuron": range(model.spec.d_mlp),
             "draw": range(_DRAWS),
             "among": _AMONG,
+            "active_in": _ACTIVE_IN,
             "whose": _WHOSE,
             "input": ("entity", "relation"),
         }
@@ -153,6 +163,7 @@ class NeuronKeys(Instrument):
         together = {name: jnp.stack([one[name] for one in found], -1) for name in found[0]}
         return together | {
             "key": jnp.moveaxis(together["key"], -2, -1),
+            "rarely_active": jnp.moveaxis(together["rarely_active"], -2, -1),
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
@@ -166,10 +177,17 @@ class NeuronKeys(Instrument):
         the same chain. F1 must be at least `MIN_LOWER_BOUND` on both halves, and higher than F1 of
         the best fact of every neuron in every draw of the null control, at this position. A neuron
         makes no claim if another trigger is present in the same states as its key.
+
+        A trigger that is present in one state only cannot be tested on further states. A neuron
+        that is rarely active can be active in one state by chance, about as often as in two or in
+        three states. Such triggers therefore support claims only if, in a block and at a position,
+        the upper bound on the mean number of neurons that are active in two or in three states is
+        at most 5% of the number of neurons that are active in one state.
         """
         of = result.sel(activity=ACTIVITIES[0])
         chance = of["highest_null_f1"].sel(among=_AMONG[1]).max(("block", "draw")).fillna(0)
         fits = (of.f1 >= MIN_LOWER_BOUND) & (of.first_f1 >= MIN_LOWER_BOUND) & (of.f1 > chance)
+        fits &= (of.one_state == 0) | _more_than_chance(of["rarely_active"])
         names = [str(name) for name in of["trigger"].values]
         specific = of["variable"].isin([n for n, name in enumerate(names) if specificity(name)])
         there = of.n_active > 0
@@ -187,7 +205,20 @@ class NeuronKeys(Instrument):
         return claims
 
 
-def _stored(variable: str, key: Float[np.ndarray, " part"]) -> str:
+def _more_than_chance(counts: xr.DataArray) -> xr.DataArray:
+    """Return whether most neurons that are active in one state are not so by chance.
+
+    Args:
+      counts: the number of neurons that are active in 1, 2 and 3 states.
+    """
+    control = counts.sel(active_in=list(_ACTIVE_IN[1:]))
+    # The upper end of the interval of the mean of a Poisson distribution (Garwood 1936).
+    highest = gammaincinv(control.sum("active_in") + 1, _LEVEL) / control.sizes["active_in"]
+    enough: xr.DataArray = highest <= _CHANCE * counts.sel(active_in=1, drop=True)
+    return enough
+
+
+def _stored(variable: str, key: Int[np.ndarray, " part"]) -> str:
     """Return the text of a fact or a chain, as claims name it."""
     parts = tuple(int(part) for part in key)
     return f"{CHAIN} {parts}" if variable == CHAIN else str(Fact(*parts[:2]))
@@ -242,15 +273,17 @@ def _at_position(
     by_block = jax.lax.map(of_block, acts)
     found = {name: jnp.swapaxes(value, 0, 1) for name, value in by_block.items()}
     about = _about(states, names, found.pop("value"), found["variable"])
+    rarely = found["n_active"][..., None] == jnp.array(_ACTIVE_IN)[None, None, None]
     fits = found["f1"] >= MAJORITY
-    kind = (found["variable"] == jnp.arange(len(names))[:, None, None, None]) & fits[None]
+    kind = found["variable"][None] == jnp.arange(len(names))[:, None, None, None]
     target = about.pop("target")
     return (
         found
         | about
         | {
             "n_states": jnp.asarray(len(states.tokens)),
-            "kinds": jnp.swapaxes(kind.sum(-1), 0, 1),
+            "rarely_active": rarely.sum(2),
+            "kinds": jnp.swapaxes((kind & fits[None]).sum(-1), 0, 1),
         }
         | _weight_ranks(model, params, about["key"], target, sizes, key)
     )
@@ -290,13 +323,15 @@ def _about(
     n_parts = next(iter(tables.values())).key.shape[1]
     key = jnp.full((*value.shape, n_parts), -1)
     target, ambiguous = jnp.full(value.shape, -1), jnp.zeros(value.shape, bool)
+    one_state = jnp.zeros(value.shape, bool)
     for name, table in tables.items():
         here = variable == names.index(name)
         of_name = jnp.where(here, value, 0)
         key = jnp.where(here[..., None], jnp.asarray(table.key)[of_name], key)
         target = jnp.where(here, jnp.asarray(table.target)[of_name], target)
         ambiguous = jnp.where(here, jnp.asarray(table.ambiguous)[of_name], ambiguous)
-    return {"key": key, "target": target, "ambiguous": ambiguous}
+        one_state |= here & (name in states.alone)
+    return {"key": key, "target": target, "ambiguous": ambiguous, "one_state": one_state}
 
 
 def _weight_ranks(

@@ -1,16 +1,19 @@
 """Both hops share neurons where a planted model has one store, and only there."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.claims import describe
+from implicit_reasoning.analysis.components import fact_neurons
 from implicit_reasoning.analysis.components.fact_chains import choose_facts
 from implicit_reasoning.analysis.components.fact_neurons import FactNeurons
 from implicit_reasoning.analysis.components.neuron_importance import NeuronImportance, _spearman
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import planted_model, small_world
 
-SMALL = {"n_entities": 24, "n_relations": 4, "out_degree": 4, "phi": 2.0}
+SMALL = {"n_entities": 28, "n_relations": 6, "out_degree": 6, "phi": 2.0}
+MOST = 24  # facts
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,9 @@ def test_each_chain_of_a_fact_begins_or_ends_with_it(dataset):
 
 def result_of(name, dataset):
     known = planted_model(name, dataset, dataset.splits)
-    result = measure(FactNeurons(), known.subject, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fact_neurons, "_MAX_FACTS", MOST)
+        result = measure(FactNeurons(), known.subject, progress=False)
     return result.isel(step=0, drop=True), known
 
 
@@ -58,7 +63,7 @@ def test_one_neuron_carries_a_fact_and_both_hops_share_it_only_in_one_store(comp
         of = result.isel(group=0)
         assert (of.usable == 1).all() and (of.found == 1).all()
         assert (of.needed == 1).all()
-        assert (of.broken.sel(set="own") == 1).all()
+        assert (of.broken.sel(set="own", count=1) == 1).all()
         assert (of.broken.sel(set="of another fact", count=1) < 0.1).all()
         assert (of.broken.sel(set="random", count=1) < 0.1).all()
         assert (of.overlap == shared).all() and (of.null_overlap < 0.05).all()
@@ -70,7 +75,7 @@ def test_parts_are_named_and_nothing_else(composed, looped, dataset):
     for result, known in (composed, looped):
         claims = FactNeurons().claims(result)
         words = describe(claims, known.mechanism)
-        assert words["false"] == [] and len(words["true"]) == len(claims) > 60
+        assert words["false"] == [] and len(words["true"]) == len(claims) > 40
 
 
 def test_a_neuron_that_another_route_replaces_is_not_named(composed):
@@ -93,7 +98,7 @@ def test_spearman_is_that_of_scipy():
     from scipy.stats import spearmanr
 
     random = np.random.default_rng(0)
-    one, other = random.normal(size=(2, 3, 20)).round(1)  # rounded values have ties
+    one, other = jnp.asarray(random.normal(size=(2, 3, 20)).round(1))  # rounded values have ties
     found = _spearman(one, other, -1)
     wanted = [spearmanr(*pair).statistic for pair in zip(one, other, strict=True)]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
