@@ -179,6 +179,13 @@ def test_every_head_that_moves_and_every_neuron_that_stores_is_named_and_no_othe
             if name == "cluster_composer" and on[:, 2].any():
                 # Only prefixes with the code of the neuron activate it.
                 assert not (on & ~wanted[1]).any()
+                # If the code is that of one prefix, one chain activates it, and it is open whether
+                # the neuron stores this chain.
+                lone = (values["cluster"][on[:, 2]] < 0).all()
+                rows = [tuple(map(int, chain)) for chain in np.stack([e1, r1, r2], 1)[on[:, 2]]]
+                claims = {("stores", f"chain {row}", neuron) for row in rows}
+                assert claims & planted.open == (claims if lone else set())
+                assert len(rows) == 1 or not lone
                 continue
         else:
             hit = (e1 == stored[0]) & (r1 == stored[1]) & (r2 == stored[2])
