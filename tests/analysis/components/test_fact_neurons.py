@@ -105,6 +105,7 @@ def test_spearman_is_that_of_scipy():
     assert float(_spearman(one[0] * 0, other[0], -1)) == 0
 
 
+@pytest.mark.slow
 def test_the_direct_estimate_finds_the_neurons_of_the_last_hop_only(dataset):
     """A composer looks up the last hop at the last position, and the first hop before it."""
     known = planted_model("composer", dataset, dataset.splits)
