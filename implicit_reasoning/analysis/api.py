@@ -60,6 +60,8 @@ INSTRUMENTS = {
     "neuron_importance": f"{_HERE}.components.neuron_importance:NeuronImportance",
     "fact_neurons": f"{_HERE}.components.fact_neurons:FactNeurons",
     "enrichment": f"{_HERE}.components.enrichment:Enrichment",
+    "ablation": f"{_HERE}.components.ablation:Ablation",
+    "steering": f"{_HERE}.steering.steering:Steering",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
 

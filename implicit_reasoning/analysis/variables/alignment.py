@@ -10,7 +10,7 @@ distributed neural representations*. The isolation criterion is from Huang et al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +106,8 @@ def align(
     weights: Float[Array, "layer pos d_model rank"],
     settings: SearchSettings,
     key: Key[Array, ""],
+    *,
+    layers: Sequence[int] | None = None,
 ) -> Float[Array, "layer pos d_model rank"]:
     """Learn one subspace for each layer and position.
 
@@ -119,12 +121,14 @@ def align(
       weights: the initial weights, from `start`.
       settings: the settings of the optimisation.
       key: the random key for the choice of batches.
+      layers: the layers of `material.states` and `weights`; default: 0 to `depth`.
 
     Returns:
       The learnt weights, which `orthonormal` converts to bases.
     """
     optimizer = optax.adam(settings.learning_rate)
-    loss = _loss(model, params, material)
+    chosen = tuple(range(model.spec.depth + 1)) if layers is None else tuple(layers)
+    loss = _loss(model, params, material, chosen)
 
     def step(index: Any, carry: Any) -> Any:
         weights, state = carry
@@ -140,27 +144,28 @@ def align(
 
 
 def _loss(
-    model: Transformer, params: Params, material: AlignmentData
+    model: Transformer, params: Params, material: AlignmentData, layers: tuple[int, ...]
 ) -> Callable[[Array, Array], Array]:
-    def at_place(layer: int, weights: Array, place: Array, pairs: tuple[Array, ...]) -> Array:
+    def at_place(number: int, weights: Array, place: Array, pairs: tuple[Array, ...]) -> Array:
         base, source, expected = pairs
-        rest, states = material.states[layer][base], material.states[layer][source, place]
+        rest, states = material.states[number][base], material.states[number][source, place]
         new = interchange(rest[:, place], states, orthonormal(weights))
-        logits = logits_from_layer(model, params, rest.at[:, place].set(new), layer)
+        patched = rest.at[:, place].set(new)
+        logits = logits_from_layer(model, params, patched, layers[number])
         chance = jax.nn.log_softmax(logits)
         wanted = jnp.take_along_axis(chance, jnp.maximum(expected, 0)[:, None], axis=1)[:, 0]
         return -jnp.where(expected >= 0, wanted, 0).mean()
 
     def loss(weights: Array, batch: Array) -> Array:
         total = jnp.zeros(())
-        for layer in range(model.spec.depth + 1):
+        for number in range(len(layers)):
             for index in range(len(material.place)):
                 pairs = (
                     material.base[batch],
                     material.source[index][batch],
                     material.expected[index][batch],
                 )
-                total += at_place(layer, weights[layer, index], material.place[index], pairs)
+                total += at_place(number, weights[number, index], material.place[index], pairs)
         return total
 
     return loss
