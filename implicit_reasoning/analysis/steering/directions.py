@@ -168,7 +168,8 @@ def aligned(data: FitData) -> Float[Array, "value d_model"]:
     """Return centred class means, projected onto a subspace from distributed alignment search.
 
     The search finds the subspace in which interchanges change answers as predicted (see
-    `variables/alignment.py`).
+    `variables/alignment.py`). Its pairs have the prefixes to which all directions are fitted, with
+    any relation.
     """
     rank = min(_RANK, data.model.spec.d_model // 2)
     settings = SearchSettings(rank, _SEARCH_STEPS)

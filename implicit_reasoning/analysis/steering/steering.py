@@ -63,7 +63,7 @@ RANDOM, WRONG = "random", "wrong bridge"
 NULLS = (RANDOM, WRONG)
 EDITS = ("add", "replace")
 OUTCOMES = ("followed", "unchanged", "other")
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
+ALPHAS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VARIABLE = "e2"
 _PAIRS = 1024  # number of training pairs for a search
 

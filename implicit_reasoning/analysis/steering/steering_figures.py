@@ -56,31 +56,43 @@ def followed_at(result: xr.Dataset, divergence: float) -> xr.DataArray:
     Args:
       result: the result of the instrument `steering`.
       divergence: the largest allowed mean KL divergence of unrelated chains, in nats.
+
+    Returns:
+      The share, with the dimension `end` (mean, low, high): the mean, and the ends of the interval
+      of the share at the same point of the curve. The intervals are clustered by the new bridge.
+      They do not include the uncertainty of the side effect.
     """
-    share = known_means(result, "fraction").sel(outcome=FOLLOWED, drop=True)
-    side = known_means(result, "side_divergence")
+    known = known_means(result, "fraction").notnull()
+    ends = xr.concat(
+        [result[f"fraction{end}"].where(known) for end in ("", "_low", "_high")],
+        dim=xr.Variable("end", ["mean", "low", "high"]),
+    ).sel(outcome=FOLLOWED, drop=True)
     return xr.apply_ufunc(
-        lambda follows, costs: _best_within(follows, costs, divergence),
-        share,
-        side,
-        input_core_dims=[["alpha"], ["alpha"]],
+        lambda curves, costs: _best_within(curves, costs, divergence),
+        ends,
+        known_means(result, "side_divergence"),
+        input_core_dims=[["end", "alpha"], ["alpha"]],
+        output_core_dims=[["end"]],
         vectorize=True,
     )
 
 
 def _best_within(
-    follows: Float[np.ndarray, " alpha"], costs: Float[np.ndarray, " alpha"], most: float
-) -> float:
-    """Return the largest share on the piecewise linear curve whose cost is at most `most`."""
-    if np.isnan(follows).any() or np.isnan(costs).any():
-        return np.nan
-    allowed = [float(f) for f, c in zip(follows, costs, strict=True) if c <= most]
+    curves: Float[np.ndarray, "end alpha"], costs: Float[np.ndarray, " alpha"], most: float
+) -> Float[np.ndarray, " end"]:
+    """Return the point with the largest mean on the piecewise linear curve up to a cost.
+
+    The first row of `curves` is the mean. The rows are nan if there is no such point.
+    """
+    if np.isnan(curves).any() or np.isnan(costs).any():
+        return np.full(len(curves), np.nan)
+    points = list(curves.T[costs <= most])
     for i in range(len(costs) - 1):
         low, high = sorted((i, i + 1), key=lambda k: costs[k])
         if costs[low] <= most < costs[high]:
             part = (most - costs[low]) / (costs[high] - costs[low])
-            allowed.append(float(follows[low] + part * (follows[high] - follows[low])))
-    return max(allowed, default=np.nan)
+            points.append(curves[:, low] + part * (curves[:, high] - curves[:, low]))
+    return max(points, key=lambda point: point[0], default=np.full(len(curves), np.nan))
 
 
 def steering_figures(result: xr.Dataset) -> list[Figure]:
