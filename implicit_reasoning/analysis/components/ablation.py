@@ -79,7 +79,7 @@ class Ablation(Instrument):
         "The output of one component is replaced, at one position or at all. kind: zero; the "
         "mean at this position over training chains; resample, the output in the run on another "
         f"example of the group (mean outcome of {_DRAWS} examples); same answer, the output in "
-        "the run on a training chain that has the same answer and another first fact. part: "
+        "the run on a training chain that has the same answer and another bridge. part: "
         "attention, MLP, one head, block (attention and MLP), or state (the residual stream after "
         "the block). fraction: share of answers that are unchanged, that of the other example, or "
         "another, over examples that are answered correctly without ablation. accuracy: share of "
@@ -259,14 +259,15 @@ def _same_answers(
     Rows of another cluster are for example chains with another bridge. The result is -1 if there is
     no such row.
     """
-    answer, cluster = dataset.truth["answer"], clusters_of(dataset, np.arange(len(dataset)))
-    found = np.full(len(rows), -1)
     pool = random.permutation(pool)
-    order = np.argsort(answer[pool], kind="stable")
-    pool = pool[order]
-    for number, row in enumerate(rows):
-        first, end = np.searchsorted(answer[pool], answer[row] + np.array([0, 1]))
-        fits = pool[first:end][cluster[pool[first:end]] != cluster[row]]
+    answer = dataset.truth["answer"]
+    pool = pool[np.argsort(answer[pool], kind="stable")]
+    answers, cluster = answer[pool], clusters_of(dataset, pool)
+    ends = np.stack([np.searchsorted(answers, answer[rows], side) for side in ("left", "right")], 1)
+    found = np.full(len(rows), -1)
+    for number, own in enumerate(clusters_of(dataset, rows)):
+        here = slice(*ends[number])
+        fits = pool[here][cluster[here] != own]
         if len(fits):
             found[number] = fits[random.integers(len(fits))]
     return found
