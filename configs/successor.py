@@ -1,4 +1,19 @@
-"""Successor."""
+"""Successor: continue one of two series of ordered tokens that are mixed in a prompt.
+
+    python -m implicit_reasoning train --config=configs/successor.py:pocket --workdir=DIR
+
+Example: `a3 b9 a4 b0 b1 a5 next_a -> a6`. The task is made for instruments of attention heads. The
+truth columns `source_position` and `source_token` say which token a head must move to the last
+position, and `value` says its number in the order of its alphabet.
+
+Controls for: heads that attend to a fixed position. The position of the source varies, and the test
+rows have pairs of runs that are never trained on.
+
+Published (language models, not this task): models from 31 million parameters on have heads that
+increment numbers, months and days (Gould et al. 2023).
+
+What to expect: test_runs follows train_runs, without a plateau. Times: measured only for `pocket`.
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,8 +22,9 @@ from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """Return the configuration at a scale: `pocket`, `desk` or `paper` (not published)."""
+    """Return the configuration at a scale: `pocket` or `desk`."""
     config = default_config("successor")
+    config.batch_size = 128
     config.model.d_model = 64
     config.model.d_mlp = 256
     config.optimizer.weight_decay = 0.1
@@ -17,9 +33,20 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    config.steps = 3_000
-    config.batch_size = 128
+    """Scale for first experiments: @TIME@.
+
+    @RESULT@
+    """
+    config.steps = 1_500
+    config.evaluation.every = 25
+    config.checkpoints.every = 100
 
 
 def desk(config: ConfigDict) -> None:
-    config.steps = 10_000
+    """Scale with more alphabets and longer runs."""
+    config.steps = 6_000
+    config.task.alphabets = (7, 10, 12, 26, 31, 60)
+    config.task.run_length = 4
+    config.task.n_train = 200_000
+    config.model.d_model = 128
+    config.model.d_mlp = 512
