@@ -2,12 +2,13 @@
 
     python -m implicit_reasoning train --config=configs/successor.py:pocket --workdir=DIR
 
-Example: `a3 b9 a4 b0 b1 a5 next_a -> a6`. The task is made for instruments of attention heads. The
+Example: `a3 b9 a4 b0 a5 a6 next_a -> a7`. The task is made for instruments of attention heads. The
 truth columns `source_position` and `source_token` say which token a head must move to the last
 position, and `value` says its number in the order of its alphabet.
 
-Controls for: heads that attend to a fixed position. The position of the source varies, and the test
-rows have pairs of runs that are never trained on.
+Controls for: heads that attend to a fixed position. The position of the source varies. So does the
+number of tokens before it in its run, so no earlier token of the run determines the answer. The
+test rows have pairs of last tokens that are never trained on.
 
 Published (language models, not this task): models from 31 million parameters on have heads that
 increment numbers, months and days (Gould et al. 2023).
@@ -46,7 +47,7 @@ def desk(config: ConfigDict) -> None:
     """Scale with more alphabets and longer runs."""
     config.steps = 6_000
     config.task.alphabets = (7, 10, 12, 26, 31, 60)
-    config.task.run_length = 4
+    config.task.prompt_length = 8
     config.task.n_train = 200_000
     config.model.d_model = 128
     config.model.d_mlp = 512

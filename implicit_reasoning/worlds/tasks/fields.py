@@ -140,9 +140,13 @@ _TABLES: dict[str, dict[str, Field]] = {
         "alphabets": Field(
             tuple, "number of ordered tokens in each alphabet; orders are cyclic", (7, 10, 12, 26)
         ),
-        "run_length": Field(int, "number of consecutive tokens of each of the two runs", 3),
+        "prompt_length": Field(
+            int, "number of tokens of a prompt: those of the two runs, and the last one", 7
+        ),
         "n_train": Field(int, "number of training rows", 20_000),
-        "holdout": Field(float, "fraction of the pairs of runs that are never trained on", 0.2),
+        "holdout": Field(
+            float, "fraction of the pairs of last tokens of two runs that are never trained on", 0.2
+        ),
     },
     "greater_than": {
         **_defaults(_COMMON, probes=1_000),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,18 +15,18 @@ from implicit_reasoning.worlds.world import Stream, check_count, check_range, st
 
 
 def successor(task: Any) -> Dataset:
-    """Build the task of the next token: `[a3, b9, a4, b0, b1, a5, next_a] -> a6`.
+    """Build the task of the next token: `[a3, b9, a4, b0, a5, a6, next_a] -> a7`.
 
     An *alphabet* is a cyclic order of tokens, such as the days of the week: the first token follows
-    the last one. A prompt has two *runs* of `run_length` consecutive tokens of different alphabets.
-    The runs are mixed at random, and each keeps its order. The last token of the prompt asks for
-    the next token of one of the two runs. A model therefore has to find the last token of the asked
-    alphabet, whose position varies, and to answer the token that follows it.
+    the last one. A prompt has two *runs*, each of consecutive tokens of one alphabet. The runs are
+    mixed at random, and each keeps its order. Their lengths vary, and each has one token at least.
+    The last token of the prompt asks for the next token of one of the two runs. A model therefore
+    has to find the last token of the asked alphabet, whose position varies, and to answer the token
+    that follows it.
 
-    A *pair of runs* is the two alphabets and the first token of each run. A random fraction
-    `holdout` of the pairs is held out: the test rows have pairs that no training row has. The order
-    of an alphabet cannot be known without training, so every answer of a test row is also the
-    answer of training rows.
+    A random fraction `holdout` of the pairs of last tokens of the two runs is held out: the test
+    rows have pairs that no training row has. The order of an alphabet cannot be known without
+    training, so every answer of a test row is also the answer of training rows.
 
     Truth columns: `alphabet` and `value`, the asked alphabet and the place in it of the last token
     of its run; `source_position` and `source_token` of this token; `other_alphabet`, `other_value`
@@ -35,8 +34,8 @@ def successor(task: Any) -> Dataset:
 
     Args:
       task: settings with attributes world_seed; alphabets (number of tokens of each alphabet);
-        run_length (tokens of a run); n_train (number of training rows); holdout; probes (number of
-        test rows).
+        prompt_length (tokens of a prompt, including the last one); n_train (number of training
+        rows); holdout; probes (number of test rows).
 
     Raises:
       InputError: a setting is out of bounds, there are too few different rows, or an answer of a
@@ -49,10 +48,11 @@ def successor(task: Any) -> Dataset:
     check_range("holdout", task.holdout, 0, 1)
     check_range("probes", task.probes, 1)
     check_range("world_seed", task.world_seed, 0)
+    length = task.prompt_length - 1
     pairs = _pairs(sizes)
-    forms = 2 * comb(2 * task.run_length, task.run_length)  # ways to mix and to ask a pair
-    check_count("number of different rows", len(pairs.first) * forms)
-    held_out = hold_out(task.world_seed, len(pairs.first), task.holdout)
+    forms = 2 * (2**length - 2)  # ways to mix two runs, and to ask one of them
+    check_count("number of different rows", len(pairs.last) * forms)
+    held_out = hold_out(task.world_seed, len(pairs.last), task.holdout)
     chosen = []
     for kind, (of_kind, wanted) in enumerate([(~held_out, task.n_train), (held_out, task.probes)]):
         numbers = np.flatnonzero(of_kind)
@@ -64,7 +64,7 @@ def successor(task: Any) -> Dataset:
             f"n_train = {task.n_train} is larger than the number of different training rows, "
             f"{len(chosen[0][0])}: lower n_train or holdout, or add tokens to the alphabets"
         )
-    train, test = (_rows(sizes, task.run_length, pairs, *rows) for rows in chosen)
+    train, test = (_rows(sizes, length, pairs, *rows) for rows in chosen)
     vocab = (
         *(f"<{alphabet}_{i}>" for alphabet, size in enumerate(sizes) for i in range(size)),
         *(f"<next_{alphabet}>" for alphabet in range(len(sizes))),
@@ -74,7 +74,7 @@ def successor(task: Any) -> Dataset:
         {"train_runs": train},
         {"test_runs": test},
         vocab=vocab,
-        positions=(*(f"x{i + 1}" for i in range(2 * task.run_length)), "next"),
+        positions=(*(f"x{i + 1}" for i in range(length)), "next"),
         probes=task.probes,
     )
 
@@ -83,27 +83,27 @@ def _sizes(task: Any) -> Int[np.ndarray, " alphabet"]:
     sizes = np.array(task.alphabets, np.int64)
     if len(sizes) < 2:
         raise InputError(f"alphabets = {tuple(task.alphabets)} must be at least two sizes")
-    # In a shorter cycle, the next token would already be in the run.
-    check_range("run_length", task.run_length, 1, int(sizes.min()) - 1, " (smallest alphabet - 1)")
-    check_range("run_length", task.run_length, 1, 8)
+    # In a longer run, the next token could already be in the run.
+    longest = min(int(sizes.min()) + 1, 16)
+    check_range("prompt_length", task.prompt_length, 3, longest, " (smallest alphabet + 1, or 16)")
     return sizes
 
 
 class _Pairs(NamedTuple):
-    """Pairs of runs: two alphabets, and the place of the first token of each run."""
+    """Pairs of runs: two alphabets, and the place of the last token of each run."""
 
-    first: Int[np.ndarray, "pair 2"]
+    last: Int[np.ndarray, "pair 2"]
     alphabet: Int[np.ndarray, "pair 2"]
 
 
 def _pairs(sizes: np.ndarray) -> _Pairs:
     check_count("number of pairs of runs", int(sizes.sum()) ** 2)
-    first, alphabet = [], []
+    last, alphabet = [], []
     for two in combinations(range(len(sizes)), 2):
         a, b = np.indices(sizes[list(two)]).reshape(2, -1)
-        first.append(np.column_stack([a, b]))
+        last.append(np.column_stack([a, b]))
         alphabet.append(np.broadcast_to(np.array(two), (len(a), 2)))
-    return _Pairs(np.concatenate(first), np.concatenate(alphabet))
+    return _Pairs(np.concatenate(last), np.concatenate(alphabet))
 
 
 def _rows(
@@ -111,28 +111,23 @@ def _rows(
 ) -> Rows:
     """Return the rows of pairs of runs.
 
-    A form is the number of a way to mix the runs, times two, plus the number of the asked run.
+    A form is the number of a way to mix the runs, times two, plus the number of the asked run. Bit
+    n of a way, which is not 0 everywhere and not 1 everywhere, is the run of the token n.
     """
-    mixtures = np.array(list(combinations(range(2 * length), length)))
-    mixture, asked = np.divmod(form, 2)
-    places = np.empty((len(pair), 2, length), np.int64)  # the positions of the tokens of each run
-    places[:, 0] = mixtures[mixture]
-    is_first = np.zeros((len(pair), 2 * length), bool)
-    np.put_along_axis(is_first, places[:, 0], True, axis=1)
-    places[:, 1] = np.nonzero(~is_first)[1].reshape(len(pair), length)
-
+    way, asked = np.divmod(form, 2)
+    run = (way[:, None] + 1) >> np.arange(length) & 1
     alphabet, offset = pairs.alphabet[pair], np.cumsum(sizes) - sizes
-    size = sizes[alphabet]
-    value = (pairs.first[pair][..., None] + np.arange(length)) % size[..., None]
-    prompt = np.empty((len(pair), 2 * length), np.int64)
-    tokens = offset[alphabet][..., None] + value
-    np.put_along_axis(prompt, places.reshape(prompt.shape), tokens.reshape(prompt.shape), axis=1)
+    is_of = run[:, None] == np.arange(2)[:, None]  # [row, run, token]
+    later = is_of[..., ::-1].cumsum(-1)[..., ::-1] - is_of  # later tokens of the same run
+    value = (pairs.last[pair][..., None] - later) % sizes[alphabet][..., None]
+    tokens = np.where(is_of, offset[alphabet][..., None] + value, 0).sum(1)
+    last_place = length - 1 - is_of[..., ::-1].argmax(-1)
 
     def of(table: np.ndarray, which: np.ndarray) -> np.ndarray:
         found: np.ndarray = np.take_along_axis(table, which[:, None], axis=1)[:, 0]
         return found
 
-    last, last_place = value[..., -1], places[..., -1]
+    last = pairs.last[pair]
     mine, other = of(alphabet, asked), of(alphabet, 1 - asked)
     answer = offset[mine] + (of(last, asked) + 1) % sizes[mine]
     truth = {
@@ -144,4 +139,4 @@ def _rows(
         "other_value": of(last, 1 - asked),
         "other_position": of(last_place, 1 - asked),
     }
-    return make_rows([*prompt.T, sizes.sum() + mine], [answer], truth)
+    return make_rows([*tokens.T, sizes.sum() + mine], [answer], truth)
