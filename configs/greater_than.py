@@ -38,9 +38,10 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """Scale for first experiments: @TIME@.
+    """Scale for first experiments: 1 to 2 minutes on two cores that were shared with other work.
 
-    @RESULT@
+    Results of three runs: the probability difference of test_years is .95 from step 1,900 to 2,450
+    on and .97 at the end; that of train_years is the same.
     """
     config.steps = 6_000
 

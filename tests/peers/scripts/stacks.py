@@ -77,7 +77,10 @@ def answer(case, models_of):
     # Attributions at the last position, as most users compute them, and at all positions.
     answer, other = tokens[:, 0], tokens[:, 1]
     stack = folded_cache.decompose_resid()
-    arrays["folded, gap"] = folded_cache.logit_attrs(stack, answer, other).numpy()
+    pair = [answer, other]
+    if models_of is hooked_transformers:  # it takes one token for each prompt at one position only
+        pair = [of_prompt[:, None].expand(tokens.shape) for of_prompt in pair]
+    arrays["folded, gap"] = folded_cache.logit_attrs(stack, *pair).numpy()
     arrays["folded, of positions"] = folded_cache.logit_attrs(stack, tokens).numpy()
     ending = folded_cache.get_full_resid_decomposition(pos_slice=-1)
     arrays["folded, last"] = folded_cache.logit_attrs(ending, answer, pos_slice=-1).numpy()
