@@ -111,13 +111,13 @@ class Activations(Mapping[str, Array]):
           recompute_ln: whether to apply the final norm whole instead, with the scale of each term
             and with the bias of the norm; it has no effect before the last block.
         """
-        layer = self.layer_of(layer, mlp_input)
+        layer, stack = self.layer_of(layer, mlp_input), jnp.asarray(residual_stack)
         if self.has_batch_dim if has_batch_dim is None else has_batch_dim:
-            residual_stack = take(residual_stack, batch_slice, 1)
+            stack = take(stack, batch_slice, 1)
         if self.model.cfg.normalization != "LN":
-            return residual_stack
+            return stack
         weight = self.model.norm_weight(layer, mlp_input=mlp_input)
-        centred = residual_stack - residual_stack.mean(-1, keepdims=True)
+        centred = stack - stack.mean(-1, keepdims=True)
         if recompute_ln and layer == self.depth:
             scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.model.cfg.eps)
             whole = centred / scale * expand_to_rank(weight, centred)

@@ -123,7 +123,7 @@ def evaluate_chunks(
     """
 
     def chunk(number: Array) -> Outcome:
-        table: EvaluationRows = jax.tree.map(lambda rows: rows[number], probes)
+        table = jax.tree.map(lambda rows: rows[number], probes)
         tokens, positions, answers, thought, ranges = table
         logits, _ = forward_at(model, params, tokens, positions)
         there, wanted = answers >= 0, jnp.maximum(answers, 0)  # Shorter answers end in -1.

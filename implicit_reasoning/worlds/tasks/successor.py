@@ -100,7 +100,7 @@ def _pairs(sizes: np.ndarray) -> _Pairs:
     check_count("number of pairs of runs", int(sizes.sum()) ** 2)
     last, alphabet = [], []
     for two in combinations(range(len(sizes)), 2):
-        a, b = np.indices(sizes[list(two)]).reshape(2, -1)
+        a, b = np.indices([int(sizes[each]) for each in two]).reshape(2, -1)
         last.append(np.column_stack([a, b]))
         alphabet.append(np.broadcast_to(np.array(two), (len(a), 2)))
     return _Pairs(np.concatenate(last), np.concatenate(alphabet))
