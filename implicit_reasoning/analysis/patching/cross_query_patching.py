@@ -166,16 +166,18 @@ class CrossQueryPatching(Instrument):
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in shown}
         rows["null: shuffled\nanswer"] = shuffled.sel(outcome=OUTCOMES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
+        cold = "or a 'c0 source' " if others else ""
         caption = (
             "S[layer, pos] of a source query replaces that of a target query, for targets that "
             "are answered correctly without a patch. In the rows 'composed', a cell is the "
             "share of answers that become the tail of the source's bridge and the target's r2. "
             "This composed chain is in training only for the group 'trained chain', so a share "
-            "that is high only there shows memorisation. A state that represents the bridge is "
-            "high in the first row. It also leaves the answer unchanged if it comes from a "
-            "different prefix with the same bridge (last row: the share of unchanged answers). "
-            "The row 'null' counts the composed answer of another pair. White cells have fewer "
-            f"than {MIN_CLUSTERS} source bridges that count."
+            "that is high only there shows memorisation. The bridge of an 'O source' "
+            f"{cold}follows only from a single fact, and not from training chains. A state that "
+            "represents the bridge is high in the first row. It also leaves the answer unchanged "
+            "if it comes from a different prefix with the same bridge (last row: the share of "
+            "unchanged answers). The row 'null' counts the composed answer of another pair. "
+            f"White cells have fewer than {MIN_CLUSTERS} source bridges that count."
         )
         drawing = maps_over_steps(rows, "share of answers")
         return [

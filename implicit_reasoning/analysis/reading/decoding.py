@@ -12,14 +12,15 @@ The first two methods are those of Ye et al. 2025, with two corrections. The sta
 the layer from which it is taken, and not one block later. Results for OOD facts are means over OOD
 facts only.
 
-Some results are true by construction, and are therefore no evidence:
+Some results are no evidence that the state represents e2:
 
-- In most tasks, e2 is the training target of the prompt (e1, r1). The last layer then decodes e2.
-  The output `by_construction` marks these cases.
-- From layer 1 on, the state at r1 contains e1 and r1. The later layers compute e2 from this state,
-  as in the prompt (e1, r1). Full-run probing is therefore correct even if the state does not
-  represent e2. The output `full_run_by_construction` marks these layers. Claims use the bottleneck
-  instead.
+- In most tasks, e2 is the training target of the prompt (e1, r1). The last layer then decodes e2 by
+  construction. The output `by_construction` marks these cases.
+- From layer 1 on, the state at r1 can contain e1 and r1. The later layers can compute e2 from them,
+  as in the prompt (e1, r1). A patch of the state after a block has the same effect as a patch of
+  the state before the MLP of this block, because the MLP then computes the same. Full-run probing
+  therefore shows that the prefix has reached the state, and nothing more. The output
+  `full_run_by_construction` marks these layers. Claims use the bottleneck instead.
 
 The bottleneck has two controls: classes that are shuffled between facts, and random directions. If
 the controls also decode e2, the bottleneck is inconclusive. The projection then keeps so much of
@@ -65,9 +66,9 @@ _DECODED = 0.9  # minimum lower end of top-1, for the bottleneck and for immedia
 _CHANCE = 3.0  # minimum ratio of immediate probing to its null control (the tail of another fact)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
-    "From layer 1 on, the result of the full run is true by construction: the state is a function "
-    "of e1 and r1, and the later layers compute from it the same as in its own prompt. The full "
-    "run therefore shows only that the prefix has reached this state. Claims use the bottleneck."
+    "From layer 1 on, the full run shows only that the prefix (e1, r1) has reached the state, and "
+    "not that the state represents e2: the later layers can compute e2 from e1 and r1. Claims use "
+    "the bottleneck."
 )
 _CONTROL = 0.5  # maximum upper end of top-1 for the controls of the bottleneck
 
@@ -86,11 +87,12 @@ class Decoding(Instrument):
         "Immediate: unembed(norm(S)), or unembed(S). Full run: S replaces the state at the "
         "same layer and position of another fact's prompt, which has a different e1 and tail, "
         "and the later layers decode S at r1 (Ye et al. 2025, with their off-by-one "
-        "corrected); from layer 1 on, this is correct by construction. Bottleneck: the full "
-        "run after a projection of S onto at most 32 directions in which the class means by "
-        "tail differ most, around the mean of the class means. The directions are fitted to "
-        "three quarters of the facts of the first group, without the fact itself. Nulls of the "
-        "bottleneck: tails shuffled among those facts, and equally many random directions. "
+        "corrected); from layer 1 on, this shows only that the prefix has reached S. "
+        "Bottleneck: the full run after a projection of S onto at most 32 directions in which "
+        "the class means by tail differ most, around the mean of the class means. The "
+        "directions are fitted to three quarters of the facts of the first group, without the "
+        "fact itself. Nulls of the bottleneck: tails shuffled among those facts, and equally "
+        "many random directions. "
         "counted: whether the fact's tail is also the tail of a fact in those quarters; only "
         "these facts count for bottlenecks. truth: the tail of the fact; the tail of another "
         "fact, drawn at random (null); the tail of the recipient prompt. by_construction: "
@@ -426,11 +428,11 @@ def _construction(result: xr.Dataset) -> str:
     taught = [f"{variable} of {group} facts" for (variable, group), so in there.items() if so]
     if not taught:
         return (
-            "Apart from the full run, nothing here is true by construction, because training never "
-            "asks for (e1, r1) by itself."
+            "Training never asks for (e1, r1) by itself, so immediate decoding is not true by "
+            "construction at any layer."
         )
     return (
-        "At the last layer, immediate decoding with the final norm and the full run are also true "
-        f"by construction for {', '.join(taught)}, because training teaches these as the answers "
-        "to (e1, r1)."
+        "At the last layer, immediate decoding with the final norm and the full run are true by "
+        f"construction for {', '.join(taught)}, because training teaches these as the answers to "
+        "(e1, r1)."
     )

@@ -84,9 +84,9 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
         "together. If several features have a higher F1, the bridge is split among features. "
         "The second row shows the share of states in which the bridge's feature is not active "
         "(silent), on facts that the feature was not chosen on. It also shows the share of "
-        "absorbed states: in addition, a feature that is active for less than half of the "
-        "bridge's facts writes most of the bridge's direction. The null uses the direction of a "
-        "different bridge."
+        "absorbed states: in addition, a feature that is active on less than half of the "
+        "bridge's states writes at least .4 of what the dictionary writes along the bridge's "
+        "direction. The null uses the direction of a different bridge."
     )
     if with_roles:
         id_, ood = (int(n) for n in result["role_n"].values)

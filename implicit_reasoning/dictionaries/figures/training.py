@@ -67,11 +67,12 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
         f"{middle_sparsity(result):g}. The top row shows, for each variable at a position, the "
         "share of its values for which a feature stands: the feature has an F1 of at least "
         f"{MIN_F1:g} on facts that it was not chosen on, as the median over seeds. The null is "
-        "far below this F1. The bottom row shows the highest cosine of a feature with any "
-        "feature of the dictionary of the checkpoint before, or of other seeds if there are "
-        "several, as the mean over active features. The grey line is the null: the features of "
-        "the checkpoint before are rotated at random. Lines are means over seeds, and the "
-        "shading is the range over seeds."
+        "the mean F1 after the values are permuted among the states. It is at most "
+        f"{float(own['f1_null'].max()):.2f} for any variable and checkpoint. The bottom row shows "
+        "the highest cosine of a feature with any feature of the dictionary of the checkpoint "
+        "before, or of other seeds if there are several, as the mean over active features. The "
+        "grey line is the null: the features of the checkpoint before are rotated at random. "
+        "Lines are means over seeds, and the shading is the range over seeds."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
         caption += (

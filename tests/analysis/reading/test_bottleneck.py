@@ -179,4 +179,4 @@ def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
     claims = Decoding().claims(result)
     assert claims and claims <= {Claim("decodable", "e2", layer, "r1") for layer in (3, 4)}
     drawn = Decoding().figures(whole)
-    assert "true by construction" in drawn[0].caption and len(drawn) == 3
+    assert "shows only that the prefix" in drawn[0].caption and len(drawn) == 3
