@@ -1,5 +1,5 @@
 # The commands of this project. Every target installs what it needs into .venv first.
-#   make demo         train a pocket-sized model and analyse it: minutes on two cores
+#   make demo         train a pocket-sized model and analyze it: minutes on two cores
 #   make lint         formatting, lint, types, spelling
 #   make docs         build the site into build/site: half a minute; offline, and strict about links
 #   make docs-serve   show the site at http://127.0.0.1:8000, and build it anew when files change

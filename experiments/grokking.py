@@ -125,7 +125,7 @@ def draw(trained: list[Run]) -> Any:
         ax.text(
             1, best - 0.045, f"best shortcut on test_ii: {best:.2f}", color=darken(color), size=8
         )
-        ax.set_title(f"world and initialisation seed {run.config.seed}", fontsize=10)
+        ax.set_title(f"world and initialization seed {run.config.seed}", fontsize=10)
         ax.set_ylim(-0.015, 1.03)
         label_ends(ax, ends)
     axes[0].set_ylabel("accuracy on probe rows")

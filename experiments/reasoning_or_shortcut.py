@@ -62,7 +62,7 @@ more of them before step 250.
 6. Chain of thought and early supervision, each compared with the implicit arm: the difference of a
    split's accuracy at the end, and of the step at which test_ii reaches .5, paired by world and
    initialization. A difference counts if its interval over worlds excludes 0.
-7. Memorise-only phase. An arm has none if test_ii >= .5 at the stage `memorised` in at least 7 of 8
+7. Memorize-only phase. An arm has none if test_ii >= .5 at the stage `memorised` in at least 7 of 8
    runs.
 8. The gap of the second hop. It remains if the interval over worlds of io - test_ii at the end is
    below -.1.

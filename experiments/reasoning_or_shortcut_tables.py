@@ -47,7 +47,7 @@ def answers(arms: Mapping[str, Arm]) -> str:
         ("6. Compared with the implicit arm", compared),
         ("6. Cost of a step", cost),
         ("6. Parts of a chain of thought", spoken),
-        ("7. Memorise-only phase", memorise_only),
+        ("7. Memorize-only phase", memorise_only),
         ("8. The gap of the second hop", second_hop),
         ("9. Teaching cold facts later", taught),
     ]
@@ -278,7 +278,7 @@ def spoken(arms: Mapping[str, Arm]) -> list[str]:
 def memorise_only(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 7."""
     lines = [
-        "| arm | test_ii at train_ii .99 | runs with at least .5 | no memorise-only phase |",
+        "| arm | test_ii at train_ii .99 | runs with at least .5 | no memorize-only phase |",
         "|---" * 4 + "|",
     ]
     for name, arm in ladders(arms).items():

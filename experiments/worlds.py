@@ -99,7 +99,7 @@ def differences(measured_with: dict[str, Any], config: ConfigDict) -> list[Chang
     """Return the fields that differ from a saved configuration.
 
     For fields that were added later, the saved configuration counts as having the value that
-    reproduces the earlier behaviour.
+    reproduces the earlier behavior.
     """
     return changed_keys(completed(from_json(measured_with)), completed(config))
 

@@ -164,7 +164,7 @@ def step_axis(ax: Axes, last: int) -> None:
 def log_axis(ax: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers as labels.
 
-    If the axis spans few decades, values between decades are labelled too.
+    If the axis spans few decades, values between decades are labeled too.
     """
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(LogFormatter())
@@ -201,7 +201,7 @@ def darken(color: str) -> tuple[float, float, float]:
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move heights so that neighbours are at least `gap` apart, and return the new heights.
+    """Move heights so that neighbors are at least `gap` apart, and return the new heights.
 
     The first pass goes upwards and raises each height to at least the previous height plus `gap`.
     The second pass goes downwards and lowers each height to at most the next height minus `gap`. It

@@ -106,7 +106,7 @@ for step in (found.memorised, found.in_distribution, run.steps[-1]):
         print(f"{step:6d}  {values[0]:8.3f}  {values[1]:7.3f}  {values[2]:7.3f}")
 
 # %% [markdown]
-# ## Memorise first, generalise later
+# ## Memorize first, generalize later
 #
 # The last table that `describe` printed is about [shortcuts](../concepts/worlds.md#shortcuts). A
 # shortcut answers a test chain from training chains alone, without any single fact. Row completion,
@@ -143,7 +143,7 @@ plt.show()
 # %% [markdown]
 # *How to read it.* Each line is the accuracy on one split over training. Dashed and dotted lines
 # are splits that the model is trained on. Solid lines are never trained on. Horizontal dash-dotted
-# lines are the accuracies of the best shortcut, in the colour of the split: 1.000 for `test_ii`,
+# lines are the accuracies of the best shortcut, in the color of the split: 1.000 for `test_ii`,
 # .036 for `test_oi`.
 #
 # The blue line rises after the dashed one. But it stays below its shortcut, so it is no evidence of
@@ -243,11 +243,11 @@ for step in result.step.values:
 # The state at `r1` then predicts the answer to the single fact `(e1, r1)`, which is trained on.
 
 # %% [markdown]
-# **Answer.** The model answers .735 of the unseen chains of `test_ii` when it has memorised the
+# **Answer.** The model answers .735 of the unseen chains of `test_ii` when it has memorized the
 # training chains (step 2,350), and .95 of them only 2,300 steps later. These answers do not show
 # that it composes: row completion, which uses no single fact, answers all 1,805 of them, and no
 # chain is left that no shortcut answers. `test_oi` has 444 chains that no shortcut answers. The
-# model answers .24 [.16, .34] of them at the end, so some composition has been learnt for first
+# model answers .24 [.16, .34] of them at the end, so some composition has been learned for first
 # facts that no training chain uses. For second facts of this kind (`test_io`) it has not: .01
 # [.00, .07].
 #

@@ -81,7 +81,7 @@ transcoders = train_dictionaries(
 # %% [markdown]
 # ## Measure
 #
-# `measure_dictionaries` runs instruments and baselines, and returns labelled arrays. The dimension
+# `measure_dictionaries` runs instruments and baselines, and returns labeled arrays. The dimension
 # `member` has the dictionaries first, then the baselines.
 
 # %%

@@ -214,7 +214,7 @@ plt.show()
 
 # %% [markdown]
 # How to read it: dashed lines are chains that are trained on, and solid lines are chains that are
-# not. The colour says whether the bridge is popular or rare. All training chains are memorised. New
+# not. The color says whether the bridge is popular or rare. All training chains are memorized. New
 # chains are answered later, and those through a rare bridge latest.
 
 # %% [markdown]

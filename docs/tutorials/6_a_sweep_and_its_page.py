@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A sweep and its page
 #
-# **Question.** Does a larger weight decay make a model generalise sooner? And how much can 3, 8 or
+# **Question.** Does a larger weight decay make a model generalize sooner? And how much can 3, 8 or
 # 16 runs say about that?
 
 # %% [markdown]
@@ -65,7 +65,7 @@ print({status.state for status in statuses.values()})
 # ## Open and plot
 #
 # `Runs` is a sequence of runs. `runs[0]` opens like any run. A measurement of all of them is one
-# labelled array with the dimension `trial`.
+# labeled array with the dimension `trial`.
 
 # %% alt="Accuracy on test_pairs over training, of 16 runs with two values of weight decay"
 import matplotlib.pyplot as plt
@@ -94,10 +94,10 @@ plt.show()
 # %% [markdown]
 # How to read it: each thin line is one run, and the thick line is the median of the runs with the
 # same weight decay. `test_pairs` has the pairs that were not trained on. The dash-dotted line is a
-# shortcut that computes nothing: where the model has seen `b + a`, it knows `a + b`. Generalising
+# shortcut that computes nothing: where the model has seen `b + a`, it knows `a + b`. Generalizing
 # begins above this line.
 #
-# ## Time to generalise
+# ## Time to generalize
 #
 # `runs.phases()` has the step at which each run reached a phase. *In-distribution* is the first of
 # three evaluations in a row with .95 or more on `test_pairs`. A run that did not get there has nan:
@@ -133,7 +133,7 @@ plt.show()
 # ## What can n runs say?
 #
 # Runs with the same world and the same seed differ in weight decay only, so we compare them in
-# pairs. If weight decay did not matter, each pair would favour either value with probability 1/2.
+# pairs. If weight decay did not matter, each pair would favor either value with probability 1/2.
 # So even if all n pairs agree, a two-sided sign test cannot give less than `2 * (1/2) ** n`.
 
 # %%
@@ -174,7 +174,7 @@ for figure in sorted((page.parent / "figures").glob("*.png")):
 # %% [markdown]
 # **Answer.** In these runs, yes. With weight decay 2, six of eight runs reach .95 within 1,600
 # steps, and with 0.5 one of eight does. The larger value is first in all six pairs that differ (p =
-# .03). All runs have memorised at step 100, so the difference is in what comes after.
+# .03). All runs have memorized at step 100, so the difference is in what comes after.
 #
 # Three runs could not have shown this: even if all agree, p is .25. Eight pairs in four worlds can
 # show it for these worlds. They cannot show it for other worlds, because three worlds that differ

@@ -125,10 +125,10 @@ fig.legend(loc="outside right upper", frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *How to read it.* A point is the accuracy at the last checkpoint, with its 95% interval. A grey
+# *How to read it.* A point is the accuracy at the last checkpoint, with its 95% interval. A gray
 # line is the accuracy of the best shortcut on the split.
 #
-# Both models answer all training chains. With the usual loss, this small model only memorises them.
+# Both models answer all training chains. With the usual loss, this small model only memorizes them.
 # With early supervision it answers .98 of the unseen chains. It also answers .78 of `test_c0` and
 # .90 of `test_oi`, where the best shortcut answers .08 and .06. So it uses single facts that
 # training chains do not reveal. The rule above calls `test_c0` open, because .78 is just below .8

@@ -52,7 +52,7 @@ ANSWER_KINDS = {
     "another entity": VERMILION,
     "no entity": GREY,
 }
-"""Kinds of answers with their colours. An answer has the first kind in this list that matches."""
+"""Kinds of answers with their colors. An answer has the first kind in this list that matches."""
 
 _MAX_ROWS = 1000  # maximum number of rows per split
 _ABOVE = 0.05  # an accuracy at most this much above the modal shortcuts is not composition

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 
 from implicit_reasoning.figures import SERIES_COLORS, new_drawing, step_axis
 
-_CELLS = "cividis"  # perceptually uniform, and readable with colour blindness
-_DIFFERENCES = "PuOr_r"  # diverging with white in the middle, and readable with colour blindness
+_CELLS = "cividis"  # perceptually uniform, and readable with color blindness
+_DIFFERENCES = "PuOr_r"  # diverging with white in the middle, and readable with color blindness
 
 _AXIS_LABELS = {
     "pos": "position",
@@ -45,7 +45,7 @@ def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
 
 
 def layer_colors(n_layers: int) -> list[str]:
-    """Return a colour for each layer, from dark to light, as hexadecimal strings."""
+    """Return a color for each layer, from dark to light, as hexadecimal strings."""
     # The lightest fifth of the scale is invisible on white.
     return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0, 0.82, n_layers)]
 
@@ -71,7 +71,7 @@ def curves(
         a band.
       panels: for each panel, by title, the labels `{dimension: label}` to select.
       select: labels `{dimension: label}` to select for the curves in all panels.
-      nulls: for each null control, by name, the labels to select instead of `select`, and a colour.
+      nulls: for each null control, by name, the labels to select instead of `select`, and a color.
         One line shows the maximum of the control over the layers.
       label: label of the y axis.
       ncols: number of panels per row; default: one row for all panels.
@@ -138,19 +138,19 @@ def heat_maps(
     width: float = 0.52,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Draw heat maps with a common colour scale. The first row of a map is at the bottom.
+    """Draw heat maps with a common color scale. The first row of a map is at the bottom.
 
     Args:
       maps: for each map, by title, the values, with the dimensions `rows` and `columns`. Values
         must be at most 1; nan is drawn white.
-      label: label of the colour scale.
+      label: label of the color scale.
       nulls: for each map, by title, the values of a null control. These values are written in
         brackets below the values of the map.
       ncols: number of maps per row.
       rows: name of the dimension on the y axis.
       columns: name of the dimension on the x axis.
       width: width of a column, in inches.
-      lowest: lower end of the colour scale. If `lowest` is negative, the scale is diverging.
+      lowest: lower end of the color scale. If `lowest` is negative, the scale is diverging.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
@@ -191,7 +191,7 @@ def maps_over_steps(
 
     Args:
       series: for each series, by name, the values, with the dimensions step, `rows` and `columns`.
-      label: label of the colour scale.
+      label: label of the color scale.
       rows: name of the dimension on the y axis of each map.
       columns: name of the dimension on the x axis of each map.
     """
@@ -213,7 +213,7 @@ def maps_by_variable(values: xr.DataArray) -> Drawing:
 
     Args:
       values: shares of edited examples, with the dimensions step, group, variable, layer, pos and
-        edit. Colours show the first label of `edit`. Numbers in brackets show the last label, which
+        edit. Colors show the first label of `edit`. Numbers in brackets show the last label, which
         is the null control.
     """
     rows = [
@@ -277,8 +277,8 @@ def scatters(
     Args:
       panels: for each panel, by title, the coordinates of the points. The dimensions are `point`
         and `axis` (of size 2).
-      colors: for each point, the name of its colour group. There are at most seven groups, and
-        points of one group have the same colour.
+      colors: for each point, the name of its color group. There are at most seven groups, and
+        points of one group have the same color.
       markers: for each point, the name of its marker group. Points of the group "id" are circles.
         If no group is called "id", points of the first group in alphabetical order are circles. All
         remaining points are crosses.

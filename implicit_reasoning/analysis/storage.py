@@ -47,7 +47,7 @@ def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
     return {
         "instrument": instrument.name,
         "version": instrument.version,
-        # Options are normalised to the form in which a file returns them.
+        # Options are normalized to the form in which a file returns them.
         "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": SEED,
         "intervals": INTERVALS,
@@ -85,7 +85,7 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
     Older versions of the package did not save all attributes. Missing `options` mean that the
     instrument had no options. Missing `intervals` mean version 1 (percentile bootstrap, clustered
-    by first fact). If a field of `model` is missing, the value that reproduces the old behaviour is
+    by first fact). If a field of `model` is missing, the value that reproduces the old behavior is
     used.
 
     Args:

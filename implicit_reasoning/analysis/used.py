@@ -52,9 +52,9 @@ VERDICTS = {
     "neither": GREY,
     "unclear": ORANGE,
 }
-"""Possible verdicts about a variable at a (layer, position), with their colours."""
+"""Possible verdicts about a variable at a (layer, position), with their colors."""
 
-_ALPHA = 0.5  # opacity of the colours, so that the numbers on top are legible
+_ALPHA = 0.5  # opacity of the colors, so that the numbers on top are legible
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
 _SOURCES = ("mean_swap", "erasure", "probes", "lens", "decoding")
 
@@ -247,7 +247,7 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         "that stay the same when the variable is erased; in brackets is the null, the lower of "
         "two controls. A cell is empty if each class has only one state, so that no reader can "
         "be tested on held-out states, or if too few cases count. Layers, positions and "
-        "checkpoints with only empty cells are left out. The colour is the verdict. 'Decodable, "
+        "checkpoints with only empty cells are left out. The color is the verdict. 'Decodable, "
         "not used' means that a reader finds the variable, but the model does not use it. "
         "'Used, replaceable' means that answers change when the variable is swapped, but stay "
         "when it is erased. 'Unclear' means that a swap does damage, that only some answers "

@@ -93,7 +93,7 @@ _SWEEP: dict[str, Flag] = {
         "search a space of configurations adaptively; the only engine is optuna", value="optuna"
     ),
     "metric": Flag(
-        "with --search: the column of metrics.jsonl whose last value is optimised",
+        "with --search: the column of metrics.jsonl whose last value is optimized",
         default="accuracy/test_ii",
         value="NAME",
     ),

@@ -77,7 +77,7 @@ def make_config(schema: Mapping[str, Field]) -> ConfigDict:
 def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
     """Return a locked copy of a configuration in which missing fields are filled in.
 
-    A missing field gets the value `Field.before`, which reproduces the behaviour of versions
+    A missing field gets the value `Field.before`, which reproduces the behavior of versions
     without this field. Missing required fields are not filled in; `schema_faults` reports them.
     """
     config = config.copy_and_resolve_references()

@@ -119,7 +119,7 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
 
 
 def _joined(items: list[str], name: str) -> list[str] | None:
-    """Join neighbouring items with commas so that each result is an existing folder.
+    """Join neighboring items with commas so that each result is an existing folder.
 
     Return None if this is not possible.
     """

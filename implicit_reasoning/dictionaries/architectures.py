@@ -22,7 +22,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
 DECODER_NORM = 0.1
-"""Norm of decoder rows at initialisation (Anthropic, April 2024 update; SAELens's default)."""
+"""Norm of decoder rows at initialization (Anthropic, April 2024 update; SAELens's default)."""
 
 Inputs = Float[Array, "batch d_in"]
 Outputs = Float[Array, "batch d_out"]
@@ -156,7 +156,7 @@ class SkipTranscoder(Transcoder):
     """
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters. The skip connection `W_skip` is initialised to 0."""
+        """Return initial parameters. The skip connection `W_skip` is initialized to 0."""
         return super().init(key, x, y) | {"W_skip": jnp.zeros((self.d_out, self.d_in))}
 
     def base(self, params: Params, x: Inputs) -> Outputs:
@@ -168,7 +168,7 @@ class SkipTranscoder(Transcoder):
 class Autoencoder(Architecture):
     """A dictionary that reconstructs its input. The encoder reads the input minus `b_dec`.
 
-    The encoder is initialised to the decoder's transpose (tied initialisation).
+    The encoder is initialized to the decoder's transpose (tied initialization).
 
     Source: Bricken et al. 2023, "Towards monosemanticity".
     """
@@ -181,7 +181,7 @@ class Autoencoder(Architecture):
             )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Return initial parameters. The encoder is initialised to the decoder's transpose."""
+        """Return initial parameters. The encoder is initialized to the decoder's transpose."""
         params = super().init(key, x, y)
         return params | {"W_enc": params["W_dec"].T}
 

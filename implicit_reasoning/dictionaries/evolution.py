@@ -8,7 +8,7 @@ A feature stands for a value of a ground-truth variable if the feature predicts 
 sufficient F1. The median over seeds of this F1 must be at least `MIN_F1`, which is far above the
 null control. F1 is computed on facts that were not used to choose the feature
 (`measures/matching.py`). The birth of a value is the first step at which a feature stands for the
-value. Births are unbiased only with a cold start, which initialises the dictionaries of every
+value. Births are unbiased only with a cold start, which initializes the dictionaries of every
 checkpoint at random. With a warm start, a dictionary begins with the features of an earlier or
 later checkpoint.
 """

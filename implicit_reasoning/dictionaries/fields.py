@@ -135,11 +135,11 @@ FIELDS: dict[str, Field] = {
         before=1_000,
     ),
     "training.bias_at_mean": Field(
-        bool, "initialise the decoder bias to the mean of the targets", True, before=True
+        bool, "initialize the decoder bias to the mean of the targets", True, before=True
     ),
     "training.unit_decoder": Field(bool, "keep decoder rows at norm 1", False, before=False),
     "training.frozen_decoder": Field(
-        bool, "keep the decoder at its random initialisation; a baseline", False, before=False
+        bool, "keep the decoder at its random initialization; a baseline", False, before=False
     ),
     "training.resample_every": Field(
         int, "steps between resamplings of dead features; 0: never", 0, 0, MAX_INT, before=0
@@ -156,7 +156,7 @@ def schema(config: ConfigDict) -> dict[str, Field]:
 def completed(config: ConfigDict) -> ConfigDict:
     """Return a locked copy of a configuration in which missing fields are filled in.
 
-    The filled-in values reproduce the behaviour of the package version that wrote the
+    The filled-in values reproduce the behavior of the package version that wrote the
     configuration.
     """
     return complete(config, FIELDS)

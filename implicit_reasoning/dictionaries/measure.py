@@ -2,7 +2,7 @@
 
 Dictionaries with equal shapes and equal hook sites share a compiled program. The program computes
 the distinct states of the run and encodes these states once for all instruments. The outcomes of
-the instruments are then averaged and labelled on the host. For the last checkpoint, the program
+the instruments are then averaged and labeled on the host. For the last checkpoint, the program
 also measures baselines (`baselines.py`).
 """
 

@@ -32,7 +32,7 @@ class Members(NamedTuple):
       pool: for each dictionary, the index of the pool of states to train on.
       sparsity: for each dictionary, the coefficient of the penalty or the number of active
         features.
-      key: for each dictionary, the random key for initialisation and batches.
+      key: for each dictionary, the random key for initialization and batches.
     """
 
     pool: Int[Array, " member"]

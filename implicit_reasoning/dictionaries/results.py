@@ -199,7 +199,7 @@ class Row(NamedTuple):
       site: name of the hook site that the dictionary writes.
       what: "trained" or the name of the baseline.
       sparsity: the sparsity in the configuration.
-      seed: seed of the initialisation.
+      seed: seed of the initialization.
       l0: number of active features, averaged over held-out states.
       explained: explained variance on held-out states.
       recovered: `(ablated - spliced) / (ablated - clean)`, from cross-entropies on training chains.

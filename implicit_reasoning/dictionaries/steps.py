@@ -42,8 +42,8 @@ class DictionaryTrainingSettings:
       b1, b2: decay rates of Adam's first moment and second moment.
       clip_norm: maximum global norm of the gradient.
       dead_after: a feature is dead if it was not active for more than this number of steps.
-      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. If
-        false, the bias is initialised to 0, as in SAELens. If states are sums of sparse,
+      bias_at_mean: whether the decoder bias is initialized to the mean of a batch of targets. If
+        false, the bias is initialized to 0, as in SAELens. If states are sums of sparse,
         non-negative features, training with the initial value 0 recovers more of the true features.
       unit_decoder: whether training keeps decoder rows at norm 1.
       frozen_decoder: whether decoder rows keep their random initial values, as in the baseline
@@ -241,7 +241,7 @@ class DictionaryRecipe:
     def resample(
         self, state: DictionaryState, data: TrainingData, key: Key[Array, ""]
     ) -> DictionaryState:
-        """Reinitialise dead features from states with a large reconstruction error.
+        """Reinitialize dead features from states with a large reconstruction error.
 
         For each dead feature, a state is drawn with a probability proportional to the square of the
         state's loss (Bricken et al. 2023). The encoder of the feature is set to the direction of

@@ -71,7 +71,7 @@ class Member(NamedTuple):
       write: names of the hook sites that the dictionary writes.
       sparsity: coefficient of the penalty or number of active features, depending on the activation
         function.
-      seed: random seed of initialisation and batches.
+      seed: random seed of initialization and batches.
     """
 
     steps: tuple[int, ...]
@@ -255,7 +255,7 @@ class Dictionaries:
         return self.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)
 
     def directions(self, number: int) -> Float[np.ndarray, "feature width"]:
-        """Return the decoder rows of one dictionary, normalised to norm 1."""
+        """Return the decoder rows of one dictionary, normalized to norm 1."""
         rows = np.asarray(self.dictionary.architecture.rows(self.params_of(number)))
         unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
         return unit

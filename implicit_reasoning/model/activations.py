@@ -96,7 +96,7 @@ class Activations(Mapping[str, Array]):
     ) -> Float[Array, "component ... d_model"]:
         """Apply the norm of the input of `layer` to terms of this input.
 
-        Each term is centred, divided by the scale of the norm in the forward pass, and multiplied
+        Each term is centered, divided by the scale of the norm in the forward pass, and multiplied
         by the weight of the norm. The sum over all terms is the normalized input without the bias
         of the norm. A model without norms returns the terms unchanged.
 

@@ -126,7 +126,7 @@ def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
         files.checkpoints: "parameters of every checkpoint, by step (Orbax format)",
         files.tensorboard: "event files for TensorBoard",
         **{
-            result: "result of an instrument, as labelled arrays"
+            result: "result of an instrument, as labeled arrays"
             for result in sorted(files.analysis.glob("*.nc"))
         },
     }

@@ -32,7 +32,7 @@ class TableCell(NamedTuple):
       text: the text that is shown.
       value: the value by which the table is sorted.
       link: the target of a link; empty for no link.
-      state: the state of a trial, which sets the colour; empty for no colour.
+      state: the state of a trial, which sets the color; empty for no color.
     """
 
     text: str

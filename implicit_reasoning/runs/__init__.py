@@ -7,7 +7,7 @@ checkpoints.py  checkpoints: pytrees with step numbers, written atomically
 stores.py       stores: objects from which a run reads parameters
 stacked.py      checkpoints of a trial that was trained together with other trials
 starts.py       reading the log of a run's starts
-arrays.py       reading and writing labelled arrays; fingerprints
+arrays.py       reading and writing labeled arrays; fingerprints
 results.py      access to saved results by current or old names of instruments
 run.py          `Run`
 summary.py      the HTML that shows a run in a notebook

@@ -1,4 +1,4 @@
-"""Labelled arrays as netCDF files, and fingerprints (digests) of pytrees."""
+"""Labeled arrays as netCDF files, and fingerprints (digests) of pytrees."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def save_arrays(path: Path, arrays: xr.Dataset) -> None:
-    """Write labelled arrays as netCDF 4, atomically. Attributes may be any JSON values."""
+    """Write labeled arrays as netCDF 4, atomically. Attributes may be any JSON values."""
     plain = arrays.copy()
     # netCDF attributes cannot be nested or None, so all attributes are stored as one JSON text.
     parts: list[Any] = [plain, *plain.variables.values()]

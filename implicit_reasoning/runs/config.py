@@ -39,7 +39,7 @@ def default_config(task: str = "composition") -> ConfigDict:
 def completed(config: ConfigDict) -> ConfigDict:
     """Return a locked copy of a configuration, with missing fields filled in.
 
-    A missing field gets the value `Field.before`, which reproduces the behaviour from before the
+    A missing field gets the value `Field.before`, which reproduces the behavior from before the
     field existed. This value may differ from the default of a new configuration.
     """
     return complete(config, schema(config))

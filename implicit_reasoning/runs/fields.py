@@ -18,7 +18,7 @@ from implicit_reasoning.worlds.tasks import fields as task_fields
 FIELDS: dict[str, Field] = {
     "seed": Field(
         int,
-        "random seed of initialisation, data order and dropout; the world has its own seed",
+        "random seed of initialization, data order and dropout; the world has its own seed",
         0,
         0,
         MAX_INT,

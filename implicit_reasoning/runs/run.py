@@ -174,7 +174,7 @@ class Run:
         return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
-        """Save labelled arrays of an analysis as `analysis/<name>.nc` (netCDF 4).
+        """Save labeled arrays of an analysis as `analysis/<name>.nc` (netCDF 4).
 
         Returns:
           The path of the file.

@@ -99,7 +99,7 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
     )
     if len(points) > _MAX_POINTS:
         caption += (
-            f" Colours repeat, because the sweep has {len(points)} sets of trials that differ "
+            f" Colors repeat, because the sweep has {len(points)} sets of trials that differ "
             "only in seeds."
         )
     return Figure(f"accuracy_{split}", f"Accuracy on {title}", caption, drawing)
@@ -151,7 +151,7 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
     )
     if len(points) > len(shown):
         caption += f" Only the first {len(shown)} of {len(points):,} sets are drawn."
-    return Figure("times", "Steps to memorise and to generalise", caption, drawing)
+    return Figure("times", "Steps to memorize and to generalize", caption, drawing)
 
 
 def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:

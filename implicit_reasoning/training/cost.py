@@ -1,7 +1,7 @@
 """Cost of a training step, computed from shapes: matrix-product FLOPs, bytes and parameters.
 
 FLOPs are the multiplications and additions of the matrix products in `wirings.forward_at`. Norms,
-activations and the optimiser are not counted. The quotient of a run's FLOP/s and the machine's peak
+activations and the optimizer are not counted. The quotient of a run's FLOP/s and the machine's peak
 FLOP/s is therefore the utilization of the machine by matrix products. Attention over a few
 positions is computed as sums but counted as matrix products; it has 0.2% of the FLOPs of a step at
 the scale `pocket`.

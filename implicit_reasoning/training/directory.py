@@ -93,7 +93,7 @@ def check_same(files: Layout, config: ConfigDict) -> None:
     """Check that a configuration equals the configuration of the existing run.
 
     If a field did not exist when the run began, the check uses the value that reproduces the
-    behaviour of the run (`Field.before`).
+    behavior of the run (`Field.before`).
 
     Raises:
       InputError: the configurations differ; the message lists the fields that differ.

@@ -1,4 +1,4 @@
-"""Figures of a training run: accuracy, loss, first correct answers and optimisation."""
+"""Figures of a training run: accuracy, loss, first correct answers and optimization."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _accuracy(
     if floors:
         caption += (
             "Each thin dash-dotted line is the accuracy of the best shortcut on the split with "
-            "the same colour, and is named at the left. A shortcut does not compose facts, so "
+            "the same color, and is named at the left. A shortcut does not compose facts, so "
             "only an accuracy above its line can show composition. "
         )
     if any(key.startswith("accuracy_low95/") for row in rows for key in row):
@@ -159,7 +159,7 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     caption = (
         "Each curve shows the mean loss of a split's probe rows at every evaluation, on a "
         f"logarithmic axis. A model that gives all {dataset.n_vocab:,} tokens the same "
-        f"probability has a loss of {guessing:.2f} nats per answer. The wide grey line is the "
+        f"probability has a loss of {guessing:.2f} nats per answer. The wide gray line is the "
         "loss of the training batches, averaged over the steps since the previous logged row. "
         f"Losses below {_NO_LOSS:g} are drawn at {_NO_LOSS:g}."
     )
@@ -292,7 +292,7 @@ def _label(
 
 
 def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
-    """Draw the best shortcut of each split as a thin line, labelled at the left.
+    """Draw the best shortcut of each split as a thin line, labeled at the left.
 
     The labels are at the left because the accuracy curves are low there.
     """

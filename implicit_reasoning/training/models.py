@@ -146,7 +146,7 @@ class ModelTraining:
         return self._start.step if self._start else NOT_BEGUN
 
     def init(self) -> TrainState:
-        """Return the state that a previous directory provides, or a newly initialised state."""
+        """Return the state that a previous directory provides, or a newly initialized state."""
         if self._start:
             self._remember(self._start.first_correct)
         return self._first()

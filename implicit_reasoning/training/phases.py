@@ -1,4 +1,4 @@
-"""Phases of grokking: the step at which a run memorises, generalises and transfers.
+"""Phases of grokking: the step at which a run memorizes, generalizes and transfers.
 
 Phases may overlap. Each phase has a rule for the accuracy on probe rows:
 

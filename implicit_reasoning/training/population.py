@@ -1,6 +1,6 @@
 """Training of a population: joint training of trials with equal array shapes.
 
-Trials may differ in the seeds of initialisation and world, the checkpoint of the initial
+Trials may differ in the seeds of initialization and world, the checkpoint of the initial
 parameters, phi, learning rate and weight decay (`VARIED`). The training rows of all worlds are
 concatenated in one table; each trial stores the index of the first row of its world and the number
 of rows. A trial and a run that is trained alone receive the same data in the same order.

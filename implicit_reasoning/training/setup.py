@@ -127,7 +127,7 @@ class Program(NamedTuple):
       recipe: the training step.
       rows: the training rows, replicated on every device.
       hyper: the traced hyperparameters.
-      init_key: the random key of the initialisation.
+      init_key: the random key of the initialization.
       stream_key: the random key of data order and dropout.
       whole: the sharding of arrays that are replicated on all devices.
       like: the shapes and shardings of the state.
@@ -223,7 +223,7 @@ def placed(shapes: Any, places: Any) -> Any:
 
 
 def keys(seed: int | Array) -> tuple[Any, Any]:
-    """Return the random keys of a run: `(initialisation, stream)`.
+    """Return the random keys of a run: `(initialization, stream)`.
 
     The stream key determines data order and dropout. At every update, `fold_in(stream, step)` gives
     the key of the step.

@@ -159,7 +159,7 @@ class StepRecipe:
     def loss(
         self, params: Params, batch: RowTable, edits: Mapping[str, Edit] | None
     ) -> tuple[Array, dict[str, Array]]:
-        """Return the loss that training minimises, and its parts by name, in nats.
+        """Return the loss that training minimizes, and its parts by name, in nats.
 
         Args:
           params: the parameters.

@@ -1,4 +1,4 @@
-"""Figures of behaviour draw the measured kinds beside their null, and agreement with shortcuts."""
+"""Figures of behavior draw the measured kinds beside their null, and agreement with shortcuts."""
 
 import numpy as np
 

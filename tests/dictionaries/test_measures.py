@@ -147,7 +147,7 @@ def test_superposition_by_hand(world):
     np.testing.assert_allclose(
         result["effective_dims"], values.sum() ** 2 / (values**2).sum(), rtol=1e-3
     )
-    # Apart from the facts' own dimensions, the centred means of bridges form a simplex, in which
+    # Apart from the facts' own dimensions, the centered means of bridges form a simplex, in which
     # the |cosine| of any two is 1 / (n - 1).
     result = found(BridgeSuperposition(), without_examples(world.bridges), world, acts, rows)
     np.testing.assert_allclose(result["bridge_overlap"], 1 / (N_BRIDGES - 1), atol=0.01)

@@ -55,7 +55,7 @@ def test_quality_by_hand():
         acts = finished.encode(params, x)
         return quality(finished, params, x, x), activity(acts), acts, finished(params, x)
 
-    x = np.asarray(x) + 3  # off centre, so that a variance about zero would differ
+    x = np.asarray(x) + 3  # off center, so that a variance about zero would differ
     found, seen, acts, out = everything(params, x)
     acts, out = (np.asarray(v, np.float64) for v in (acts, out))
     y = np.asarray(x, np.float64)

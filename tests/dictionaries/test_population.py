@@ -216,7 +216,7 @@ def test_resampling_replaces_the_dead_and_nobody_else(architecture):
 
 
 def test_what_is_resampled_is_what_was_written_worst():
-    """Dead features are initialised at the one state that is reconstructed badly."""
+    """Dead features are initialized at the one state that is reconstructed badly."""
     architecture = Autoencoder(12, 12, 32)
     recipe, state, pool = with_dead(ReLU(), architecture)
     x, odd = np.zeros_like(pool.x), np.eye(12, dtype="f4")[3]

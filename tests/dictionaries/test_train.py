@@ -155,7 +155,7 @@ def test_every_architecture_takes_two_steps(run, architecture):
     )
     found = train_dictionaries(run, asked)
     assert all(np.isfinite(value).all() for value in found.params.values())
-    assert np.asarray(found.params["b_enc"]).any()  # it is 0 at initialisation
+    assert np.asarray(found.params["b_enc"]).any()  # it is 0 at initialization
 
 
 @pytest.mark.slow

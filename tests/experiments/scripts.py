@@ -12,7 +12,7 @@ FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
 
 
 def load(name):
-    """Import a script as a module. Scripts import their neighbours by name."""
+    """Import a script as a module. Scripts import their neighbors by name."""
     sys.path[:0] = [str(f.absolute()) for f in FOLDERS if str(f.absolute()) not in sys.path]
     return importlib.import_module(name)
 

@@ -139,11 +139,11 @@ def test_training_stops_when_the_time_is_over():
     assert until(time.monotonic() + 0.1, lambda: time.sleep(60)) == "there was no time to begin"
     assert until(time.monotonic() - 1, lambda: waits(60)) == "there was no time to begin"
     with pytest.raises(Interrupted):  # a signal from outside ends the script
-        until(time.monotonic() + 60, signalled)
+        until(time.monotonic() + 60, signaled)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def signalled():
+def signaled():
     """Stop upon a signal that comes at once."""
     with shutdown_requests() as shutdown:
         os.kill(os.getpid(), signal.SIGTERM)

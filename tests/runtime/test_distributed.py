@@ -191,7 +191,7 @@ def test_over_three_seeds_two_processes_learn_what_one_does(tmp_path):
         accuracies["together"].append(Run(workdir).metrics[-1]["accuracy/test_ii"])
     print(accuracies)
     means = {name: np.mean(found) for name, found in accuracies.items()}
-    assert means["alone"] > 0.9  # the model generalised, so the comparison is meaningful
+    assert means["alone"] > 0.9  # the model generalized, so the comparison is meaningful
     assert abs(means["alone"] - means["together"]) <= 0.02
 
 

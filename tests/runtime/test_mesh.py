@@ -137,5 +137,5 @@ def test_single_curves_part_and_their_mean_does_not(tmp_path):
     said = says(GROKKING, str(tmp_path), json.dumps({"alone": ALONE, "data": DATA, "both": BOTH}))
     print(said)
     means = {name: np.mean(accuracies) for name, accuracies in said.items()}
-    assert means["alone"] > 0.9  # the model generalised, so the comparison is meaningful
+    assert means["alone"] > 0.9  # the model generalized, so the comparison is meaningful
     assert max(means.values()) - min(means.values()) <= 0.02

@@ -104,7 +104,7 @@ def test_a_launcher_that_was_killed_finds_its_jobs_again(tmp_path):
 
 
 def test_on_a_signal_jobs_save_and_the_same_command_goes_on(tmp_path):
-    """This Slurm has no accounting, so only `squeue` shows that a cancelled job has ended."""
+    """This Slurm has no accounting, so only `squeue` shows that a canceled job has ended."""
     files, process = SweepLayout(tmp_path / "sweep"), launcher(tmp_path / "sweep")
     try:
         wait_for(lambda: begun(files, "seed=0", 300))

@@ -69,8 +69,8 @@ def test_every_position_goes_everywhere_equally_often(n):
     image = np.asarray(images(some_keys(1, n_keys), np.arange(n, dtype=np.uint32), np.uint32(n)))
     counts = np.stack([np.bincount(image[:, i], minlength=n) for i in range(n)])
     chi_square = ((counts - n_keys / n) ** 2 / (n_keys / n)).sum(1)
-    standardised = (chi_square - (n - 1)) / np.sqrt(2 * (n - 1))
-    assert standardised.max() < 6 and abs(standardised.mean()) < 0.7
+    standardized = (chi_square - (n - 1)) / np.sqrt(2 * (n - 1))
+    assert standardized.max() < 6 and abs(standardized.mean()) < 0.7
 
 
 def test_neighbours_part():

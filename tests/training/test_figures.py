@@ -36,7 +36,7 @@ class MadeRun(Run):
 
 
 def grokking(dataset, steps=STEPS):
-    """Return metrics of a run that memorises at step 4 and generalises to all held-out rows at step
+    """Return metrics of a run that memorizes at step 4 and generalizes to all held-out rows at step
     64.
 
     It answers half of the held-out rows at step 16, and never the cross-distribution rows.
@@ -175,7 +175,7 @@ def test_the_caption_tells_how_many_rows(dataset):
 
 
 def test_a_loss_of_exactly_zero_can_be_drawn(dataset):
-    """float32 reaches a loss of 0 on memorised rows, which a logarithmic axis cannot show."""
+    """float32 reaches a loss of 0 on memorized rows, which a logarithmic axis cannot show."""
     rows = grokking(dataset)
     for split in dataset.splits:
         rows[-1][f"loss/{split}"] = 0.0

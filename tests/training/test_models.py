@@ -67,7 +67,7 @@ def test_first_correct_is_the_first_evaluation_that_was_right(run):
         # A right row was recorded at this step or earlier. A row recorded at this step is right.
         assert ((found["step"][right] >= 0) & (found["step"][right] <= step)).all()
         assert right[found["step"] == step].all()
-    assert {0, 50, 60} <= set(found["step"])  # otherwise nothing was learnt that could be recorded
+    assert {0, 50, 60} <= set(found["step"])  # otherwise nothing was learned that could be recorded
 
 
 def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):

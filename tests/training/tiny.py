@@ -30,8 +30,8 @@ TINY = {
     "writers.progress": False,
 }
 
-# Changes to TINY: a world small enough for the model to generalise. The rate ends at 0 and eps is
-# larger than usual. Otherwise, after everything is learnt, Adam divides rounding errors by their
+# Changes to TINY: a world small enough for the model to generalize. The rate ends at 0 and eps is
+# larger than usual. Otherwise, after everything is learned, Adam divides rounding errors by their
 # own size. The loss then jumps from 1e-8 to 0.2 and back, and comparisons depend on when it jumps.
 GROKS = {
     "steps": 5000,
@@ -59,7 +59,7 @@ GROKS = {
     "writers.tensorboard": False,
 }
 
-# Changes to TINY: a run that does not end by itself and is signalled or killed. All such tests use
+# Changes to TINY: a run that does not end by itself and is signaled or killed. All such tests use
 # this one, because another number of steps, or of steps between rows, needs another compilation.
 LONG = {
     "steps": 400_000,

@@ -6,7 +6,7 @@ Denoising patches states of the clean run into the corrupted run. The state at e
 position) is patched. There are three corruptions:
 
 - `counterfactual` replaces the token so that the new query has a known, different answer. If
-  possible, the new query is a training query. A model that only memorises training queries can then
+  possible, the new query is a training query. A model that only memorizes training queries can then
   also answer the new query. For this corruption, the outputs of attention, of the MLP and of each
   head are also patched.
 - `symmetric` replaces the token by a random token of the same type (entity or relation). The new

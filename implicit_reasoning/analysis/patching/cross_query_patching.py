@@ -8,7 +8,7 @@ tail is the answer to the composed chain (e1', r1', r2).
 Source: Ye et al. 2025, section 4. This instrument adds three conditions:
 
 - The composed chain is not in the training data, except in the group `TRAINED`. A model that has
-  memorised a chain could give the answer without using a bridge.
+  memorized a chain could give the answer without using a bridge.
 - The composed answer differs from the clean answer.
 - The answer to the source differs from the composed answer. A patch that only copies the answer to
   the source therefore does not give the composed answer.
@@ -172,7 +172,7 @@ class CrossQueryPatching(Instrument):
             "are answered correctly without a patch. In the rows 'composed', a cell is the "
             "share of answers that become the tail of the source's bridge and the target's r2. "
             "This composed chain is in training only for the group 'trained chain', so a share "
-            "that is high only there shows memorisation. The bridge of an 'O source' "
+            "that is high only there shows memorization. The bridge of an 'O source' "
             f"{cold}follows only from a single fact, and not from training chains. A state that "
             "represents the bridge is high in the first row. It also leaves the answer unchanged "
             "if it comes from a different prefix with the same bridge (last row: the share of "
@@ -190,7 +190,7 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim where e2 is carried, and whether the model shares a code of e2 or memorised chains.
+        """Claim where e2 is carried, and whether the model shares a code of e2 or memorized chains.
 
         The composed chain has the first fact of the source and the later relations of the target.
 

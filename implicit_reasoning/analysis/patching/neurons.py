@@ -77,7 +77,7 @@ class NeuronPatching(PairPatching):
         caption = (
             f"The figure has the {_SHOWN} neurons (block.neuron) with the highest recovery at "
             "any position. The activation of a neuron in the clean run is put into the corrupt "
-            f"run (denoising). A cell is the normalised recovery of the metric {metric}: it is "
+            f"run (denoising). A cell is the normalized recovery of the metric {metric}: it is "
             "0 if nothing changes, and 1 if the metric becomes that of the clean run. The pairs "
             f"are {options['pairs']['name']}, group {group}, with clean prompts that are "
             "answered correctly. The number in brackets is the null: the activation comes from "
@@ -85,7 +85,7 @@ class NeuronPatching(PairPatching):
             "highest of many is high by chance as well. White cells have fewer than "
             f"{MIN_CLUSTERS} clusters that count."
         )
-        drawing = heat_maps(maps[0], "normalised recovery", nulls=maps[1], rows="neuron", width=0.9)
+        drawing = heat_maps(maps[0], "normalized recovery", nulls=maps[1], rows="neuron", width=0.9)
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:

@@ -15,7 +15,7 @@ denominator is a mean, pairs with a small difference `donor - base` do not domin
 intervals treat the denominator as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
-(normalised logit difference); Zhang and Nanda 2024.
+(normalized logit difference); Zhang and Nanda 2024.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class PairPatching(PairInstrument):
         options = result.attrs.get("options", self.options())
         about = (
             f"The pairs of prompts are {options['pairs']['name']}, group {group}, with clean "
-            "prompts that are answered correctly. A cell is the normalised recovery of the "
+            "prompts that are answered correctly. A cell is the normalized recovery of the "
             f"metric {metric}. It is 0 if the patch changes nothing, and 1 if the metric "
             "becomes that of the run that the value comes from. "
         )
@@ -226,7 +226,7 @@ class PairPatching(PairInstrument):
             f"by about half. White cells have fewer than {MIN_CLUSTERS} clusters that count, or "
             "no difference to recover."
         )
-        drawing = maps_over_steps(rows, "normalised recovery")
+        drawing = maps_over_steps(rows, "normalized recovery")
         found = [
             Figure(
                 "pair_patching",
@@ -250,7 +250,7 @@ class PairPatching(PairInstrument):
             "pair's run."
         )
         written = heat_maps(
-            maps, "normalised recovery", ncols=last.sizes["pos"], rows="part", columns="block"
+            maps, "normalized recovery", ncols=last.sizes["pos"], rows="part", columns="block"
         )
         title = "Which part of a block restores the answer?"
         return [*found, Figure("pair_patching_parts", title, caption, written)]

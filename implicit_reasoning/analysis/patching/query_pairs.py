@@ -27,10 +27,10 @@ training chain in `TRAINED`, and in no other group.
 - `BRIDGE`: source and target have different bridges. The source's first fact has a role that the
   first facts of training chains have.
 - `OOD`: source and target have different bridges. The source's first fact does not occur in
-  training chains. A table of memorised training chains therefore has no entry for the source's
+  training chains. A table of memorized training chains therefore has no entry for the source's
   prefix, even if its gaps are filled in.
 - `TRAINED`: source and target have different bridges, and the composed chain is a training chain.
-  This group shows the effect of memorisation.
+  This group shows the effect of memorization.
 - `SAME`: source and target have the same bridge and different prefixes. A model that composes
   does not change its answer.
 """

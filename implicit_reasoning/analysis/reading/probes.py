@@ -7,12 +7,12 @@ which is the harder test. There are three controls:
 
 - If labels are shuffled between states, the accuracy must be at chance level.
 - In the control task (Hewitt and Liang 2019), each e1 is assigned a random label. A probe with a
-  high accuracy on this task can memorise a label for each e1. The selectivity is the accuracy on
+  high accuracy on this task can memorize a label for each e1. The selectivity is the accuracy on
   the variable minus the accuracy on the control task.
 - For a variable that is unknown at a position, such as r2 at position r1, the accuracy must be at
   chance level.
 
-Claims require a high accuracy with held-out e1, which excludes memorised labels. Claims do not use
+Claims require a high accuracy with held-out e1, which excludes memorized labels. Claims do not use
 the selectivity. If a state represents both e1 and the bridge, probes with held-out prefixes solve
 both tasks, so the selectivity is 0.
 
@@ -200,7 +200,7 @@ class Probes(Instrument):
 
         For the variable e1, a high accuracy with held-out prefixes is sufficient. The accuracy must
         also be above the accuracy for shuffled labels, and above the accuracy of the best constant
-        answer. Claims do not use the control task, because a probe that memorises a label for each
+        answer. Claims do not use the control task, because a probe that memorizes a label for each
         e1 fails with held-out e1.
         """
         best = result.isel(group=0)
@@ -359,9 +359,9 @@ def _over_training(result: xr.Dataset) -> Figure:
         f"reads the bridge e2, for one layer ({_n(result, lead, pos)}). In the left panel, all "
         "states with the same prefix are held out together. In the right panel, all states with "
         "the same e1 are held out together. The shading is the 95% interval over states. The "
-        "dashed lines are controls, each as the maximum over layers. The grey line is the null: "
+        "dashed lines are controls, each as the maximum over layers. The gray line is the null: "
         "the same probes on shuffled truth. The orange line shows the same probes on a random "
-        "label for each e1. In the left panel, a probe that memorises e1 is high on the orange "
+        "label for each e1. In the left panel, a probe that memorizes e1 is high on the orange "
         "line too. In the right panel, a probe is accurate only if it reads the bridge itself."
     )
     return Figure("probes", "Accuracy of linear probes for the bridge", caption, drawing)

@@ -72,8 +72,8 @@ class Sums(NamedTuple):
     Attributes:
       mean_x: the mean of the inputs x.
       mean_y: the mean of the targets y.
-      gram: the Gram matrix `x.T @ x` of the centred inputs.
-      cross: the product `x.T @ y` of the centred inputs and the centred targets.
+      gram: the Gram matrix `x.T @ x` of the centered inputs.
+      cross: the product `x.T @ y` of the centered inputs and the centered targets.
     """
 
     mean_x: Float[Array, "fold width"]
@@ -96,7 +96,7 @@ def leave_fold_out_sums(
     """
     weighted = x * weight[..., None]
     total = weight.sum()
-    # Differences of float32 sums lose precision if means are large, so x is centred first.
+    # Differences of float32 sums lose precision if means are large, so x is centered first.
     centre = weighted.sum((0, 1)) / total
     x = x - centre[None, None]
     weighted = x * weight[..., None]
@@ -121,7 +121,7 @@ def leave_fold_out_sums(
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
     """Compute the ridge regression weights `(gram + c I)^-1 cross`.
 
-    The weights are for centred inputs and targets. The penalty c makes `gram + c I`
+    The weights are for centered inputs and targets. The penalty c makes `gram + c I`
     well-conditioned, so the inverse is computed explicitly. If `cross` has many columns, an
     explicit inverse is several times faster than solving a system for each column.
     """

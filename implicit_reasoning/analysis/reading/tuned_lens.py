@@ -1,12 +1,12 @@
-"""The tuned lens, which applies a learnt affine map to each state before the unembedding.
+"""The tuned lens, which applies a learned affine map to each state before the unembedding.
 
-For every (layer, position), a map `h -> h + A h + b` is learnt (Belrose et al. 2023). The loss is
+For every (layer, position), a map `h -> h + A h + b` is learned (Belrose et al. 2023). The loss is
 the KL divergence between the final prediction of the model and the prediction of the lens, at the
 same position. The initial map comes from a ridge regression, which predicts the difference between
-the final state and `h`. Adam then optimises the map. The lens is scored on held-out prefixes.
+the final state and `h`. Adam then optimizes the map. The lens is scored on held-out prefixes.
 
 A correct prediction does not show that the state represents the answer. The state may represent
-only the prefix, and the learnt map may compute the answer from the prefix.
+only the prefix, and the learned map may compute the answer from the prefix.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
 
 
 def untrained_model() -> KnownModel:
-    """Return a model at its initialisation.
+    """Return a model at its initialization.
 
     The model does not know any fact, so all claims about e2 are false. The claims that a token is
     decodable at its own position are true. All other claims about tokens are open, because states
@@ -227,7 +227,7 @@ def scrambled_mechanism(depth: int) -> Mechanism:
     In this world, the answers to chains are random. The entity e2 is the training target of the
     prompt (e1, r1), so e2 is decodable at (last layer, r1). The model does not use e2 there,
     because no later computation reads this state. Chain answers do not follow from e2, so the model
-    does not compose facts. Nevertheless, the model may use e2 to look up memorised chain answers.
+    does not compose facts. Nevertheless, the model may use e2 to look up memorized chain answers.
     At all other states, it is open whether e2 is decodable.
 
     Args:
@@ -252,7 +252,7 @@ def shadow_mechanism(depth: int) -> Mechanism:
     the prompt (e1, r1) is called the decoy. The decoy is therefore decodable at (last layer, r1).
     In the table of the chains, the tail of (e1, r1) is e2. Chain answers follow from e2, and not
     from the decoy. No single fact says e2, so nothing is grounded. It is open whether the model
-    computes chain answers through a code of e2 or memorises chain answers.
+    computes chain answers through a code of e2 or memorizes chain answers.
 
     Args:
       depth: the number of blocks of the model.

@@ -1,21 +1,21 @@
 """Distributed alignment search (DAS): learn a subspace that represents a variable.
 
-A subspace is learnt at every (layer, position) (see `alignment.py`). The subspace is scored on
+A subspace is learned at every (layer, position) (see `alignment.py`). The subspace is scored on
 pairs of a base query and a source query. The component of the base state in the subspace is
 replaced by the component of the source state. The answer to the base should then depend on the
 value of the variable in the source (cause), and on no other property of the source (isolation).
 Training pairs and scored pairs have no first fact in common. For cause, training pairs and scored
 pairs also have no combination (new value, last relation) in common.
 
-An edit in a learnt subspace can *make* a model compute something that the model does not compute
+An edit in a learned subspace can *make* a model compute something that the model does not compute
 without the edit. Compare the result with `mean_swap`, which learns no subspace. This instrument
-also has three edits without a learnt subspace. These edits replace the component in the subspace in
-which class means differ most, the component in a random subspace, or the whole state.
+also has three edits without a learned subspace. These edits replace the component in the subspace
+in which class means differ most, the component in a random subspace, or the whole state.
 
 A random subspace almost never produces one specific answer, so it is no control for a search. Both
 controls are therefore searches. The first control learns a subspace from pairs with shuffled
 answers. This control can learn which answers are frequent, and how to remove the old answer. The
-second control learns a subspace in a model at its initialisation. This control shows what a search
+second control learns a subspace in a model at its initialization. This control shows what a search
 achieves in a model that computes nothing (compare arXiv 2507.08802). Each control costs as much as
 the main search.
 """
@@ -94,11 +94,11 @@ class Alignment(Instrument):
         "same value, another first fact and another last relation; share of answers that stay. "
         "Both are over cases that are answered correctly when clean. The first facts of the "
         "pairs, and their combinations of value and last relation, were not used to learn the "
-        "subspace, and their composed prompt is not in training. Edits: a learnt subspace "
+        "subspace, and their composed prompt is not in training. Edits: a learned subspace "
         "(DAS); the subspace of class means and a random subspace, both of equal rank; the "
-        "whole state. Two controls are scored by the same answers: a subspace learnt from "
-        "pairs whose answers are shuffled within a kind of pair, and a subspace learnt in a "
-        "model at its initialisation. For the second control all pairs count, because this "
+        "whole state. Two controls are scored by the same answers: a subspace learned from "
+        "pairs whose answers are shuffled within a kind of pair, and a subspace learned in a "
+        "model at its initialization. For the second control all pairs count, because this "
         "model answers hardly any query correctly. counted: share of cases that have a pair "
         "for cause and are answered correctly when clean."
     )
@@ -128,10 +128,10 @@ class Alignment(Instrument):
 
         Args:
           variable: the name of the variable, such as "e2".
-          positions: the names of the positions at which a subspace is learnt. The default is the
+          positions: the names of the positions at which a subspace is learned. The default is the
             first position whose prefix determines the variable.
           rank: the dimension of the subspace; at most `d_model // 2` is used.
-          steps: the number of optimisation steps of Adam.
+          steps: the number of optimization steps of Adam.
         """
         self.variable, self.positions = variable, positions
         self.rank, self.steps = rank, steps
@@ -147,7 +147,7 @@ class Alignment(Instrument):
         }
 
     def places(self, dataset: Dataset) -> list[int]:
-        """Return the indices of the positions at which a subspace is learnt.
+        """Return the indices of the positions at which a subspace is learned.
 
         Raises:
           InputError: a chosen position or the chosen variable does not exist in the dataset.
@@ -280,7 +280,7 @@ class Alignment(Instrument):
         """Draw the scores for cause and isolation, by layer and position."""
         what = {
             "cause": (
-                "Answers that follow a variable set through a learnt subspace",
+                "Answers that follow a variable set through a learned subspace",
                 "The source has a different value of the variable. A cell is the share of answers "
                 "that become what the world gives for the base with this value. ",
             ),
@@ -292,14 +292,14 @@ class Alignment(Instrument):
         }
         about = (
             "The cases are held-out pairs of a base, which is answered correctly without an "
-            "edit, and a source. The component of the base's state in a learnt subspace is "
+            "edit, and a source. The component of the base's state in a learned subspace is "
             "replaced by that of the source's state. "
         )
         nulls = (
-            "The number in brackets is the higher of two nulls: a subspace that is learnt from "
-            "pairs with shuffled answers, and a subspace that is learnt in a model at its "
-            "initialisation. The pairs have no first fact and no (value, last relation) in "
-            "common with the pairs that the subspace is learnt from. A cell is empty if fewer "
+            "The number in brackets is the higher of two nulls: a subspace that is learned from "
+            "pairs with shuffled answers, and a subspace that is learned in a model at its "
+            "initialization. The pairs have no first fact and no (value, last relation) in "
+            "common with the pairs that the subspace is learned from. A cell is empty if fewer "
             "than 20 clusters count (a cluster is a bridge where the prefix determines the "
             "bridge, and a prefix elsewhere). Checkpoints with only empty cells are left out."
         )
@@ -314,7 +314,7 @@ class Alignment(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where the learnt subspace has high scores for cause and isolation.
+        """Claim "used" where the learned subspace has high scores for cause and isolation.
 
         A score is the share of pairs whose answer is the expected answer. In addition, the cause
         scores of both controls must be low, with upper interval ends of at most 0.5.

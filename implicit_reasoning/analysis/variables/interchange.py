@@ -47,7 +47,7 @@ class Rules(NamedTuple):
         cause pairs.
       untrained: whether to reject pairs whose composed prompt is a training prompt. The composed
         prompt consists of the tokens of the source up to `pos` and the tokens of the base after
-        `pos`. A model that has memorised the composed prompt gives the expected answer without
+        `pos`. A model that has memorized the composed prompt gives the expected answer without
         using the variable.
     """
 

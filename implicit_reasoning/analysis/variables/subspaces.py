@@ -72,7 +72,7 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
 
     Returns:
       The directions as orthonormal columns, in descending order of variance. Columns beyond the
-      rank of the centred class means are 0.
+      rank of the centered class means are 0.
     """
     there = (means.size > 0).astype(means.mean.dtype)
     centred = (means.mean - _centre(means)[None]) * there[:, None]
@@ -113,7 +113,7 @@ class Bottleneck(NamedTuple):
 def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
     """Return the projection onto the directions in which class means differ most.
 
-    The directions are the principal components of the class means. The centre is the mean of the
+    The directions are the principal components of the class means. The center is the mean of the
     class means.
 
     Args:
@@ -128,7 +128,7 @@ def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
     """Return a projection onto random directions, as a control.
 
     Args:
-      like: the projection whose centre and number of directions are used.
+      like: the projection whose center and number of directions are used.
       key: the random key.
     """
     d_model, rank = like.directions.shape
@@ -146,7 +146,7 @@ class Eraser(NamedTuple):
 
     Attributes:
       mean: the mean state, which the map does not change.
-      out: matrix that maps centred states to coordinates of the erased component.
+      out: matrix that maps centered states to coordinates of the erased component.
       back: matrix that maps coordinates of the erased component to states. `out @ back` is a
         projection.
       rank: the rank of `out @ back`.
@@ -182,7 +182,7 @@ def whiten(
 ) -> Whitening:
     """Compute the whitening transform of weighted states.
 
-    Directions outside of the span of the centred states are ignored. Erasers therefore do not
+    Directions outside of the span of the centered states are ignored. Erasers therefore do not
     change states along these directions.
 
     Args:
@@ -215,12 +215,12 @@ def leace(
 
     The LEACE eraser is the smallest change of the states that makes all class means equal. For any
     convex loss, no linear classifier of the erased states is then better than the best constant
-    classifier. The erased directions are spanned by the centred class means of the whitened states.
-    To erase only some classes, set the class of all other states to -1.
+    classifier. The erased directions are spanned by the centered class means of the whitened
+    states. To erase only some classes, set the class of all other states to -1.
 
     Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem
     4.3. The paper uses the cross-covariance of states and one-hot classes. The cross-covariance
-    spans the same directions as the centred class means.
+    spans the same directions as the centered class means.
 
     Args:
       white: the whitening transform of the states.

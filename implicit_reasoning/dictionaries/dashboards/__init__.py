@@ -162,13 +162,13 @@ def _when(member: Member) -> str:
 
 
 _STARTS = {
-    "cold": "were trained independently from the same initialisation",
+    "cold": "were trained independently from the same initialization",
     "forwards": (
-        "were initialised with the dictionaries of the checkpoint before, which makes features "
+        "were initialized with the dictionaries of the checkpoint before, which makes features "
         "look older"
     ),
     "backwards": (
-        "were initialised with the dictionaries of the checkpoint after, which makes features "
+        "were initialized with the dictionaries of the checkpoint after, which makes features "
         "look older"
     ),
 }

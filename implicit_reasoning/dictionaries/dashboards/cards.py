@@ -128,7 +128,7 @@ class DictionaryCards(NamedTuple):
       n_states: number of distinct states of the run.
       n_features: number of features of the dictionary.
       active: number of features that are active on at least one state.
-      counts: numbers of labelled features for each concept. Empty if there are no concepts.
+      counts: numbers of labeled features for each concept. Empty if there are no concepts.
       nothing: number of active features that represent no value.
       groups: the feature cards, grouped by selection criterion.
     """

@@ -197,7 +197,7 @@ def _pop_factors(
 
 
 def _with_norms_folded(params: Params) -> Params:
-    """Normalise decoder rows to norm 1 and scale encoders by the norms.
+    """Normalize decoder rows to norm 1 and scale encoders by the norms.
 
     TopK with norm-weighted selection then equals plain TopK.
     """

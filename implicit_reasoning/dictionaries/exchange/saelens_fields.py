@@ -61,7 +61,7 @@ _HARMLESS = (
     *_ABOUT,
     # Device and precision.
     *("dtype", "device"),
-    # Losses, schedules and initialisation, which are used in training only.
+    # Losses, schedules and initialization, which are used in training only.
     *("l1_coefficient", "l1_warm_up_steps", "lp_norm", "use_ghost_grads", "mse_loss_normalization"),
     *("scale_sparsity_penalty_by_decoder_norm", "noise_scale", "normalize_sae_decoder"),
     *("init_encoder_as_decoder_transpose", "decoder_orthogonal_init", "decoder_heuristic_init"),

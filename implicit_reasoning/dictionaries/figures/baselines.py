@@ -32,7 +32,7 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
         return None
     maps = {site: table.sel(site=site, drop=True) for site in table["site"].values.tolist()}
     drawing = heat_maps(
-        maps, "value (colours end at 0 and 1)", rows="what", columns="quantity", width=0.95, ncols=2
+        maps, "value (colors end at 0 and 1)", rows="what", columns="quantity", width=0.95, ncols=2
     )
     for ax in drawing.axes:
         ax.tick_params(axis="x", labelrotation=30)

@@ -71,12 +71,12 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
         f"{float(own['f1_null'].max()):.2f} for any variable and checkpoint. The bottom row shows "
         "the highest cosine of a feature with any feature of the dictionary of the checkpoint "
         "before, or of other seeds if there are several, as the mean over active features. The "
-        "grey line is the null: the features of the checkpoint before are rotated at random. "
+        "gray line is the null: the features of the checkpoint before are rotated at random. "
         "Lines are means over seeds, and the shading is the range over seeds."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
         caption += (
-            " The dictionaries were initialised with those of a neighbouring checkpoint, which "
+            " The dictionaries were initialized with those of a neighboring checkpoint, which "
             "makes features look more persistent and older than they are."
         )
     title = "When features appear, and whether they persist"

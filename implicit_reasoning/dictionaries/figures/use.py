@@ -61,7 +61,7 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
         "bridge, which should be inactive, is set to 0. A share below 1 is a side effect. The "
         "features are chosen on other facts by one of three rules: the best match with the "
         "bridge (truth), the highest activation, or the largest effect on the logit of the "
-        "right answer (attribution). The grey line is the null: features that are chosen for "
+        "right answer (attribution). The gray line is the null: features that are chosen for "
         "shuffled bridges. The black line uses class means in place of features, which needs no "
         "dictionary. The shading is the 95% interval, clustered by bridge."
     )

@@ -35,7 +35,7 @@ def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReque
 
     Raises:
       InputError: Ray is not installed.
-      OSError: a trial could not write its files. The remaining trials were cancelled.
+      OSError: a trial could not write its files. The remaining trials were canceled.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -87,7 +87,7 @@ def _wait(
             try:
                 code, said = ray.get(task)
             except ray.exceptions.TaskCancelledError:
-                board.note(trial, STOPPED, step=step, why="cancelled before it began")
+                board.note(trial, STOPPED, step=step, why="canceled before it began")
                 continue
             except ray.exceptions.RayError as error:
                 board.note(trial, FAILED, step=step, why=str(error).strip().splitlines()[-1])

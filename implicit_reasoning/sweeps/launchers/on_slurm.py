@@ -48,7 +48,7 @@ _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array
 def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
     """Submit all trials as Slurm jobs, and wait until all jobs have ended.
 
-    On a signal, the jobs save their states and are cancelled.
+    On a signal, the jobs save their states and are canceled.
 
     Raises:
       InputError: submitit is not installed, Slurm is not available, a parameter is unknown, or

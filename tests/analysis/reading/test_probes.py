@@ -79,7 +79,7 @@ def test_a_prefix_code_is_no_bridge(monkeypatch, dataset, inputs):
     plant_in_parameters(monkeypatch, probes, Probes)
     result, _ = run(Probes(), dataset, states=states)
     assert reads(result, held_out="prefix", truth="true", **E2) < 0.3
-    assert reads(result, held_out="prefix", truth="control", **E2) > 0.9  # e1, by memorising
+    assert reads(result, held_out="prefix", truth="control", **E2) > 0.9  # e1, by memorizing
     assert reads(result, held_out="e1", truth="control", **E2) < 0.3
     there = {Claim("decodable", variable, 1, "r1") for variable in ("e1", "r1")}
     assert Probes().claims(result.isel(step=0)) == there

@@ -1,4 +1,4 @@
-"""Swap, erasure, alignment and behaviour on planted models, and with each instrument broken."""
+"""Swap, erasure, alignment and behavior on planted models, and with each instrument broken."""
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +229,7 @@ def test_what_is_not_there_cannot_be_searched_for(options, says):
         Alignment(**options).examples(one.model, one.dataset)
 
 
-# Behaviour ---------------------------------------------------------------------------------------
+# Behavior ---------------------------------------------------------------------------------------
 
 
 def test_answers_are_sorted_into_kinds():

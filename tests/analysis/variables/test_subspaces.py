@@ -97,7 +97,7 @@ def test_no_affine_map_that_erases_changes_less(coded):
     z = np.eye(5)[np.asarray(classes)]
     cross = x.T @ (z - z.mean(0)) / len(x)
     covariance = x.T @ x / len(x)
-    # Minimising tr((A - I) C (A - I)') with A K = 0 gives A = I - K (K' C^-1 K)^+ K' C^-1.
+    # Minimizing tr((A - I) C (A - I)') with A K = 0 gives A = I - K (K' C^-1 K)^+ K' C^-1.
     inverse = np.linalg.inv(covariance)
     wanted = np.eye(12) - cross @ np.linalg.pinv(cross.T @ inverse @ cross) @ cross.T @ inverse
     np.testing.assert_allclose(

@@ -90,7 +90,7 @@ def test_what_is_saved_loads_equal(tmp_path_factory, spec, seed):
     save_gpt2(folder, model, params)
     again, loaded = load_gpt2(folder)
     unrolled, expected = unroll(model, params)
-    # The file does not contain the scale of the initialisation.
+    # The file does not contain the scale of the initialization.
     assert dataclasses.replace(again.spec, init_std=spec.init_std) == unrolled.spec
     assert_equal(loaded, expected)
 
