@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,9 +11,6 @@ from implicit_reasoning.worlds import ROLES, build
 from tests.experiments.scripts import load
 
 study, tables = load("reasoning_or_shortcut"), load("reasoning_or_shortcut_tables")
-accuracy, results = load("reasoning_or_shortcut_accuracy"), load("reasoning_or_shortcut_arms")
-compared, figures = load("reasoning_or_shortcut_instruments"), load("reasoning_or_shortcut_figures")
-archive = load("archive")
 accuracy, results = load("reasoning_or_shortcut_accuracy"), load("reasoning_or_shortcut_arms")
 compared, figures = load("reasoning_or_shortcut_instruments"), load("reasoning_or_shortcut_figures")
 archive = load("archive")
@@ -236,137 +231,6 @@ def run_of(world, version, steps, **more):
     nodes = {
         "/": xr.Dataset({"world": ("run", [world]), "init": ("run", [0])}),
         "training": xr.Dataset({"accuracy": (("run", "evaluation"), curve)}, {"evaluation": steps}),
-        **{name: xr.Dataset({"x": ("run", [value])}) for name, value in more.items()},
-    }
-    return xr.DataTree.from_dict(nodes), version
-
-
-def test_runs_of_an_old_version_are_replaced(tmp_path):
-    path = tmp_path / "arm.nc"
-    for world in (0, 1):
-        archive.keep(path, *run_of(world, 1, [0, 10, 20]))
-    assert archive.there(path) == {(0, 0), (1, 0)} and archive.there(path, 2) == set()
-    archive.keep(path, *run_of(1, 2, [0, 10], claims=1.0))
-    assert archive.there(path) == {(0, 0)} and archive.there(path, 2) == {(1, 0)}
-    kept = archive.read(path)
-    assert kept["claims/x"].values.tolist()[1] == 1 and np.isnan(kept["claims/x"].values[0])
-    assert kept["training/evaluation"].values.tolist() == [0, 10, 20]
-    archive.keep(path, *run_of(0, 2, [0, 10], claims=0.0))
-    kept = archive.read(path)
-    assert archive.there(path, 2) == {(0, 0), (1, 0)}
-    assert kept["claims/x"].values.tolist() == [0, 1]
-    assert kept["training/evaluation"].values.tolist() == [0, 10]
-
-
-def test_figures_of_what_is_kept():
-    """Runs of arms have different lengths, and there are no results of some arms."""
-    arms = results.read_arms(Path("results/reasoning_or_shortcut"))
-    thought = arms["ladder_chain_of_thought"]
-    short = thought.parts["training"].sel(evaluation=slice(0, 3_000))
-    parts = {**thought.parts, "training": short}
-    arms["ladder_chain_of_thought"] = results.Arm(parts, thought.worlds, thought.inits)
-    both = figures.draw_curves(
-        arms, ("ladder", "ladder_chain_of_thought"), figures.SPLITS, explained=True
-    )
-    assert len(both.axes) == 2 and len({ax.get_xlim() for ax in both.axes}) == 1
-    assert len(figures.draw_times(arms).axes) >= 4
-    assert len(figures.draw_instruments(arms).axes) == 6
-    assert figures.draw_cues(arms) is None and figures.draw_taught({}) is None
-
-
-def with_claims(ends, claimed, verdict):
-    """Return an arm whose answers follow the state as often as they are right."""
-    one = arm(ends, grounded=verdict)
-    stages = [compared.UNTRAINED, "memorised", "end"]
-    share = np.stack([one.accuracy(rung, "end") for rung in results.RUNGS], 1)
-    values = np.broadcast_to(share[:, None, :, None], (len(WORLDS), len(stages), 3, 4))
-    swapped = values * [1, 0.02, 0.01, 0.01]
-    dims = ("run", "stage", "group", "edit")
-    controls = compared.NULLS["mean_swap"]["edit"]
-    coords = {"stage": stages, "group": list(results.RUNGS), "edit": ["class means", *controls]}
-    one.parts["mean_swap"] = xr.Dataset({"counterfactual": (dims, swapped)}, coords)
-    claims = np.full((len(WORLDS), 1, 2, len(stages)), float(claimed))
-    claims[..., 0] = 0
-    dims = ("run", "instrument", "kind", "stage")
-    coords = {"instrument": ["mean_swap"], "kind": ["grounded", "factors"], "stage": stages}
-    one.parts["claims"] = xr.Dataset({"claimed": (dims, claims)}, coords)
-    stages = one.parts["stages"]
-    one.parts["stages"] = stages.assign(factors=stages["grounded"])
-    return one
-
-
-@pytest.fixture
-def only_mean_swap(monkeypatch):
-    monkeypatch.setattr(compared, "FOLLOWED", {"mean_swap": compared.FOLLOWED["mean_swap"]})
-
-
-@pytest.mark.parametrize(
-    ("claimed", "verdict", "wrong", "missed", "agrees"),
-    [
-        (1, 1.0, "0", "0", "yes"),
-        (0, 0.0, "0", "0", "yes"),
-        (1, 0.0, "8", "0", "no"),
-        (0, 1.0, "0", "8", "no"),
-        (1, np.nan, "0", "0", "yes"),
-        (np.nan, 1.0, "0", "0", "too few runs (0)"),
-    ],
-)
-def test_claims_are_compared_with_the_answers(
-    only_mean_swap, claimed, verdict, wrong, missed, agrees
-):
-    one = with_claims(EVIDENCE, claimed, verdict)
-    cells = last(compared.agreement({"a": one}))
-    assert cells[:2] == ["mean_swap", "end"] and float(cells[2]) > 0.9
-    assert cells[-3:] == [wrong, missed, agrees]
-    words = {1.0: 3, 0.0: 5}.get(verdict, 4)
-    expected = "-" if np.isnan(claimed) else f"{8 * claimed} of 8"
-    assert last(compared.claims({"a": one}))[words] == expected
-    assert "| untrained | - | - |" in "".join(compared.claims({"a": one})) or np.isnan(claimed)
-
-
-def test_results_without_claims_are_read(only_mean_swap):
-    one = with_claims(EVIDENCE, 1, 1.0)
-    del one.parts["claims"]
-    assert last(compared.agreement({"a": one}))[-1] == "too few runs (0)"
-    assert last(compared.claims({"a": one}))[3:] == ["-"] * 6
-
-
-def test_lags_are_between_equal_thresholds():
-    one = arm(FACT, times={"train_ii": 200, "test_ii": 700})
-    one.parts["training"]["accuracy"][0, :, 1] = 0.96  # this run never reaches .99
-    cells = last(accuracy.lags({"a": one}))
-    assert cells[1].startswith("0.95 ")
-    assert cells[2] == "500 (-200 to 500; 8 of 8)" and cells[4] == "500 (500 to 500; 7 of 8)"
-
-
-def test_a_shorter_run_ends_at_its_last_evaluation():
-    one = arm(FACT, times={"test_c0": 10_000})
-    one.parts["training"]["accuracy"][3, 6:] = np.nan
-    times, reached = one.times("test_c0")
-    assert not reached.any() and times.tolist() == [1000] * 3 + [500] + [1000] * 4
-    assert results.last_of(one.parts["training"]["accuracy"].sel(split="test_ii")).tolist() == [1] * 8
-
-
-def test_teaching_repairs_a_rung():
-    steps = [0, 50, 100]
-    found = np.full((8, len(steps), 5), 0.9)
-    found[:, :2, 1] = 0.2
-    found[0, 2, 1] = 0.7  # less than .8 times .9
-    splits = ["test_ii", *results.RUNGS, "test_oi"]
-    coords = {"step": steps, "split": splits}
-    taught = xr.Dataset({"accuracy": (("run", "step", "split"), found)}, coords)
-    lines = tables.taught({"a": results.Arm({"taught": taught}, WORLDS, WORLDS)})
-    assert last(lines)[-2:] == ["7 of 8", "yes"] and last(lines[:-1])[-2:] == ["0 of 8", ""]
-
-
-def run_of(world, version, steps, **more):
-    """Return the data of one run, for `keep`."""
-    curve = np.linspace(0, 1, len(steps))[None]
-    nodes = {
-        "/": xr.Dataset({"world": ("run", [world]), "init": ("run", [0])}),
-        "training": xr.Dataset(
-            {"accuracy": (("run", "evaluation"), curve)}, {"evaluation": steps}
-        ),
         **{name: xr.Dataset({"x": ("run", [value])}) for name, value in more.items()},
     }
     return xr.DataTree.from_dict(nodes), version

@@ -44,10 +44,10 @@ fourier.py               computes Fourier components of functions of a residue
 fourier_figures.py       draws the progress of modular addition, and finds its phases
 composition_figures.py   draws the progress of composition
 losses.py                computes losses that stay accurate at a probability of 1
-"""
-"""Instruments for components: heads, attention, MLPs and neurons.
 
-ablation.py         replaces the output of each component by zero, by a mean or by another example's
-ablation_runs.py    runs the ablated models
-ablation_figures.py draws the results of ablation
+Ablation:
+
+ablation.py          replaces the output of a component by zero, by a mean or by another example's
+ablation_runs.py     runs the ablated models
+ablation_figures.py  draws the results of ablation
 """
