@@ -86,14 +86,32 @@ def test_all_planted_heads_are_found(name):
 
 
 @pytest.mark.slow
-def test_means_that_contain_the_fact_itself_are_noticed(monkeypatch):
-    """Then an index of the prefix would identify e1, r1 and e2."""
+def test_means_that_contain_the_fact_itself_are_noticed_by_the_null(monkeypatch):
+    """Then an index of the prefix identifies e1, r1 and e2, and shuffled values just as well."""
 
     def without_leaving_out(vectors, labels, fits, classes):
         return identify_pairs(vectors, vectors, labels, labels)
 
     monkeypatch.setattr(head_moves, "identify", without_leaving_out)
     known = planted("prefix_memoriser")
+    found, result = claims_of(known.subject)
+    head = next(claim.unit for claim in found if claim.variable == "prefix")
+    at = {"block": head.layer, "head": head.head, "route": "r1->r2", "group": GROUPS[0]}
+    assert (result.identified.isel(step=0).sel(at).sel(variable=["e1", "e2"]) > 0.9).all()
+    assert found == moves(known)
+
+
+@pytest.mark.slow
+def test_values_of_the_wrong_position_are_noticed(monkeypatch):
+    """If the vector had the value at the target, no head would copy anything."""
+    right = head_moves.moved_vectors
+
+    def at_the_target(model, params, tokens, source, target):
+        there = right(model, params, tokens, target, target)
+        return right(model, params, tokens, source, target)._replace(vectors=there.vectors)
+
+    monkeypatch.setattr(head_moves, "moved_vectors", at_the_target)
+    known = planted("idle_copy")
     assert claims_of(known.subject)[0] != moves(known)
 
 
