@@ -58,7 +58,7 @@ def _square(
 
 
 def _without_numbers(maps: dict[str, xr.DataArray], label: str, ncols: int) -> Drawing:
-    """Draw maps with many positions; some of the positions are labelled."""
+    """Draw maps with many positions; some of the positions are labeled."""
     nrows = -(-len(maps) // ncols)
     drawing, axes = new_drawing(
         1.6 + 1.9 * ncols, 0.5 + 2.1 * nrows, nrows=nrows, ncols=ncols, sharex=True, sharey=True

@@ -249,7 +249,7 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def _lines(ax: Any, values: xr.DataArray) -> None:
-    """Draw a line for each head; colours are blocks, and line styles are heads."""
+    """Draw a line for each head; colors are blocks, and line styles are heads."""
     marker = "o" if values.sizes["step"] == 1 else None
     for place, block in enumerate(values.block.values):
         for number, head in enumerate(values["head"].values):
