@@ -44,6 +44,7 @@ def map_in_chunks(
     size = min(count, at_once)
     n_parts = -(-count // size)
     order = jnp.argsort(~counted, stable=True)
+    outcomes = jax.jit(outcomes)  # traced once, for the shapes and for the loop
     # The last chunk is padded with the first examples. `joined` drops the padding.
     members = order[jnp.arange(n_parts * size) % count].reshape(n_parts, size)
 

@@ -116,6 +116,26 @@ def test_with_the_rules_the_run_is_the_same_and_the_model_is_linear():
     assert found.gradients[PATTERN].any()  # the gradient of the pattern itself stays
 
 
+def test_a_frozen_norm_shows_a_change_of_scale_that_the_norm_removes():
+    """In patching and with live norms, a longer final state has no effect."""
+    _, run = subject()
+    end = "blocks.1.hook_resid_post"
+
+    @jax.jit
+    def effects():
+        found = site_gradients(run, metric, (end,))
+        frozen = site_gradients(run, metric, (end,), before=frozen_norms(MODEL))
+        added = 0.5 * found.values[end]
+        exact = metric(run(edits={end: Edit(add, added)})[0]) - found.metric
+        estimates = [(added * x.gradients[end]).sum((1, 2)) for x in (found, frozen)]
+        return exact, *estimates
+
+    exact, live, frozen = effects()
+    np.testing.assert_allclose(exact, 0, atol=1e-3)
+    np.testing.assert_allclose(live, 0, atol=1e-3)
+    assert np.abs(frozen).min() > 0.05
+
+
 def test_a_gate_cuts_what_flows_through_a_block():
     """Without block 1, gradients at the last residual go through the residual stream only."""
     _, run = subject()
