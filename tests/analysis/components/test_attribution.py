@@ -55,15 +55,15 @@ def runner(data):
 
 def linear(model):
     """Return weights of a linear model: patterns are uniform, and every relu is on."""
-    params = filled(model)
+    params = jax.tree.map(np.array, filled(model))  # numpy compiles no programs
     for block in params["blocks"].values():
         for name in ("W_Q", "W_K", "b_Q", "b_K"):
             block["attn"][name] *= 0
         block["mlp"]["W_in"] *= 0.1
-        block["mlp"]["b_in"] = block["mlp"]["b_in"] * 0 + 50
+        block["mlp"]["b_in"][:] = 50
         block["mlp"]["W_out"] *= 0.1
         block["mlp"]["b_out"] = -(block["mlp"]["W_out"].sum(0) * 50)
-    return params
+    return jax.device_put(params)
 
 
 def outcomes(runner, params, data):
@@ -73,7 +73,8 @@ def outcomes(runner, params, data):
     answers = {"answer": say(pairs.clean), "corrupt_answer": say(pairs.corrupt)}
     examples = runner.instrument.examples(model, data)
     examples = dataclasses.replace(examples, inputs=examples.inputs | answers)
-    found = runner(jax.tree.map(lambda x: x[None], params), runner.place(examples))
+    stacked = jax.tree.map(lambda x: np.asarray(x)[None], params)
+    found = runner(stacked, runner.place(examples))
     return {name: values[0] for name, values in found.items()}
 
 
