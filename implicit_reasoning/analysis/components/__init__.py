@@ -44,6 +44,9 @@ fourier.py               computes Fourier components of functions of a residue
 fourier_figures.py       draws the progress of modular addition, and finds its phases
 composition_figures.py   draws the progress of composition
 losses.py                computes losses that stay accurate at a probability of 1
+"""
+
+"""Instruments for components: heads, attention, MLPs and neurons.
 
 Ablation:
 

@@ -74,7 +74,7 @@ def incompleteness_figure(result: xr.Dataset) -> Figure:
         ax.set_ylim(0.7 * _LEAST, 4)  # also if no curve has a value
         log_axis(ax)
         ax.set_title(f"layer {layer}", fontsize=10)
-    axes[0].set_ylabel("missing or excess share of the difference")
+    axes[0].set_ylabel("missing or excess share")
     caption = (
         f"{_about_pairs(result, group)} The effects of patches of S[layer, pos] are summed over "
         "all positions of a layer. A curve is the mean distance of the sum from the difference of "
