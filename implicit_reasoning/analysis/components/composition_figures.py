@@ -69,7 +69,7 @@ def draw_progress(result: xr.Dataset) -> Figure:
         "facts with the same bridge. excluded: the difference between this mean and that of all "
         "states is subtracted from S. Dashed lines are the null: the mean of a random other "
         "bridge, which leads to another answer. A model that answers through a code of the bridge "
-        "has a low restricted and a high excluded loss; a model that has memorised chains by their "
+        "has a low restricted and a high excluded loss; a model that has memorized chains by their "
         "prefixes has a low excluded loss on training chains. The class means are over first facts "
         "of training chains. In splits whose first facts are seen only as single facts (test_oi) "
         "or almost only (test_c0), a low restricted loss beside a high own loss says that the "

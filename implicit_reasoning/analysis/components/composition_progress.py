@@ -1,7 +1,7 @@
 """Measure the progress of a model towards composition through a shared code of the bridge.
 
 A model that composes has one code for each bridge (e2), which all prefixes (e1, r1) with this
-bridge share, and reads the answer to (e1, r1, r2) from this code. A model that has memorised chains
+bridge share, and reads the answer to (e1, r1, r2) from this code. A model that has memorized chains
 reads the answer from what is special to the prefix. The losses of edited states distinguish the
 two. They are the analogue of the restricted and the excluded loss for modular addition
 (`fourier_progress`). The layer of the states is chosen before anything is measured.
@@ -226,10 +226,10 @@ class LeaveOneOut(NamedTuple):
         """
         overall = states.mean(0)
         # Sums of differences from the mean lose less precision when a state is subtracted.
-        centred = states - overall[None]
-        sums = jax.ops.segment_sum(centred, classes, n_classes)
+        centered = states - overall[None]
+        sums = jax.ops.segment_sum(centered, classes, n_classes)
         sizes = jax.ops.segment_sum(jnp.ones(len(classes)), classes, n_classes)
-        return cls(centred, classes, sums, sizes, overall)
+        return cls(centered, classes, sums, sizes, overall)
 
     def without(
         self, own: Int[Array, " example"], wanted: Int[Array, " example"]

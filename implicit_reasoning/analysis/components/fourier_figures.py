@@ -1,9 +1,9 @@
 """Draw the progress measures of modular addition over training.
 
-The phases of Nanda et al. 2023 are memorisation, circuit formation and cleanup. The paper chose
+The phases of Nanda et al. 2023 are memorization, circuit formation and cleanup. The paper chose
 their ends by eye. Here, an end is a checkpoint that a rule chooses, so that runs can be compared:
 
-- Memorisation ends when the excluded loss of the training pairs is lowest.
+- Memorization ends when the excluded loss of the training pairs is lowest.
 - Circuit formation ends at the last checkpoint at which the test loss is at least half of its
   maximum.
 - Cleanup ends at the first checkpoint from which on the accuracy on test pairs is at least .99.
@@ -30,12 +30,12 @@ from implicit_reasoning.figures import (
     new_drawing,
 )
 
-PHASES = ("memorisation", "circuit formation", "cleanup")
+PHASES = ("memorization", "circuit formation", "cleanup")
 MIN_FINAL_ACCURACY = 0.99
 """Cleanup ends when the accuracy on test pairs stays at or above this number."""
 
 _PUBLISHED = (
-    "Published (p = 113, 30% of the pairs, one seed): memorisation until step 1,400, circuit "
+    "Published (p = 113, 30% of the pairs, one seed): memorization until step 1,400, circuit "
     "formation until 9,400, cleanup until 14,000; key frequencies 14, 35, 41, 42 and 52."
 )
 
@@ -111,18 +111,18 @@ def draw_losses(result: xr.Dataset) -> Figure:
         "frequencies remain in the logits. excluded: these waves are removed. The key frequencies "
         f"({key}) carry more than 90% of the squared norm of W_L of the last checkpoint. A "
         "restricted loss that falls before the test loss shows that the circuit forms before the "
-        "model generalises. An excluded loss that rises shows that the model stops using memorised "
-        "pairs. Dashed lines in the same colour are the null: as many other frequencies, as the "
+        "model generalizes. An excluded loss that rises shows that the model stops using memorized "
+        "pairs. Dashed lines in the same color are the null: as many other frequencies, as the "
         "mean and the range of 20 draws. "
     )
     if ends:
         said = ", ".join(f"{name} until step {step:,}" for name, step in ends.items())
         caption += (
-            f"Vertical lines are the ends of phases: {said}. Memorisation ends when the excluded "
+            f"Vertical lines are the ends of phases: {said}. Memorization ends when the excluded "
             "loss is lowest, circuit formation ends when the test loss was last at half of its "
             f"maximum, and cleanup ends when test accuracy stays at {MIN_FINAL_ACCURACY} or above. "
         )
-    title = "Does the Fourier circuit form before the model generalises?"
+    title = "Does the Fourier circuit form before the model generalizes?"
     return Figure("fourier_progress", title, caption + _PUBLISHED, drawing)
 
 
@@ -155,7 +155,7 @@ def draw_weights(result: xr.Dataset) -> Figure:
         "Gini coefficient is 0 if all frequencies have the same norm, and near 1 if one frequency "
         "has all. Upper right: share of the squared norm at the key frequencies of the last "
         "checkpoint. Lower left: sum of squares of all parameters; weight decay makes it fall when "
-        "the memorised pairs are no longer needed. Lower right: share of the squared norm at each "
+        "the memorized pairs are no longer needed. Lower right: share of the squared norm at each "
         "frequency in the last checkpoint; triangles mark the key frequencies. Vertical lines are "
         f"the ends of phases, as in the figure of losses. {_PUBLISHED}"
     )

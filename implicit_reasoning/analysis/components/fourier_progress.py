@@ -7,7 +7,7 @@ say how far the circuit has formed at each checkpoint:
 - Restricted loss: only the waves of a + b with the key frequencies remain in the logits. It falls
   while the circuit forms, also before the test loss falls.
 - Excluded loss: these waves are removed from the logits. It rises when the model stops using
-  memorised pairs.
+  memorized pairs.
 
 Source: Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability",
 section 5.
