@@ -45,9 +45,12 @@ def grids():
         mean = mean_run(model, params, jnp.asarray(third))
         donors = make_donors(model, params, base, mean, jnp.asarray(other[None]))
         grid = jax.lax.map(lambda donor: ablate_components(model, params, base, donor), donors)
-        ablated = jnp.zeros((4, 2, 2), bool).at[:2, 0, 1].set(True).at[2:, 1].set(True)
+        ablated = np.zeros((4, 2, 2), bool)
+        ablated[:2, 0, 1] = ablated[2:, 1] = True
         resampled = {site: values[2] for site, values in donors.items()}
-        return grid, ablate_heads(model, params, jnp.asarray(tokens), resampled, ablated)
+        return grid, ablate_heads(
+            model, params, jnp.asarray(tokens), resampled, jnp.asarray(ablated)
+        )
 
     grid, heads = jax.device_get(all_of_it(params))
     return model, params, (tokens, other, third), grid, heads
@@ -63,10 +66,8 @@ def test_replaced_outputs_have_the_logits_of_an_edited_forward_pass(grids):
     def forward(params, edits):
         return model.forward(params, tokens, edits=edits)[0][:, -1]
 
-    def values(prompts):
-        return jax.device_get(jax.jit(lambda p: model.forward(p, prompts, sites=wanted)[1])(params))
-
-    own, of_other, of_third = map(values, (tokens, other, third))
+    read = jax.jit(lambda params, prompts: model.forward(params, prompts, sites=wanted)[1])
+    own, of_other, of_third = (jax.device_get(read(params, t)) for t in (tokens, other, third))
 
     def new(kind, site):
         mean = np.broadcast_to(of_third[site].mean(0, keepdims=True), own[site].shape)
@@ -132,17 +133,23 @@ def test_heads_are_sorted_by_examples_of_the_other_half():
 
 
 def test_the_margin_is_the_distance_to_the_best_other_token():
-    logits = np.array([[[1.0, 5.0, 3.0], [4.0, 5.0, 3.0]]])
-    with jax.disable_jit():
-        np.testing.assert_allclose(margin(jnp.asarray(logits), jnp.array([1, 2])), [[2.0, -2.0]])
+    logits = jnp.asarray([[[1.0, 5.0, 3.0], [4.0, 5.0, 3.0]]])
+    found = jax.jit(margin)(logits, jnp.asarray([1, 2]))
+    np.testing.assert_allclose(found, [[2.0, -2.0]])
 
 
 @pytest.fixture(scope="module")
 def idle():
-    """Measure a planted composer with a second head that copies the bridge, which nothing reads."""
+    """Measure a planted composer with a second head that copies the bridge, which nothing reads.
+
+    To save time, only 64 training chains are measured.
+    """
     instrument, subject = Ablation(), known("idle_copy").subject
-    runner = Runner(instrument, subject.model)
-    result = measure(instrument, subject, progress=False, runner=runner)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "splits_of_full_prompts", lambda _: ("train_ii",))
+        patch.setattr(ablation, "_MAX_ROWS", 64)
+        runner = Runner(instrument, subject.model)
+        result = measure(instrument, subject, progress=False, runner=runner)
     assert runner.traces <= 2
     return result
 
@@ -167,14 +174,12 @@ def test_planted_shares_are_exact_and_controls_differ(idle):
             there = str(Head(block, head)) in needed
             right = float(accuracy.sel(block=block, part=f"head {head}"))
             assert right < 0.3 if there else right == 1
-    # The block that answers needs its MLP. With the output for another chain with the same answer,
-    # nothing changes.
-    at = {"block": 3, "part": "MLP", "pos": "r2", "outcome": "unchanged"}
-    last = max(
-        range(4), key=lambda b: float(-found["fraction"].sel(at | {"block": b, "kind": "mean"}))
-    )
-    answering = found["fraction"].sel(at | {"block": last})
-    assert answering.sel(kind="mean") == 0 and answering.sel(kind="resample") < 0.3
+    # Block 2 looks up the answer. With the mean, all answers are the most frequent one. With the
+    # output for another chain with the same answer, nothing changes.
+    at = {"block": 2, "part": "MLP", "pos": "r2", "outcome": "unchanged"}
+    answering = found["fraction"].sel(at)
+    assert answering.sel(kind="zero") == 0
+    assert answering.sel(kind=["mean", "resample"]).max() < 0.2
     assert answering.sel(kind="same answer") == 1
 
 
