@@ -13,9 +13,9 @@ pairs of names that are never trained on together.
 Published (GPT-2 small, sentences): a circuit of 26 heads in seven classes (Wang et al. 2022). A
 symbolic version of the task needs one layer with two heads (Adhikari 2025).
 
-What to expect: one of the two names is answered first, so test_names has a plateau near .5. Then
-the repeated name is told from the other. test_names lags behind train_names. Times: measured only
-for `pocket`.
+What to expect: one of the two names is answered first, so test_names has a plateau (.41 to .5).
+Then the repeated name is told from the other. test_names lags behind train_names. Times: measured
+only for `pocket`.
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,9 @@ test rows have pairs of last tokens that are never trained on.
 Published (language models, not this task): models from 31 million parameters on have heads that
 increment numbers, months and days (Gould et al. 2023).
 
-What to expect: test_runs follows train_runs, without a plateau. Times: measured only for `pocket`.
+What to expect: test_runs follows train_runs, without a plateau. From the last position, all heads
+attend mainly to the source (.57 to .91 on average in three runs). Times: measured only for
+`pocket`.
 """
 
 from ml_collections import ConfigDict
@@ -34,13 +36,14 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """Scale for first experiments: @TIME@.
+    """Scale for first experiments: less than a minute on two cores that were shared with others.
 
-    @RESULT@
+    Results of three runs: test_runs is .31 to .38 at 75 steps, .95 to 1.0 at 150, and 1.0 at the
+    end. train_runs is .39 to .44 at 75 steps and .98 to .99 at 150.
     """
-    config.steps = 1_500
+    config.steps = 600
     config.evaluation.every = 25
-    config.checkpoints.every = 100
+    config.checkpoints.every = 50
 
 
 def desk(config: ConfigDict) -> None:
