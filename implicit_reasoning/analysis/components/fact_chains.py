@@ -42,8 +42,8 @@ class FactChains(NamedTuple):
 def choose_facts(dataset: Dataset, most: int) -> FactChains:
     """Choose facts with at least two chains for each hop, and their chains.
 
-    Training chains are preferred, and so are facts with enough chains for both halves. As far as
-    possible, the facts have different heads and tails.
+    Training chains are preferred, and so are facts with enough training chains for both halves. As
+    far as possible, the facts have different heads and tails.
 
     Args:
       dataset: a dataset of a chain task.
@@ -67,10 +67,10 @@ def choose_facts(dataset: Dataset, most: int) -> FactChains:
         )
     head, tail = world.facts.head, world.facts.tail
     candidates = random.permutation(np.sort(enough))
-    complete = np.array(
-        [all(len(of_hop[fact]) >= HALVES * EACH for of_hop in chains) for fact in candidates]
+    missing = np.array(
+        [sum(_missing(of[fact], dataset.n_train) for of in chains) for fact in candidates.tolist()]
     )
-    facts = _spread(candidates, complete, head, tail, most)
+    facts = _spread(candidates, missing, head, tail, most)
     shape = (len(facts), len(HOPS), HALVES * EACH)
     rows_of, is_there = np.zeros(shape, np.int64), np.zeros(shape, bool)
     for number, fact in enumerate(facts.tolist()):
@@ -95,18 +95,27 @@ def _chains(
     return {of: list(some.values()) for of, some in found.items() if len(some) >= HALVES}
 
 
+def _missing(rows: list[int], n_train: int) -> int:
+    """Return how many chains of a fact and hop are missing, or are not training chains."""
+    n_chains = HALVES * EACH
+    absent = n_chains - len(rows[:n_chains])
+    tested = sum(row >= n_train for row in rows[:n_chains])
+    # With one chain in a half, the neuron of the other fact has the same effect in this half.
+    return n_chains * absent + tested
+
+
 def _spread(
     facts: Int[np.ndarray, " fact"],
-    complete: Bool[np.ndarray, " fact"],
+    missing: Int[np.ndarray, " fact"],
     head: Int[np.ndarray, "any"],
     tail: Int[np.ndarray, "any"],
     most: int,
 ) -> Int[np.ndarray, " chosen"]:
-    """Choose facts one by one: complete ones first, and then those with the newest entities.
+    """Choose facts one by one, with as many chains and as different entities as possible.
 
     Args:
       facts: the facts in random order.
-      complete: whether each fact has enough chains.
+      missing: the cost of the missing chains of each fact; see `_missing`.
       head: the head of every fact of the world.
       tail: the tail of every fact of the world.
       most: maximum number of facts.
@@ -116,7 +125,7 @@ def _spread(
     left, chosen = np.ones(len(facts), bool), []
     for _ in range(min(most, len(facts))):
         often = uses[0, heads] + uses[1, tails]
-        cost = np.where(left, often + (~complete) * (often.max() + 1), np.inf)
+        cost = np.where(left, often + missing, np.inf)
         best = int(cost.argmin())
         left[best] = False
         chosen.append(best)

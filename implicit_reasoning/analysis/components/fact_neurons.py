@@ -34,6 +34,7 @@ from implicit_reasoning.analysis.claims import (
 from implicit_reasoning.analysis.components.fact_chains import HOPS, choose_facts
 from implicit_reasoning.analysis.components.neuron_effects import (
     Effects,
+    answers_clearly,
     answers_without,
     common_facts,
     log_probability_increase,
@@ -42,7 +43,6 @@ from implicit_reasoning.analysis.components.neuron_effects import (
 )
 from implicit_reasoning.analysis.components.neuron_figures import broken_answers, overlap_of_hops
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.states import neuron_sites, prompts
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -67,24 +67,26 @@ class FactNeurons(Instrument):
     definition = (
         "For at most 36 facts, two chains in each half for each hop: chains that begin with the "
         "fact (first hop) and chains that end with it (last hop), training chains first. Only "
-        "chains that are answered correctly count. The effect of a neuron is the mean drop of "
-        "the log probability of the answer on the first half if the neuron is replaced by its "
-        "mean over the chains without a common fact, at all positions. In a looped model, the "
-        "effects of a neuron in all loops are added up, and it is ablated in every loop. order: "
-        "neurons are sorted by this effect, or by the effect minus its mean over facts. broken: "
-        "share of wrong answers on the second half if the first `count` neurons are ablated "
-        "together. set: the neurons of the fact, those of another fact (null), or random neurons "
-        "(null). needed: the smallest count at which all answers of the second half are wrong. "
-        "found: whether there is such a count. overlap_by_count: share of the first `count` "
-        "neurons for the first hop that are among the first `count` neurons for the last hop. "
-        "overlap: the same for the needed neurons of each hop, as a share of the smaller set, "
-        "over facts for which both are found. null_...: the mean over the last hops of all other "
-        "facts. chance_overlap: the expectation for random sets of these sizes. alone: share of "
-        "wrong answers if one neuron is ablated. way: the neuron with the highest effect on the "
-        "first half of the fact's chains, or for each chain the neuron with the highest log "
-        "probability increase (see neuron_importance). alone_elsewhere: the same on the chains "
-        "of other facts (null). alone_unit: block and neuron. alone_wrong: whether all answers "
-        "are wrong; -1 if no answer counts."
+        "chains that are answered correctly count. An answer is right if its logit is higher "
+        "than all others by more than .001, so a tie except for rounding errors is wrong. The "
+        "effect of a neuron is the mean drop of the log probability of the answer on the first "
+        "half if the neuron is replaced by its mean over the chains without a common fact, at "
+        "all positions. In a looped model, the effects of a neuron in all loops are added up, "
+        "and it is ablated in every loop. order: neurons are sorted by this effect, or by the "
+        "effect minus its mean over facts. broken: share of wrong answers on the second half if "
+        "the first `count` neurons are ablated together. set: the neurons of the fact, those of "
+        "another fact (null), or random neurons (null). needed: the smallest count at which all "
+        "answers of the second half are wrong. found: whether there is such a count. "
+        "overlap_by_count: share of the first `count` neurons for the first hop that are among "
+        "the first `count` neurons for the last hop. overlap: the same for the needed neurons of "
+        "each hop, as a share of the smaller set, over facts for which both are found. null_...: "
+        "the mean over the last hops of all other facts. chance_overlap: the expectation for "
+        "random sets of these sizes. alone: share of wrong answers if one neuron is ablated. "
+        "way: the neuron with the highest effect on the first half of the fact's chains, or for "
+        "each chain the neuron with the highest log probability increase (see "
+        "neuron_importance). alone_elsewhere: the same on the chains of other facts (null). "
+        "alone_unit: block and neuron. alone_wrong: whether all answers are wrong; -1 if no "
+        "answer counts."
     )
     outputs = {
         "broken": ("order", "set", "hop", "count", "example"),
@@ -174,7 +176,7 @@ class FactNeurons(Instrument):
         there, other = jnp.asarray(inputs["there"]), jnp.asarray(inputs["other"])
         run = run_neurons(model, params, tokens, jnp.asarray(inputs["common"]))
         effects = mean_ablation(model, params, run, answer)
-        right = answers_with(run.logits, answer).reshape(there.shape) & there
+        right = answers_clearly(run.logits, answer).reshape(there.shape) & there
         usable = right.any(-1).all(-1)  # a chain in each half
         increase = log_probability_increase(model, params, run, answer)
         alone = _alone(effects, increase, right, model.spec.depth)
@@ -291,7 +293,7 @@ def _broken(
         removed = jnp.broadcast_to(removed, (*right.shape, removed.shape[-1]))
         removed = removed.reshape(-1, *layers)
         logits = answers_without(model, params, tokens, removed, mean)
-        wrong = ~answers_with(logits, answer).reshape(right.shape) & right
+        wrong = ~answers_clearly(logits, answer).reshape(right.shape) & right
         return wrong.sum(-1) / jnp.maximum(right.sum(-1), 1)
 
     found: Array = jax.lax.map(of_count, jnp.array(_counts(model)))

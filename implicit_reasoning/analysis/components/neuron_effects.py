@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
-from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.states import neuron_sites
 from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.model import Edit, HookContext, Params, Transformer, mask
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 
+_TIE = 1e-3  # difference of logits that counts as none, above rounding errors
 _NEURONS_AT_ONCE = 16  # per chunk; with 288 prompts, the states of a chunk fit into a CPU cache
 
 
@@ -52,7 +52,7 @@ class Effects(NamedTuple):
 
     Attributes:
       drop: log probability of the answer without ablation, minus that with ablation, in nats.
-      wrong: whether the model with ablation gives another answer.
+      wrong: whether the model with ablation gives another answer, or none clearly.
     """
 
     drop: Float[Array, "block neuron prompt"]
@@ -123,7 +123,7 @@ def mean_ablation(
         by_block.append(_ablate_in_block(model, params, block, resid, change, answer))
     after, wrong, live = (jnp.stack(part) for part in zip(*by_block, strict=True))
     drop = log_probability(run.logits, answer)[None, None] - after
-    before = ~answers_with(run.logits, answer)[None, None]
+    before = ~answers_clearly(run.logits, answer)[None, None]
     live = live[:, :, None]
     return Effects(jnp.where(live, drop, 0.0), jnp.where(live, wrong, before))
 
@@ -160,7 +160,7 @@ def _ablate_in_block(
         logits = logits.reshape(*states.shape[:2], -1)
         return {
             "after": log_probability(logits, answer).T,
-            "wrong": ~answers_with(logits, answer).T,
+            "wrong": ~answers_clearly(logits, answer).T,
         }
 
     weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
@@ -243,6 +243,19 @@ def answers_without(
         where = removed[:, block % model.spec.n_layers, None]
         edits[site] = Edit(mask, (where, new))
     return forward_at(model, params, tokens, edits=edits)[0][:, 0]
+
+
+def answers_clearly(
+    logits: Float[Array, "*cell prompt d_vocab"], answer: Int[Array, " prompt"]
+) -> Bool[Array, "*cell prompt"]:
+    """Return whether the logit of the answer is higher than all others by more than `_TIE`.
+
+    Without the neurons of an answer, all logits can be equal except for rounding errors, which
+    would give the right answer in some cases.
+    """
+    index = jnp.broadcast_to(answer, logits.shape[:-1])[..., None]
+    own = jnp.take_along_axis(logits, index, axis=-1)
+    return (~(logits < own - _TIE)).sum(-1) == 1  # the answer itself is not lower
 
 
 def log_probability(

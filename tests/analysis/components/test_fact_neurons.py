@@ -12,8 +12,8 @@ from implicit_reasoning.analysis.components.neuron_importance import NeuronImpor
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import planted_model, small_world
 
-SMALL = {"n_entities": 28, "n_relations": 6, "out_degree": 6, "phi": 2.0}
-MOST = 24  # facts
+SMALL = {"n_entities": 28, "n_relations": 6, "out_degree": 6, "phi": 4.0}
+MOST = 28  # facts
 
 
 @pytest.fixture(scope="module")
