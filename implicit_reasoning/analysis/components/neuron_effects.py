@@ -51,7 +51,7 @@ class Effects(NamedTuple):
     """The effects of ablating each neuron on each prompt.
 
     Attributes:
-      drop: log probability of the answer without ablation, minus that with ablation, in nats.
+      drop: log odds of the answer without ablation, minus those with ablation, in nats.
       wrong: whether the model with ablation gives another answer, or none clearly.
     """
 
@@ -122,7 +122,7 @@ def mean_ablation(
         resid = run.states[block] if block < depth - 1 else run.states[block][:, -1:]
         by_block.append(_ablate_in_block(model, params, block, resid, change, answer))
     after, wrong, live = (jnp.stack(part) for part in zip(*by_block, strict=True))
-    drop = log_probability(run.logits, answer)[None, None] - after
+    drop = log_odds(run.logits, answer)[None, None] - after
     before = ~answers_clearly(run.logits, answer)[None, None]
     live = live[:, :, None]
     return Effects(jnp.where(live, drop, 0.0), jnp.where(live, wrong, before))
@@ -147,7 +147,7 @@ def _ablate_in_block(
       answer: the answer of each prompt.
 
     Returns:
-      The log probability of the answer, whether the model gives another answer, and whether each
+      The log odds of the answer, whether the model gives another answer, and whether each
       neuron changes. Neurons that do not change may be skipped, and have arbitrary values.
     """
     kept = resid.shape[1] - change.shape[1]
@@ -159,7 +159,7 @@ def _ablate_in_block(
         logits = logits_from_layer(model, params, flat, block + 1)
         logits = logits.reshape(*states.shape[:2], -1)
         return {
-            "after": log_probability(logits, answer).T,
+            "after": log_odds(logits, answer).T,
             "wrong": ~answers_clearly(logits, answer).T,
         }
 
@@ -258,10 +258,22 @@ def answers_clearly(
     return (~(logits < own - _TIE)).sum(-1) == 1  # the answer itself is not lower
 
 
+def log_odds(
+    logits: Float[Array, "*cell prompt d_vocab"], answer: Int[Array, " prompt"]
+) -> Float[Array, "*cell prompt"]:
+    """Return log p / (1 - p) of the answer of each prompt, where p is its probability.
+
+    Unlike log p, it does not saturate if the model is certain. The differences of log p between
+    neurons would then be rounding errors.
+    """
+    token = jnp.broadcast_to(answer, logits.shape[:-1])
+    own = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    is_answer = jax.nn.one_hot(token, logits.shape[-1], dtype=bool)
+    return own - jax.nn.logsumexp(jnp.where(is_answer, -jnp.inf, logits), axis=-1)
+
+
 def log_probability(
     logits: Float[Array, "*cell prompt d_vocab"], answer: Int[Array, " prompt"]
 ) -> Float[Array, "*cell prompt"]:
-    """Return the log probability of the answer of each prompt, in nats."""
-    index = jnp.broadcast_to(answer, logits.shape[:-1])[..., None]
-    chosen = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    """Return the log probability of the answer of each prompt, in nats, precise near p = 1."""
+    return -jax.nn.softplus(-log_odds(logits, answer))

@@ -13,6 +13,7 @@ from implicit_reasoning.analysis.claims import MAJORITY, MIN_CLUSTERS, known_mea
 from implicit_reasoning.analysis.drawing import layer_colors
 from implicit_reasoning.figures import (
     BLUE,
+    GREEN,
     GREY,
     ORANGE,
     SERIES_COLORS,
@@ -178,12 +179,12 @@ def importance_and_effect(result: xr.Dataset) -> Figure:
         ax.axvline(0, color=GREY, linewidth=0.6)
         ax.tick_params(labelsize=7)
     drawing.supxlabel("log probability increase (nats)", fontsize=10)
-    drawing.supylabel("drop by mean ablation (nats)", fontsize=10)
+    drawing.supylabel("drop of log odds by mean ablation (nats)", fontsize=10)
     caption = (
         f"Each point is a neuron at step {int(result['step'][-1]):,}, averaged over chains of "
         f"{group} that are answered correctly. Horizontal: how much the neuron raises the log "
         "probability of the answer if its output is added to the residual stream of its block and "
-        "read out at once. Vertical: how much the log probability falls if the neuron is replaced "
+        "read out at once. Vertical: how much the log odds fall if the neuron is replaced "
         "by its mean, at all positions (top) or at the last position (bottom). Points on the "
         "vertical axis are neurons that matter and that the direct estimate does not see."
     )
@@ -280,7 +281,7 @@ def overlap_of_hops(result: xr.Dataset) -> Figure:
         ax.set_title(f"neurons needed\norder: {order}", fontsize=9)
     for ax, order in zip(axes[len(orders) :], orders, strict=True):
         at = {"group": group, "order": order}
-        _band(ax, result, "overlap", at, color=BLUE, label="same fact")
+        _band(ax, result, "overlap", at, color=GREEN, label="same fact")
         _band(ax, result, "null_overlap", at, color=GREY, label="null: different facts", ls="--")
         chance = known_means(result, "chance_overlap").sel(at)
         _line(ax, chance, color=GREY, linestyle=":", label="chance: random sets")

@@ -53,9 +53,9 @@ class NeuronImportance(Instrument):
     name = "neuron_importance"
     definition = (
         "64 chains of the first training split and of the first test split; means are over "
-        "chains that are answered correctly. effect: log probability of the answer, minus that "
-        "with the activation of one neuron replaced by its mean over chains without a common "
-        "fact, in nats. place: at all positions together, or at the last position only. "
+        "chains that are answered correctly. effect: log odds log p / (1 - p) of the answer, "
+        "minus those with the activation of one neuron replaced by its mean over chains without "
+        "a common fact, in nats. place: at all positions together, or at the last position only. "
         "importance: log p(a | S + m v) - log p(a | S), where a is the answer, S the residual "
         "stream at the last position between attention and MLP of the neuron's block, m v what "
         "the neuron adds to it, and p the readout with the scale of the final norm fixed (Yu and "

@@ -102,6 +102,20 @@ def log_p(logits, answer):
     return logits[np.arange(len(answer)), answer]
 
 
+def log_odds(logits, answer):
+    p = np.exp(log_p(logits, answer))
+    return np.log(p) - np.log1p(-p)
+
+
+def test_log_probabilities_are_precise_where_the_model_is_certain():
+    """With a logit of 40, p is 1 in float32, and so log p would be 0."""
+    logits, answer = jnp.array([[40.0, 0.0, 0.0], [41.0, 0.0, 0.0]]), jnp.zeros(2, int)
+    odds = neuron_effects.log_odds(logits, answer)
+    np.testing.assert_allclose(odds, np.array([40, 41]) - np.log(2), rtol=1e-6)
+    found = neuron_effects.log_probability(logits, answer)
+    np.testing.assert_allclose(found, -2 * np.exp([-40.0, -41.0]), rtol=1e-4)
+
+
 def test_the_pass_by_hand_is_that_of_the_model(model, params, prompts, found):
     np.testing.assert_allclose(
         found["run"].logits, logits_with(model, params, prompts[0], {}), atol=1e-4
@@ -111,7 +125,7 @@ def test_the_pass_by_hand_is_that_of_the_model(model, params, prompts, found):
 @pytest.mark.parametrize(("which", "first"), [("all", 0), ("last", 2)])
 def test_mean_ablation_replaces_one_neuron(model, params, prompts, found, which, first):
     tokens, answer = prompts
-    clean = log_p(logits_with(model, params, tokens, {}), answer)
+    clean = log_odds(logits_with(model, params, tokens, {}), answer)
     for block in range(SPEC.depth):
         for neuron in range(SPEC.d_mlp):
 
@@ -122,7 +136,7 @@ def test_mean_ablation_replaces_one_neuron(model, params, prompts, found, which,
 
             logits = logits_with(model, params, tokens, {block: ablated})
             drop = found[which].drop[block, neuron]
-            np.testing.assert_allclose(drop, clean - log_p(logits, answer), atol=2e-4)
+            np.testing.assert_allclose(drop, clean - log_odds(logits, answer), atol=5e-4)
             np.testing.assert_array_equal(
                 found[which].wrong[block, neuron], logits.argmax(-1) != answer
             )
