@@ -49,6 +49,13 @@ from implicit_reasoning.model.wirings import forward_at
 ESTIMATES = ("AtP", "AtP*", "RelP", "integrated gradients")
 """Names of the estimates, in the order of the first axis of `estimated_effects`."""
 
+_FEWER = 4
+"""Cells inside blocks have this many times fewer quadrature nodes than states.
+
+On trained models, 4 and 16 nodes give rank correlations with exact patching that differ by less
+than .01. The distance from exact patching comes from moving a whole site at once.
+"""
+
 _IN_BLOCK = {
     "parts": ("hook_attn_out", "hook_mlp_out", "attn.hook_z"),
     "projections": ("attn.hook_q", "attn.hook_k", "attn.hook_v"),
@@ -183,7 +190,7 @@ def estimated_effects(
       donors: cached activations of the donor runs at `cell_sites(model, kinds)`, from `forward_at`.
         The first axis is the donor.
       kinds: the kinds of cells.
-      nodes: the number of quadrature nodes of integrated gradients.
+      nodes: the number of quadrature nodes of integrated gradients of states; see `_FEWER`.
 
     Returns:
       The effects by kind, with two leading axes: the estimate (`ESTIMATES`) and the donor.
@@ -279,7 +286,8 @@ def _means_in_block(
                 for place, site in enumerate(moving)
             }
 
-        return integrated_gradients(run, metric, sites, path, nodes=nodes, before=fixed)
+        few = max(1, nodes // _FEWER)
+        return integrated_gradients(run, metric, sites, path, nodes=few, before=fixed)
 
     if not sites:
         return {}

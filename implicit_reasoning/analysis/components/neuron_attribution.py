@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool
 
@@ -25,15 +24,12 @@ from implicit_reasoning.analysis.components.pair_attribution import (
     DONORS,
     PairAttribution,
 )
-from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.patching.grids import patch_neurons, patch_parts
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache
-from implicit_reasoning.worlds import Dataset
 
-_MAX_PAIRS = 24  # maximum number of pairs per group; a mean needs 20 clusters
 _AT_ONCE = 8  # pairs whose neurons are patched at the same time
 _MISSED = 0.01  # an effect is missed if its estimate is below this share of the largest effect
 
@@ -43,6 +39,7 @@ class NeuronAttribution(PairAttribution):
 
     name = "neuron_attribution"
     kinds: ClassVar[tuple[str, ...]] = ("neurons",)
+    max_pairs: ClassVar[int] = 24  # a mean needs 20 clusters
     definition = (
         "The comparison of attribution for single neurons: the activation of one neuron "
         "(mlp.hook_post) at one position is that of the donor run. agreement, agreement_of_means: "
@@ -69,20 +66,6 @@ class NeuronAttribution(PairAttribution):
         "missed": "any_effect",
     }
     nulls = {"another pair's run": {"donor": DONORS[1]}}
-
-    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the prompt pairs, and keep the first pairs of each group."""
-        made = super().examples(model, dataset)
-        keep = np.concatenate(
-            [
-                np.flatnonzero(made.group == number)[:_MAX_PAIRS]
-                for number in range(len(made.groups))
-            ]
-        )
-        inputs = {name: values[keep] for name, values in made.inputs.items()}
-        return Examples(
-            inputs, made.groups, made.group[keep], made.clusters[keep], coords=made.coords
-        )
 
     def patched(
         self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache

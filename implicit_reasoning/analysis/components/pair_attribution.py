@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Key
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
@@ -60,10 +61,12 @@ class PairAttribution(PairInstrument):
 
     Attributes:
       kinds: the kinds of cells; see `estimates`.
-      nodes: the number of quadrature nodes of integrated gradients.
+      max_pairs: the maximum number of pairs of each group.
+      nodes: the number of quadrature nodes of integrated gradients of states.
     """
 
     kinds: ClassVar[tuple[str, ...]]
+    max_pairs: ClassVar[int] = 48  # of each group, because integrated gradients are costly
     default = False
 
     def __init__(
@@ -78,7 +81,8 @@ class PairAttribution(PairInstrument):
           pairs: a key of `pairs.PAIRS`, an import path, or a function.
           metrics: one metric: a key of `metrics.METRICS`, an import path, or a function. It must be
             differentiable, so `accuracy` gives estimates of 0.
-          nodes: number of quadrature nodes of integrated gradients.
+          nodes: number of quadrature nodes of integrated gradients of states. The other kinds have
+            a quarter of them.
 
         Raises:
           InputError: a function is not found, there is more than one metric, or `nodes` is below 1.
@@ -98,14 +102,22 @@ class PairAttribution(PairInstrument):
         return super().options() | {"nodes": self.nodes}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the prompt pairs.
+        """Make the prompt pairs, and keep the first pairs of each group.
 
         Raises:
           NotApplicable: the blocks of the model are not `gpt2`.
         """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         made = super().examples(model, dataset)
-        return dataclasses.replace(made, coords={**made.coords, "of_group": made.groups})
+        of_groups = [np.flatnonzero(made.group == number) for number in range(len(made.groups))]
+        keep = np.concatenate([pairs[: self.max_pairs] for pairs in of_groups])
+        return dataclasses.replace(
+            made,
+            inputs={name: values[keep] for name, values in made.inputs.items()},
+            group=made.group[keep],
+            clusters=made.clusters[keep],
+            coords={**made.coords, "of_group": made.groups},
+        )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of all dimensions except `pos` and `of_group`.
