@@ -53,7 +53,7 @@ from implicit_reasoning.worlds import Dataset
 ORDERS = ("effect", "effect above the mean of facts")
 WAYS = ("fact", "chain")
 _SETS = ("own", "of another fact", "random")
-_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MAX_FACTS = 36  # with which a lower end of .9 is possible
 
 _HOP = ("hop", "example")

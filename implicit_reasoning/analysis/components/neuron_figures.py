@@ -278,6 +278,7 @@ def overlap_of_hops(result: xr.Dataset) -> Figure:
         for hop, color in zip(result["hop"].values, (BLUE, ORANGE), strict=True):
             _band(ax, result, "needed", {**at, "hop": hop}, color=color, label=str(hop))
         ax.set_yscale("log", base=2)
+        ax.set_ylim(0.8, 1.2 * float(result["count"].max()))
         ax.set_title(f"neurons needed\norder: {order}", fontsize=9)
     for ax, order in zip(axes[len(orders) :], orders, strict=True):
         at = {"group": group, "order": order}
