@@ -115,12 +115,13 @@ def test_keys_are_those_that_loops_find(states, pos):
     acts[:, -1] = -1  # never active
     acts[:, 0] = np.where(here.shared["e2"].values == 3, 1.0, -1.0)
     acts[:, 1] = np.where((here.shared | here.alone)["fact1"].values == 7, 1.0, -1.0)
-    active = np.asarray(active_states(jnp.asarray(acts)))
+    active = np.asarray(jax.jit(active_states)(jnp.asarray(acts)))
     np.testing.assert_array_equal(active[0], acts > 0)
     np.testing.assert_array_equal(active[1], (acts > 0) & (acts > acts.max(0) / 2))
     names = _names(tuple(states.values()))
+    found = jax.jit(lambda acts, on: best_keys(acts, on, here, names))
     for on in active:
-        keys = best_keys(jnp.asarray(acts), jnp.asarray(on), here, names)
+        keys = jax.tree.map(np.asarray, found(jnp.asarray(acts), jnp.asarray(on)))
         for neuron in np.flatnonzero(on.any(0)):
             score, name, value, held_out = by_loops(acts[:, neuron], on[:, neuron], here)
             assert names[int(keys.variable[neuron])] == name, neuron
@@ -209,7 +210,9 @@ def test_weights_are_read_with_the_gain_of_the_norm(dataset):
     known = planted_model("layer_norm_composer", dataset, dataset.splits)
     model, params = known.subject.model, filled(known.subject.model, seed=2)
     block = jax.tree.map(np.asarray, params["blocks"]["1"])
-    written, read = written_logits(model, params, 1), embedded_inputs(model, params, 1)
+    written, read = jax.jit(
+        lambda params: (written_logits(model, params, 1), embedded_inputs(model, params, 1))
+    )(params)
     out, norm = block["mlp"]["W_out"][5], np.asarray(params["ln_final"]["w"])
     by_hand = ((out - out.mean()) * norm) @ np.asarray(params["unembed"]["W_U"])
     np.testing.assert_allclose(written[5], by_hand, atol=1e-4)
