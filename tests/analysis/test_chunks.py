@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import chunks
 from implicit_reasoning.analysis.chunks import map_in_chunks
 
 
@@ -14,18 +13,16 @@ def outcomes(examples):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 8])
-def test_examples_in_parts_are_the_same_as_at_once(count, monkeypatch):
-    monkeypatch.setattr(chunks, "_AT_ONCE", 3)
+def test_examples_in_parts_are_the_same_as_at_once(count):
     values = jnp.arange(2.0 * count).reshape(count, 2)
-    found = map_in_chunks(outcomes, [values])
+    found = map_in_chunks(outcomes, [values], at_once=3)
     np.testing.assert_array_equal(found["a"], values.T)
     np.testing.assert_array_equal(found["b"], values.sum(1))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_those_that_count_are_there_and_no_more_parts_than_they_fill(share, monkeypatch):
+def test_those_that_count_are_there_and_no_more_parts_than_they_fill(share):
     """Any subset of the examples is measured by one program."""
-    monkeypatch.setattr(chunks, "_AT_ONCE", 4)
     values, calls = jnp.arange(1.0, 23).reshape(11, 2), []
 
     def seen(examples):
@@ -33,7 +30,7 @@ def test_those_that_count_are_there_and_no_more_parts_than_they_fill(share, monk
         return outcomes(examples)
 
     counted = np.random.default_rng(0).random(11) < share
-    run = jax.jit(lambda counted: map_in_chunks(seen, [values], counted))
+    run = jax.jit(lambda counted: map_in_chunks(seen, [values], counted, at_once=4))
     for mask in (counted, ~counted):
         calls.clear()
         found = jax.block_until_ready(run(jnp.asarray(mask)))

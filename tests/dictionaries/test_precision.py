@@ -3,6 +3,8 @@
 No device is needed, because a program states the precision of each of its products.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDict
 from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.dictionaries.store import Member
+from implicit_reasoning.worlds import build
 from tests.analysis.subjects import DATASET, random_checkpoints
 from tests.analysis.tiny_states import make_dataset, make_model, random_subject
 from tests.dictionaries.small import SITE
@@ -49,13 +52,23 @@ def assert_exact(function, *arguments, at_least=1):
 
 
 @pytest.fixture(scope="module")
-def subject():
-    dataset = make_dataset()
-    return random_subject(make_model(dataset), dataset, n_checkpoints=3)
+def subjects():
+    """Return random checkpoints for the task that an instrument needs."""
+    sums = build(
+        SimpleNamespace(
+            name="modular_addition", modulus=7, train_fraction=0.5, probes=40, world_seed=0
+        )
+    )
+    made = {"composition": make_dataset(), "modular_addition": sums}
+    return {
+        task: random_subject(make_model(dataset), dataset, n_checkpoints=3)
+        for task, dataset in made.items()
+    }
 
 
 @pytest.mark.parametrize("name", INSTRUMENTS)
-def test_an_instrument(subject, name):
+def test_an_instrument(subjects, name):
+    subject = subjects["modular_addition" if name == "fourier_progress" else "composition"]
     instrument, model = find_instrument(name), subject.model
     inputs = instrument.examples(model, subject.dataset).inputs
     if instrument.reference:
