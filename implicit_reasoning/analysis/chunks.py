@@ -23,7 +23,7 @@ def map_in_chunks(
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
     *,
-    at_once: int = _AT_ONCE,
+    at_once: int | None = None,
 ) -> dict[str, Array]:
     """Compute `outcomes(examples)` in chunks of examples, to limit the memory.
 
@@ -33,7 +33,7 @@ def map_in_chunks(
       examples: a pytree of arrays [example, ...], with any number of examples.
       counted: whether the outcomes of each example are needed; default: all are needed. The
         returned outcomes of examples that are not needed can be 0.
-      at_once: number of examples in a chunk.
+      at_once: number of examples in a chunk; default: 64.
 
     Returns:
       The arrays [..., example] by name. Examples have their original order.
@@ -41,7 +41,7 @@ def map_in_chunks(
     examples = jax.tree.map(jnp.asarray, examples)
     count = jax.tree.leaves(examples)[0].shape[0]
     counted = jnp.ones(count, bool) if counted is None else counted
-    size = min(count, at_once)
+    size = min(count, at_once or _AT_ONCE)
     n_parts = -(-count // size)
     order = jnp.argsort(~counted, stable=True)
     outcomes = jax.jit(outcomes)  # traced once, for the shapes and for the loop

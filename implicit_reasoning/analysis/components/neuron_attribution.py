@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Bool
@@ -24,13 +23,12 @@ from implicit_reasoning.analysis.components.pair_attribution import (
     DONORS,
     PairAttribution,
 )
-from implicit_reasoning.analysis.patching.grids import patch_neurons, patch_parts
+from implicit_reasoning.analysis.patching.grids import patch_parts
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache
 
-_AT_ONCE = 8  # pairs whose neurons are patched at the same time
 _MISSED = 0.01  # an effect is missed if its estimate is below this share of the largest effect
 
 
@@ -40,6 +38,7 @@ class NeuronAttribution(PairAttribution):
     name = "neuron_attribution"
     kinds: ClassVar[tuple[str, ...]] = ("neurons",)
     max_pairs: ClassVar[int] = 24  # a mean needs 20 clusters
+    at_once: ClassVar[int] = 8  # the logits of all neurons are large
     definition = (
         "The comparison of attribution for single neurons: the activation of one neuron "
         "(mlp.hook_post) at one position is that of the donor run. agreement, agreement_of_means: "
@@ -70,26 +69,10 @@ class NeuronAttribution(PairAttribution):
     def patched(
         self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache
     ) -> dict[str, Array]:
-        """Return the metric after patching each neuron, and each MLP as a whole.
-
-        Few pairs are patched at the same time, because the logits of all neurons are large.
-        """
-        size = len(batch.clean)
-        rows = min(size, _AT_ONCE)
-        padded = -(-size // rows) * rows
-
-        def split(values: Array) -> Array:
-            return values[jnp.arange(padded) % size].reshape(-1, rows, *values.shape[1:])
-
-        def some(case: tuple[PairBatch, Cache, Cache]) -> Array:
-            pairs, own, other = case
-            return over_cells(self.metrics, patch_neurons(model, params, own, other), pairs)[0]
-
-        found = jax.lax.map(some, jax.tree.map(split, (batch, base, donor)))
-        # [chunk, block, neuron, pos, pair of chunk] to [block, neuron, pos, example]
-        neurons = jnp.moveaxis(found, 0, -2).reshape(*found.shape[1:4], padded)[..., :size]
+        """Return the metric after patching each neuron, and each MLP as a whole."""
         mlps = patch_parts(model, params, base, donor)[:, 1]
-        return {"neurons": neurons, "joint": over_cells(self.metrics, mlps, batch)[0]}
+        joint = over_cells(self.metrics, mlps, batch)[0]
+        return super().patched(model, params, batch, base, donor) | {"joint": joint}
 
     def outputs_of(
         self, found: Mapping[str, Array], counted: Bool[Array, "example group"]

@@ -28,7 +28,12 @@ from implicit_reasoning.analysis.components.estimates import (
     reach_answer,
 )
 from implicit_reasoning.analysis.instrument import Examples, NotApplicable
-from implicit_reasoning.analysis.patching.grids import part_names, patch_parts, patch_states
+from implicit_reasoning.analysis.patching.grids import (
+    part_names,
+    patch_neurons,
+    patch_parts,
+    patch_states,
+)
 from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument, batch_of
@@ -52,6 +57,7 @@ EXACT_PATCHES: Mapping[str, Callable[[Transformer, Params, Cache, Cache], Array]
     "states": patch_states,
     "parts": patch_parts,
     "projections": patch_projections,
+    "neurons": patch_neurons,
 }
 """For each kind of cells, the function that patches each cell of a donor run into a base run."""
 
@@ -62,11 +68,13 @@ class PairAttribution(PairInstrument):
     Attributes:
       kinds: the kinds of cells; see `estimates`.
       max_pairs: the maximum number of pairs of each group.
+      at_once: the number of pairs that are measured at the same time.
       nodes: the number of quadrature nodes of integrated gradients of states.
     """
 
     kinds: ClassVar[tuple[str, ...]]
     max_pairs: ClassVar[int] = 48  # of each group, because integrated gradients are costly
+    at_once: ClassVar[int] = 64
     default = False
 
     def __init__(
@@ -152,7 +160,12 @@ class PairAttribution(PairInstrument):
         batch = batch_of(model, params, inputs)
         correct = answers_with(batch.clean_logits, batch.answer)
         examples = {"batch": batch, "other": jnp.asarray(inputs["other_corrupt"])}
-        found = map_in_chunks(lambda e: self._outcomes(model, params, e), examples, correct)
+        found = map_in_chunks(
+            lambda example: self._outcomes(model, params, example),
+            examples,
+            correct,
+            at_once=self.at_once,
+        )
         counted = jnp.asarray(inputs["member"]) & correct[:, None]
         n_pos = batch.clean.shape[1]
         compared = [
