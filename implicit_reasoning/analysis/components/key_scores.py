@@ -9,7 +9,7 @@ F1 compares "the neuron is active" with "the trigger is present".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -73,7 +73,7 @@ def best_keys(
       states: the states and their triggers.
       names: names of all variables; `Keys.variable` is an index into this list.
     """
-    shared = best_shared(active, states)
+    shared = best_shared(active, states.shared)
     n_active = active.sum(0)
     count = active.shape[1]
     best = Scored(jnp.zeros(count, jnp.int32), jnp.full(count, -1.0), jnp.zeros(count))
@@ -88,13 +88,23 @@ def best_keys(
     return Keys(variable, best.value, best.second, first, shared_f1, n_active)
 
 
-def best_shared(active: Bool[Array, "state neuron"], states: PositionStates) -> dict[str, Scored]:
+def best_shared(
+    active: Bool[Array, "state neuron"], tables: Mapping[str, Triggers], *, often: bool = False
+) -> dict[str, Scored]:
     """Return the best trigger of each neuron among triggers that are present in several states.
+
+    Args:
+      active: whether each neuron is active in each state.
+      tables: the triggers of each variable.
+      often: whether to use only triggers that are present in two states of each half.
 
     Returns:
       The best value of each variable, by name.
     """
-    return {name: _shared(active, one) for name, one in states.shared.items()}
+    return {
+        name: _shared(active, one._replace(scored=one.often) if often else one)
+        for name, one in tables.items()
+    }
 
 
 def best_of(found: dict[str, Scored]) -> Scored:

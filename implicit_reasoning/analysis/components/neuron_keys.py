@@ -59,7 +59,7 @@ _DRAWS = 19  # the fewest with which a p-value can be .05
 _ACTIVE_IN = (1, 2, 3)
 _CHANCE = 0.05  # share of neurons that are active in one state by chance, in a population
 _LEVEL = 0.95  # of the upper bound on this share
-_AMONG = ("all triggers", "facts")
+_AMONG = ("all triggers", "facts", "facts in two states of each half")
 _WHOSE = ("own", "another's")
 
 _NEURONS = ("activity", "block", "neuron", "pos")
@@ -79,17 +79,18 @@ class NeuronKeys(Instrument):
         "other first facts. A trigger that is present in one state only is scored on all states. "
         "shared_f1: f1 of the best trigger that is present in several states. null_f1: the mean "
         "of shared_f1 over draws in which facts are permuted among the states. highest_null_f1: "
-        "the maximum over neurons in each draw, for the best of all triggers, or of facts only. "
-        "ambiguous: another trigger is present in the same states as the key. one_state: the key "
-        "is present in one state only. n_active: number of states in which the neuron is active. "
-        "rarely_active: number of neurons that are active in exactly 1, 2 or 3 states; the last "
-        "two are a null for keys that are present in one state only. kinds: number of neurons "
-        "with f1 of at least .5, by trigger, the variable of the key. null_kinds: the same "
-        "number for the best trigger that is present in several states, as the mean over the "
-        "draws. value_rank: rank of the entity to which the key leads (the tail of a fact, the "
-        "answer of a chain, or the entity itself) among the entities, by W_out W_U with the gain "
-        "of the final norm; 0 is the highest. input_rank: rank of the tokens of the key by W_E "
-        "W_in with the gain of ln2. nan: the key has no such entity or token. whose: the "
+        "the maximum over neurons in each draw, for the best of all triggers, of facts, or of "
+        "facts in two states of each half. ambiguous: another trigger is present in the same "
+        "states as the key. one_state: the key is present in one state only. often: it is "
+        "present in two states of each half. n_active: number of states in which the neuron is "
+        "active. rarely_active: number of neurons that are active in exactly 1, 2 or 3 states; "
+        "the last two are a null for keys that are present in one state only. kinds: number of "
+        "neurons with f1 of at least .5, by trigger, the variable of the key. null_kinds: the "
+        "same number for the best trigger that is present in several states, as the mean over "
+        "the draws. value_rank: rank of the entity to which the key leads (the tail of a fact, "
+        "the answer of a chain, or the entity itself) among the entities, by W_out W_U with the "
+        "gain of the final norm; 0 is the highest. input_rank: rank of the tokens of the key by "
+        "W_E W_in with the gain of ln2. nan: the key has no such entity or token. whose: the "
         "neuron's own key, or the key of another neuron of the block, which is a null."
     )
     outputs = {
@@ -102,6 +103,7 @@ class NeuronKeys(Instrument):
         "highest_null_f1": ("activity", "block", "among", "draw", "pos"),
         "ambiguous": _NEURONS,
         "one_state": _NEURONS,
+        "often": _NEURONS,
         "n_active": _NEURONS,
         "n_states": ("pos",),
         "rarely_active": ("activity", "block", "pos", "active_in"),
@@ -175,8 +177,10 @@ class NeuronKeys(Instrument):
 
         At each position where the neuron is active in any state, its key must be the same fact, or
         the same chain. F1 must be at least `MIN_LOWER_BOUND` on both halves, and higher than F1 of
-        the best fact of every neuron in every draw of the null control, at this position. A neuron
-        makes no claim if another trigger is present in the same states as its key.
+        the best fact of every neuron in every draw of the null control, at this position. Facts in
+        two states of each half are compared with such facts, because a fact in few states can match
+        by chance. A neuron makes no claim if another trigger is present in the same states as its
+        key.
 
         A trigger that is present in one state only cannot be tested on further states. A neuron
         that is rarely active can be active in one state by chance, about as often as in two or in
@@ -185,7 +189,9 @@ class NeuronKeys(Instrument):
         at most 5% of the number of neurons that are active in one state.
         """
         of = result.sel(activity=ACTIVITIES[0])
-        chance = of["highest_null_f1"].sel(among=_AMONG[1]).max(("block", "draw")).fillna(0)
+        highest = of["highest_null_f1"].max(("block", "draw")).fillna(0)
+        chance = highest.sel(among=_AMONG[1], drop=True)
+        chance = chance.where(of.often == 0, highest.sel(among=_AMONG[2], drop=True))
         fits = (of.f1 >= MIN_LOWER_BOUND) & (of.first_f1 >= MIN_LOWER_BOUND) & (of.f1 > chance)
         fits &= (of.one_state == 0) | _more_than_chance(of["rarely_active"])
         names = [str(name) for name in of["trigger"].values]
@@ -294,19 +300,20 @@ def _null(
 ) -> Float[Array, "among draw neuron"]:
     """Return F1 of the best shared trigger, with facts permuted among the states.
 
-    The best trigger is chosen among all triggers, and among facts only. It is nan if there are no
-    such triggers.
+    The best trigger is chosen among all triggers, among facts, and among facts that are present in
+    two states of each half. It is nan if there are no such triggers.
     """
-    facts = {name: one for name, one in states.shared.items() if specificity(name)}
-    among = [states.shared, facts]
+    tables = states.shared
+    facts = {name: one for name, one in tables.items() if specificity(name)}
 
     def one(key: Key[Array, ""]) -> Array:
         # Permuting the activity is the same as permuting the triggers.
         moved = active[jax.random.permutation(key, len(active))]
-        found = best_shared(moved, states)
+        found = best_shared(moved, tables)
+        of_facts = {name: found[name] for name in facts}
+        among = [found, of_facts, best_shared(moved, facts, often=True)]
         none = jnp.full(active.shape[1], jnp.nan)
-        some = [{name: found[name] for name in tables} for tables in among]
-        return jnp.stack([best_of(one).second if one else none for one in some])
+        return jnp.stack([best_of(some).second if some else none for some in among])
 
     found: Array = jax.lax.map(one, draws)
     return jnp.swapaxes(found, 0, 1)
@@ -318,20 +325,22 @@ def _about(
     value: Int[Array, "activity block neuron"],
     variable: Int[Array, "activity block neuron"],
 ) -> dict[str, Array]:
-    """Look up the key, the target and the ambiguity of each neuron's trigger."""
+    """Look up the key of each neuron's trigger, and what is known about the trigger."""
     tables = states.shared | states.alone
     n_parts = next(iter(tables.values())).key.shape[1]
     key = jnp.full((*value.shape, n_parts), -1)
     target, ambiguous = jnp.full(value.shape, -1), jnp.zeros(value.shape, bool)
-    one_state = jnp.zeros(value.shape, bool)
+    one_state, often = jnp.zeros(value.shape, bool), jnp.zeros(value.shape, bool)
     for name, table in tables.items():
         here = variable == names.index(name)
         of_name = jnp.where(here, value, 0)
         key = jnp.where(here[..., None], jnp.asarray(table.key)[of_name], key)
         target = jnp.where(here, jnp.asarray(table.target)[of_name], target)
         ambiguous = jnp.where(here, jnp.asarray(table.ambiguous)[of_name], ambiguous)
+        often = jnp.where(here, jnp.asarray(table.often)[of_name], often)
         one_state |= here & (name in states.alone)
-    return {"key": key, "target": target, "ambiguous": ambiguous, "one_state": one_state}
+    about = {"key": key, "target": target, "ambiguous": ambiguous}
+    return about | {"one_state": one_state, "often": often}
 
 
 def _weight_ranks(

@@ -42,6 +42,7 @@ class Triggers(NamedTuple):
       second: bool [state], whether the state belongs to the half on which triggers are scored.
       scored: bool [value], whether both halves contain a state with the value. If the variable has
         at most one state for each value, all values that occur are scored, on all states.
+      often: bool [value], whether both halves contain at least two states with the value.
       ambiguous: bool [value], whether a value of another variable is present in the same states.
       key: int32 [value, part], the entity of the trigger and its relations, in the order of the
         prompt; -1 where the trigger has no such part. A fact has its head and its relation. A chain
@@ -53,6 +54,7 @@ class Triggers(NamedTuple):
     values: Int[np.ndarray, " state"]
     second: Bool[np.ndarray, " state"]
     scored: Bool[np.ndarray, " value"]
+    often: Bool[np.ndarray, " value"]
     ambiguous: Bool[np.ndarray, " value"]
     key: Int[np.ndarray, "value part"]
     target: Int[np.ndarray, " value"]
@@ -134,6 +136,7 @@ def position_states(dataset: Dataset, most: int) -> dict[str, PositionStates]:
                 values.astype(np.int32),
                 second,
                 scored,
+                np.minimum(*of_half) >= 2,
                 np.zeros(len(counts), bool),
                 one.key.astype(np.int32),
                 one.target.astype(np.int32),

@@ -62,6 +62,7 @@ def test_halves_share_no_first_fact_and_each_has_about_half_of_each_bridge(state
     fact2 = of["fact2"]
     sizes = [np.bincount(fact2.values[fact2.second == half], minlength=N_FACTS) for half in (0, 1)]
     assert (np.abs(sizes[0] - sizes[1]) <= 1).all()
+    np.testing.assert_array_equal(fact2.often, np.minimum(*sizes) >= 2)
     # The states of a first fact would all be in one half, so they are divided themselves.
     own = [np.bincount(first[of["fact1"].second == half], minlength=N_FACTS) for half in (0, 1)]
     assert (np.abs(own[0] - own[1]) <= 1).all()
