@@ -74,7 +74,10 @@ ARMS = {
     "complex": Arm("complex", {"pocket": (7.7, EPYC)}),
     "held_out_id_triples": Arm("held_out_id_triples", {"pocket": (4.7, EPYC)}),
     "in_context": Arm("in_context", {"pocket": (1.1, EPYC)}),
-    "modular_addition": Arm("modular_addition", {"pocket": (1.9, EPYC)}),
+    # The saved runs are from before the configuration at `pocket` had a larger eps.
+    "modular_addition": Arm(
+        "modular_addition", {"pocket": (1.9, EPYC)}, changes={"optimizer.eps": 1e-8}
+    ),
     "ood_ratio": Arm("ood_ratio", {"pocket": (9.3, EPYC)}),
     "ood_ratio_50": Arm("ood_ratio", {"pocket": (5.0, EPYC)}, suffix="_50"),
     "ood_ratio_70": Arm("ood_ratio", {"pocket": (4.9, EPYC)}, suffix="_70"),
