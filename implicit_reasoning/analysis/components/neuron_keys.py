@@ -192,6 +192,7 @@ class NeuronKeys(Instrument):
         highest = of["highest_null_f1"].max(("block", "draw")).fillna(0)
         chance = highest.sel(among=_AMONG[1], drop=True)
         chance = chance.where(of.often == 0, highest.sel(among=_AMONG[2], drop=True))
+        chance = chance.where(of.one_state == 0, 0)  # permuted facts are no null for these keys
         fits = (of.f1 >= MIN_LOWER_BOUND) & (of.first_f1 >= MIN_LOWER_BOUND) & (of.f1 > chance)
         fits &= (of.one_state == 0) | _more_than_chance(of["rarely_active"])
         names = [str(name) for name in of["trigger"].values]
