@@ -3,7 +3,7 @@ r"""Early supervision: which weight, which blocks and which rows, and what does 
     python experiments/early_supervision.py --out=results/reasoning_or_shortcut/early_supervision
 
 The task is `ladder` at pocket, with narrower models (width 128) and 4,000 steps. With these
-settings, the usual loss memorises and early supervision composes, so differences between settings
+settings, the usual loss memorizes and early supervision composes, so differences between settings
 are large. Three parts vary one setting each, from weight 6 and single facts:
 
 - `weight`: 0 (the usual loss) to 12, two blocks.

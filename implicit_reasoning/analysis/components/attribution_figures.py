@@ -148,7 +148,7 @@ def _curves(
     *,
     least: float | None = None,
 ) -> None:
-    """Draw an output over training, one colour for each estimator."""
+    """Draw an output over training, one color for each estimator."""
     known = has_min_clusters(result, name)
     marker = "o" if result.sizes["step"] == 1 else None  # a line of one point is invisible
     for estimator, (donor, style) in itertools.product(

@@ -74,7 +74,7 @@ def draw_progress(result: xr.Dataset) -> Figure:
         "of training chains. In splits whose first facts are seen only as single facts (test_oi) "
         "or almost only (test_c0), a low restricted loss beside a high own loss says that the "
         "second hop works, and that the single fact does not set the code. Bands are 95% "
-        f"intervals, clustered by bridge. Panels with a grey ground have fewer than {MIN_CLUSTERS} "
+        f"intervals, clustered by bridge. Panels with a gray ground have fewer than {MIN_CLUSTERS} "
         "bridges."
     )
     title = "Are answers computed from the code that prefixes of a bridge share?"

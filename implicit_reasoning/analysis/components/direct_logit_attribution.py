@@ -50,7 +50,7 @@ class DirectLogitAttribution(Instrument):
     definition = (
         "The logit of the answer minus the logit of the counterfactual answer (that of the query "
         "with one exchanged token), at the last position. part: the share of a component in this "
-        "difference: its output at the last position, centred, divided by the scale of the final "
+        "difference: its output at the last position, centered, divided by the scale of the final "
         "norm, times the norm's weight and the difference of the unembedding's columns. Components "
         "are embeddings, heads (a0.h1), attention biases, MLPs (m0, without their output bias), "
         "MLP biases, and the biases of final norm and unembedding. The parts sum to "

@@ -227,7 +227,7 @@ class HeadMoves(Instrument):
         return [Figure(self.name, "Which variable does each head copy?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "moves" for each head and variable that fulfil the conditions on some route.
+        """Claim "moves" for each head and variable that fulfill the conditions on some route.
 
         - The lower end of `mass` is at least `MIN_LOWER_BOUND`, and `size` is at least `MIN_SIZE`.
           Uniform attention therefore supports no claim.

@@ -294,7 +294,7 @@ def _attention_figure(result: xr.Dataset) -> Figure:
         "The first panel has the cross-entropy over all supervised positions. The other panels "
         "have the attention of each head to the keys that give a type of head its name, over "
         f"{group}: the token before the query, earlier occurrences of the query's token, and the "
-        "tokens after these occurrences. The grey line is the null: the attention of the same "
+        "tokens after these occurrences. The gray line is the null: the attention of the same "
         "queries to as many other keys, as the maximum over heads. A drop of the loss at the "
         "steps at which induction rises is the induction bump of Olsson et al. 2022."
     )
@@ -332,7 +332,7 @@ def _copying_figure(result: xr.Dataset) -> Figure:
         "A panel has the share of tokens, or of values of a variable, that the OV circuit of a "
         "head maps to themselves: the output is nearest to the token's own embedding, or unembeds "
         "to the token. Means are the mean states of the values at the position that determines "
-        "the variable. For the successor, the output must unembed to the next token. The grey "
+        "the variable. For the successor, the output must unembed to the next token. The gray "
         "line is the null, the maximum over heads with tokens dealt anew. A head that copies into "
         "a subspace that no embedding has scores 0 here; `head_moves` finds it."
     )

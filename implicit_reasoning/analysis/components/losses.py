@@ -1,6 +1,6 @@
 """Compute cross-entropy losses that stay accurate when the model is almost certain.
 
-A model that has memorised its training data gives the answer a probability of 1 - 1e-9 or more. In
+A model that has memorized its training data gives the answer a probability of 1 - 1e-9 or more. In
 float32, this number is rounded to 1, and its negative logarithm is rounded to 0. A loss that is
 computed from the differences between the logit of the answer and the other logits has no such
 rounding.

@@ -8,7 +8,7 @@ measures:
 
 - Cosines with centroids that exclude the compared state.
 - Cosines with the centroids of all other bridges, as a control.
-- Cosines of centred states, from which the mean of the ID states is subtracted. Without this step,
+- Cosines of centered states, from which the mean of the ID states is subtracted. Without this step,
   all states are similar, because the mean is large.
 - Retrieval, the share of states whose nearest centroid belongs to their own bridge.
 
@@ -72,7 +72,7 @@ class Geometry(Instrument):
         "state's own bridge, among n_bridges; a tie is wrong. attributes: share of the m "
         "entities that unembed(norm(S)) ranks highest at e1 that are tails of e1 (own), or of "
         "another entity; m is the number of those tails (Geva et al. 2023). picture: two "
-        "coordinates of states at the position where e2 is first known, from a PCA of centred "
+        "coordinates of states at the position where e2 is first known, from a PCA of centered "
         "states or from classical MDS of cosine distances. Null: bridges shuffled between "
         "states. Layer 0 is a further null, because a state at layer 0 is the embedding of its "
         "token."
@@ -342,7 +342,7 @@ def _cosines(result: xr.Dataset) -> Figure:
         "centroid is computed without the state itself. The cosine of id states is called ID "
         "cohesion, and the cosine of ood states is called OOD alignment. The shading is the 95% "
         "interval over states. The dashed lines are maxima over layers. The orange line uses "
-        "the centroid with the state itself, as published. The grey line is the null and uses "
+        "the centroid with the state itself, as published. The gray line is the null and uses "
         "the centroids of other bridges. The top row uses the states as they are, as published. "
         "In the bottom row, the mean of all ID states is subtracted, because this mean makes "
         "all states look alike."
@@ -408,8 +408,8 @@ def _picture(result: xr.Dataset) -> Figure:
         f"Each point is a state at {pos} in layer {layer}. The shown bridges are those with the "
         f"most facts outside the group {result.group.values[0]}. The coordinates are the first "
         "two principal coordinates of the shown states of a checkpoint, from a PCA (top) or "
-        "from multidimensional scaling of cosine distances (bottom). A colour is a bridge. "
-        "Circles are ID facts, and crosses are facts with other roles. If points of one colour "
+        "from multidimensional scaling of cosine distances (bottom). A color is a bridge. "
+        "Circles are ID facts, and crosses are facts with other roles. If points of one color "
         "are close together, the bridge has the same representation whichever fact leads to it. "
         "The axes have no unit and differ between panels."
     )

@@ -117,7 +117,7 @@ def class_mean(data: FitData) -> Float[Array, "value d_model"]:
 def discriminant(data: FitData) -> Float[Array, "value d_model"]:
     """Return the directions of linear discriminant analysis (LDA).
 
-    A direction is the inverse within-class covariance times the centred class mean. The covariance
+    A direction is the inverse within-class covariance times the centered class mean. The covariance
     is shrunk, because there are few states in many dimensions.
 
     Source: Fisher 1936; Ledoit and Wolf 2004 (shrinkage).
@@ -138,7 +138,7 @@ def ridge_probe(data: FitData) -> Float[Array, "value d_model"]:
 def logistic_probe(data: FitData) -> Float[Array, "value d_model"]:
     """Return the weights of a linear probe that is fitted by multinomial logistic regression.
 
-    States are scaled to unit variance for the fit. Weights have a quadratic penalty. Adam minimises
+    States are scaled to unit variance for the fit. Weights have a quadratic penalty. Adam minimizes
     the loss.
     """
     share = data.weight / data.weight.sum()
@@ -165,7 +165,7 @@ def logistic_probe(data: FitData) -> Float[Array, "value d_model"]:
 
 
 def aligned(data: FitData) -> Float[Array, "value d_model"]:
-    """Return centred class means, projected onto a subspace from distributed alignment search.
+    """Return centered class means, projected onto a subspace from distributed alignment search.
 
     The search finds the subspace in which interchanges change answers as predicted (see
     `variables/alignment.py`). Its pairs have the prefixes to which all directions are fitted, with

@@ -78,7 +78,7 @@ class Steering(Instrument):
         "S[layer, pos] + alpha v, with v scaled to the norm of mu_b' - mu_b, where b is the bridge "
         "of a chain, b' another bridge and mu are class means over distinct states of training "
         "chains. edit: v is the vector of b' (add), or that of b' minus that of b (replace). "
-        "direction: centred class mean; LDA; weights of a ridge probe and of a logistic probe; "
+        "direction: centered class mean; LDA; weights of a ridge probe and of a logistic probe; "
         "class mean projected onto a subspace from distributed alignment search (DAS); column of "
         "the unembedding; vectors that the user gives. fraction: share of answers that become that "
         "of b' (followed), stay, or are others, over chains that are answered correctly when not "

@@ -1,7 +1,7 @@
 """Distributed alignment search (DAS): learn a subspace that represents a variable.
 
 In an interchange, the component of a base state in the subspace is replaced by the component of a
-source state. The subspace is optimised so that the model then gives the right answer for the value
+source state. The subspace is optimized so that the model then gives the right answer for the value
 of the variable in the source.
 
 Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
@@ -23,11 +23,11 @@ from implicit_reasoning.model import Params, Transformer
 
 
 class SearchSettings(NamedTuple):
-    """Settings of the optimisation.
+    """Settings of the optimization.
 
     Attributes:
       rank: the dimension of each subspace.
-      steps: the number of optimisation steps of Adam.
+      steps: the number of optimization steps of Adam.
       batch: the number of pairs per step.
       learning_rate: the learning rate of Adam.
     """
@@ -41,7 +41,7 @@ class SearchSettings(NamedTuple):
 def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
     """Return an orthonormal basis of the span of the columns.
 
-    The basis is computed by a QR decomposition. The search optimises `weights` without constraints,
+    The basis is computed by a QR decomposition. The search optimizes `weights` without constraints,
     and applies the basis.
     """
     return jnp.linalg.qr(weights)[0]
@@ -68,7 +68,7 @@ class AlignmentData(NamedTuple):
 
     Attributes:
       states: the residual stream in some dataset rows.
-      place: the indices of the positions at which subspaces are learnt.
+      place: the indices of the positions at which subspaces are learned.
       base: the base of each pair, as an index along the axis `row` of `states`.
       source: the source of each pair at each position, as an index along the axis `row` of
         `states`.
@@ -90,7 +90,7 @@ def start(
 
     Args:
       model: the model.
-      n_places: the number of positions at which subspaces are learnt.
+      n_places: the number of positions at which subspaces are learned.
       rank: the dimension of each subspace.
       key: the random key.
     """
@@ -112,19 +112,19 @@ def align(
     """Learn one subspace for each layer and position.
 
     The loss of a subspace is the mean of -log p(expected answer) over pairs of states. The sum of
-    the losses of all subspaces is minimised.
+    the losses of all subspaces is minimized.
 
     Args:
       model: the model.
       params: the parameters of the model, which are not changed.
       material: the training pairs.
       weights: the initial weights, from `start`.
-      settings: the settings of the optimisation.
+      settings: the settings of the optimization.
       key: the random key for the choice of batches.
       layers: the layers of `material.states` and `weights`; default: 0 to `depth`.
 
     Returns:
-      The learnt weights, which `orthonormal` converts to bases.
+      The learned weights, which `orthonormal` converts to bases.
     """
     optimizer = optax.adam(settings.learning_rate)
     chosen = tuple(range(model.spec.depth + 1)) if layers is None else tuple(layers)

@@ -8,7 +8,7 @@ the second half. The null control permutes the values among the states.
 The chosen feature has the highest F1 of "the feature is active" as a predictor of "the state has
 the value". The scores are this F1 and the average precision of the activation. A dense feature can
 also have a high average precision. Additional features are then added one by one. Each added
-feature maximises the F1 of "at least one of the chosen features is active". If added features
+feature maximizes the F1 of "at least one of the chosen features is active". If added features
 increase F1, the value is split among features. Chanin et al. 2024, "A is for absorption", section
 4, measure splitting by the number of features that improve a sparse probe.
 """

@@ -25,7 +25,7 @@ from tests.analysis.subjects import random_checkpoints
 D, VALUES, EACH = 8, 3, 400
 SPREAD = np.diag([4.0, 1, 1, 1, 1, 1, 1, 1])
 SPREAD[0, 1] = SPREAD[1, 0] = 1.5
-CENTRES = np.array([[0, 2.0], [1, -1], [-1, -1]]) @ np.eye(2, D)
+CENTERS = np.array([[0, 2.0], [1, -1], [-1, -1]]) @ np.eye(2, D)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def fitted():
     subject = random_checkpoints(1)
     rng, values = np.random.default_rng(0), np.repeat(np.arange(VALUES), EACH).astype(np.int32)
     noise = rng.multivariate_normal(np.zeros(D), SPREAD, len(values))
-    states = (CENTRES[values] + noise + 5).astype(np.float32)
+    states = (CENTERS[values] + noise + 5).astype(np.float32)
     # A value without states has no vector.
     n_values, empty = VALUES + 1, jnp.zeros(1, jnp.int32)
     chosen = [class_mean, discriminant, ridge_probe, logistic_probe, unembedding]
@@ -82,13 +82,13 @@ def test_vectors_have_their_closed_forms(fitted):
     # Shrinkage adds a tenth of the mean variance to every direction.
     within = 0.9 * SPREAD + 0.1 * np.trace(SPREAD) / D * np.eye(D)
     lda = vectors["discriminant"][:VALUES]
-    assert (cosine(lda, CENTRES @ np.linalg.inv(within)) > 0.98).all()
+    assert (cosine(lda, CENTERS @ np.linalg.inv(within)) > 0.98).all()
     # Without its covariance, the direction would be that of the class mean.
     assert cosine(centred, lda).min() < 0.9
-    total = SPREAD + np.cov(CENTRES.T, bias=True)
-    assert (cosine(vectors["ridge_probe"][:VALUES], CENTRES @ np.linalg.inv(total)) > 0.97).all()
+    total = SPREAD + np.cov(CENTERS.T, bias=True)
+    assert (cosine(vectors["ridge_probe"][:VALUES], CENTERS @ np.linalg.inv(total)) > 0.97).all()
     logistic = vectors["logistic_probe"][:VALUES]
-    assert (cosine(logistic, CENTRES @ np.linalg.inv(SPREAD)) > 0.95).all()
+    assert (cosine(logistic, CENTERS @ np.linalg.inv(SPREAD)) > 0.95).all()
     columns = np.asarray(subject.checkpoints[0]["unembed"]["W_U"]).T[:VALUES]
     np.testing.assert_allclose(
         vectors["unembedding"][:VALUES], columns - columns.mean(0), atol=1e-5

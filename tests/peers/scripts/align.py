@@ -43,7 +43,7 @@ def patched(model, base, source):
 
 
 def learn(model):
-    """Minimise the mean of -log p(expected answer) by Adam; the rate decays to 0 in the second
+    """Minimize the mean of -log p(expected answer) by Adam; the rate decays to 0 in the second
     half.
     """
     steps = settings["steps"]
