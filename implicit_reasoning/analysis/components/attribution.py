@@ -40,7 +40,7 @@ class Attribution(PairAttribution):
         "The effect of a cell is the change of the metric if its value in the donor run replaces "
         "that in the clean run. Cells are S[layer, pos] (states), attention, MLP and heads of a "
         "block (parts), and the query, key and value of each head (projections), each at one "
-        "position. Methods are exact patching, and estimates from gradients: attribution patching "
+        "position. estimator: exact patching, or an estimate from gradients: attribution patching "
         "(AtP), AtP*, RelP, and integrated gradients. agreement: Spearman's rank correlation of an "
         "estimate with exact patching, over the cells of one pair whose values differ and are read "
         "by the last position; of effects or of their sizes. agreement_of_means: the same for the "
