@@ -40,8 +40,8 @@ def forward_at(
       `(logits, {site: value})`, with float32 logits `[batch, slot, d_vocab]`.
 
     Raises:
-      InputError: a token (if not traced) or a site does not exist in the model, or `edits` or
-        `sites` contains a site that this forward pass does not compute.
+      InputError: a token (if not traced) or a site does not exist in the model, or `sites` contains
+        a site of `ln1` in a block where a per-head input is edited.
     """
     hooks = model.hook_context(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1

@@ -189,14 +189,21 @@ def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
     np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-6)
 
 
-def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
+def test_the_trimmed_wiring_refuses_a_site_that_does_not_exist(model, params):
+    message = "did you mean 'blocks.0.hook_attn_out'"
+    with pytest.raises(InputError, match=message):
+        edits = {"blocks.0.hook_atn_out": Edit(scale, np.float32(0))}
+        trimmed(model, params, np.array([[2], [3]]), edits)
+
+
+def test_the_trimmed_wiring_edits_inputs_of_single_heads(model, params, clean):
+    """Separate inputs of the heads of the last block are selected at the positions, too."""
     positions = np.array([[2], [3]])
-    for site, message in {
-        "blocks.1.hook_q_input": "does not compute blocks.1.hook_q_input",
-        "blocks.0.hook_atn_out": "did you mean 'blocks.0.hook_attn_out'",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            trimmed(model, params, positions, {site: Edit(scale, np.float32(0))})
+    terms = np.random.default_rng(2).normal(size=(4, 16)).astype(np.float32)
+    edits = {f"blocks.1.hook_{x}_input": Edit(add, terms) for x in "qv"}
+    short = trimmed(model, params, positions, edits)
+    np.testing.assert_allclose(short, at(edited(model, params, edits), positions), atol=2e-5)
+    assert np.abs(short - at(clean[0], positions)).max() > 1e-3
 
 
 def test_edits_work_in_other_wirings_too(model, params, clean):

@@ -12,10 +12,10 @@ that are correct for any causal block. A subclass may override a default to save
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -173,7 +173,12 @@ def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[A
     """
     if positions is None:
         return lambda x: x[:, -1:]
-    return functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
+
+    def select(x: Array) -> Array:
+        indices = jax.lax.expand_dims(positions, range(2, x.ndim))
+        return jnp.take_along_axis(x, indices, axis=1)
+
+    return select
 
 
 __getattr__ = renames.old_names(__name__, {"taker": "position_selector"})

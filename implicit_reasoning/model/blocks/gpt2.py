@@ -126,13 +126,12 @@ class GPT2Block(Block):
         Keys and values are computed at all positions.
         """
         resid = hooks("hook_resid_pre", resid)
-        normalized = self.ln1(resid, hooks.within("ln1."))
+        query_in, key_in, value_in = self.attention_inputs(resid, hooks)
         here = position_selector(positions)
         if positions is None:
             positions = jnp.full((1, 1), resid.shape[1] - 1)
-        query_in, hooks_inside = here(normalized), hooks.within("attn.")
         attn_out = self.attn(
-            query_in, normalized, normalized, hooks_inside, query_positions=positions
+            here(query_in), key_in, value_in, hooks.within("attn."), query_positions=positions
         )
         return self.after_attention(here(resid), attn_out, hooks)
 
