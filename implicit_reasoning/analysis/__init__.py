@@ -6,9 +6,9 @@ The instruments are grouped as follows:
 
 reading/        reads states without changing the model: lenses, probes, geometry
 patching/       replaces whole states and measures the effect on the answer
-components/     measures which heads, MLPs and neurons compute the answer
 variables/      swaps or erases a single variable in a state
-components/     measures heads, attention, MLPs and neurons
+components/     measures which heads, MLPs and neurons compute the answer
+circuits/       measures through which edges the answer is computed
 steering/       adds directions to a state, and measures which answers follow
 behaviour.py    classifies answers by kind
 used.py         compares the variables that can be decoded with those that the model uses

@@ -1,0 +1,4 @@
+"""Circuits: which edges of the model the answer is computed through.
+
+scores.py   effects of patching each edge, exact or estimated from gradients
+"""
