@@ -40,6 +40,7 @@ _OF_COMPONENTS = {
     "moves": "the head copies the variable from an earlier position to a later one",
     "stores": "the neuron is active only for the fact or chain that the variable names",
     "part": "answers to chains are computed through the head, neuron or edge",
+    "idle": "no answer to a chain depends on the head, neuron or edge",
 }
 STATE_KINDS = frozenset(_OF_STATES)
 """Kinds of claims about states, and about the whole model ("factors", "grounded", "memorised")."""

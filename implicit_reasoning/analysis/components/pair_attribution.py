@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Key
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
@@ -36,7 +35,11 @@ from implicit_reasoning.analysis.patching.grids import (
 )
 from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with
-from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument, batch_of
+from implicit_reasoning.analysis.patching.pair_instrument import (
+    PairInstrument,
+    batch_of,
+    limit_pairs,
+)
 from implicit_reasoning.analysis.patching.pairs import PairsFunction
 from implicit_reasoning.analysis.patching.projections import PROJECTIONS, patch_projections
 from implicit_reasoning.errors import InputError
@@ -116,16 +119,8 @@ class PairAttribution(PairInstrument):
           NotApplicable: the blocks of the model are not `gpt2`.
         """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        made = super().examples(model, dataset)
-        of_groups = [np.flatnonzero(made.group == number) for number in range(len(made.groups))]
-        keep = np.concatenate([pairs[: self.max_pairs] for pairs in of_groups])
-        return dataclasses.replace(
-            made,
-            inputs={name: values[keep] for name, values in made.inputs.items()},
-            group=made.group[keep],
-            clusters=made.clusters[keep],
-            coords={**made.coords, "of_group": made.groups},
-        )
+        made = limit_pairs(super().examples(model, dataset), self.max_pairs)
+        return dataclasses.replace(made, coords={**made.coords, "of_group": made.groups})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of all dimensions except `pos` and `of_group`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from implicit_reasoning.analysis.patching.metrics import (
 )
 from implicit_reasoning.analysis.patching.pairs import PairsFunction, find_pairs, make_pairs
 from implicit_reasoning.analysis.suffix import final_logits
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
@@ -92,6 +94,34 @@ class PairInstrument(Instrument):
                 "metric": tuple(metric.name for metric in self.metrics),
             },
         )
+
+
+def limit_pairs(made: Examples, most: int, groups: Sequence[str] = ()) -> Examples:
+    """Return the examples with only some groups, and only the first pairs of each group.
+
+    Args:
+      made: examples whose inputs have one entry for each pair on their first axis.
+      most: the maximum number of pairs of each group.
+      groups: the names of the groups to keep; empty for all groups.
+
+    Raises:
+      InputError: a group does not exist.
+    """
+    unknown = [name for name in groups if name not in made.groups]
+    if unknown:
+        raise InputError(
+            f"the pairs have no group {unknown[0]!r}; choose from {', '.join(made.groups)}"
+        )
+    numbers = [made.groups.index(name) for name in groups or made.groups]
+    keep = np.concatenate([np.flatnonzero(made.group == number)[:most] for number in numbers])
+    inputs = {name: values[keep] for name, values in made.inputs.items()}
+    return dataclasses.replace(
+        made,
+        inputs=inputs | {"member": inputs["member"][:, numbers]},
+        groups=tuple(made.groups[number] for number in numbers),
+        group=np.argsort(numbers)[np.searchsorted(np.sort(numbers), made.group[keep])],
+        clusters=made.clusters[keep],
+    )
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:

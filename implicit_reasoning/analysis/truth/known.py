@@ -26,6 +26,7 @@ from implicit_reasoning.analysis.subject import InMemory, Subject
 from implicit_reasoning.config import load_config
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.planted import MECHANISMS, Knowledge
+from implicit_reasoning.model.planted.circuit import Circuit
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training import train
 from implicit_reasoning.training.directory import check_same
@@ -76,11 +77,14 @@ class KnownModel:
       name: the name of the model.
       subject: the model, its checkpoints and its dataset.
       mechanism: the claims that are true or open for the last checkpoint.
+      routes: the circuits of a planted model, one for each way to compute the answers of chains;
+        empty for other models.
     """
 
     name: str
     subject: Subject
     mechanism: Mechanism
+    routes: tuple[Circuit, ...] = ()
 
 
 def known_models(
@@ -149,7 +153,7 @@ def planted_model(
         frozenset(Claim(*claim) for claim in claims) for claims in (planted.true, planted.open)
     )
     subject = InMemory(planted.model, dataset, [planted.params])
-    return KnownModel(planted.name, subject, Mechanism(true, possible))
+    return KnownModel(planted.name, subject, Mechanism(true, possible), planted.routes)
 
 
 def small_world(**changes: Any) -> Dataset:

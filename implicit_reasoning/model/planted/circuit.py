@@ -8,13 +8,13 @@ ablations of every head, neuron and edge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
-from implicit_reasoning.model.planted.draft import Draft
+from implicit_reasoning.model.planted.draft import POSITIONS, Draft
 from implicit_reasoning.model.planted.truth import Claims
 from implicit_reasoning.model.units import Edge, Fact, Head, Neuron, Unit
 
@@ -27,11 +27,18 @@ class Circuit:
     wrong, and setting a unit outside the circuit to zero changes no answer. A unit is a head, a
     neuron or an edge. With layer norm, this does not hold for edges to queries and keys; see
     `component_claims`.
+
+    Attributes:
+      heads, neurons, edges: the units.
+      carried: pairs of an edge and a token of the prompt, by the name of its position, on which the
+        values depend that the receiver reads. An edge whose receiver reads only the position
+        embedding has no such pair, so exchanging a token does not show that the edge is needed.
     """
 
     heads: frozenset[Head]
     neurons: frozenset[Neuron]
     edges: frozenset[Edge]
+    carried: frozenset[tuple[Edge, str]]
 
     @property
     def units(self) -> frozenset[Unit]:
@@ -47,36 +54,49 @@ def trace_circuit(draft: Draft, answer: int) -> Circuit:
       answer: the index in `draft.tables` of a table that writes the answers of chains.
     """
     found = _Trace(draft)
-    found.edges.add(Edge(f"m{draft.tables[answer].block}", "logits"))
-    found.table(answer)
-    return Circuit(frozenset(found.heads), frozenset(found.neurons), frozenset(found.edges))
+    found.add(Edge(f"m{draft.tables[answer].block}", "logits"), found.table(answer))
+    return Circuit(
+        frozenset(found.heads),
+        frozenset(found.neurons),
+        frozenset(found.edges),
+        frozenset((edge, token) for edge, tokens in found.edges.items() for token in tokens),
+    )
 
 
 class _Trace:
-    """The units that the search has found so far, starting from the answer."""
+    """The units that the search has found so far, starting from the answer.
+
+    The methods return the tokens of the prompt, by name of the position, on which a value depends.
+    """
 
     def __init__(self, draft: Draft):
         self._draft = draft
         self.heads: set[Head] = set()
         self.neurons: set[Neuron] = set()
-        self.edges: set[Edge] = set()
+        self.edges: dict[Edge, set[str]] = {}
 
-    def table(self, number: int) -> None:
+    def add(self, edge: Edge, tokens: set[str]) -> set[str]:
+        """Add an edge that carries values that depend on some tokens."""
+        self.edges.setdefault(edge, set()).update(tokens)
+        return tokens
+
+    def table(self, number: int) -> set[str]:
         """Add the neurons of a table, and all units from which these neurons read."""
         table = self._draft.tables[number]
         own = np.flatnonzero(table.asked)
         self.neurons.update(self._draft.neurons[number][neuron] for neuron in own)
-        self._read(table.keys[:, own], table.pos, table.block, f"m{table.block}", mlp=True)
+        return self._read(table.keys[:, own], table.pos, table.block, f"m{table.block}", mlp=True)
 
-    def _move(self, number: int) -> None:
+    def _move(self, number: int) -> set[str]:
         """Add a head, and all units from which its value input reads.
 
         Its query and key inputs read the position embeddings only.
         """
         move, head = self._draft.moves[number], self._draft.heads[number]
         self.heads.add(head)
-        self.edges.update(Edge("input", f"{head}<{part}>") for part in "qk")
-        self._read(move.read, move.source, move.block, f"{head}<v>", mlp=False)
+        for part in "qk":
+            self.add(Edge("input", f"{head}<{part}>"), set())
+        return self._read(move.read, move.source, move.block, f"{head}<v>", mlp=False)
 
     def _read(
         self,
@@ -86,7 +106,7 @@ class _Trace:
         receiver: str,
         *,
         mlp: bool,
-    ) -> None:
+    ) -> set[str]:
         """Add every head and table that writes into `dims` at `pos` before the receiver reads them.
 
         Args:
@@ -96,19 +116,19 @@ class _Trace:
           receiver: the name of the receiver, as in `Edge`.
           mlp: whether the receiver is an MLP, which also reads the heads of its own block.
         """
-        draft = self._draft
-        embedded = [draft.entity if pos == 0 else draft.relation, draft.position[pos]]
-        if np.isin(dims, np.hstack(embedded)).any():
-            self.edges.add(Edge("input", receiver))
+        draft, tokens = self._draft, set()
+        of_token = np.isin(dims, draft.entity if pos == 0 else draft.relation).any()
+        if of_token or np.isin(dims, draft.position[pos]).any():
+            own = {POSITIONS[pos]} if of_token else set()
+            tokens |= self.add(Edge("input", receiver), own)
         for number, move in enumerate(draft.moves):
             earlier = move.block < block or (mlp and move.block == block)
             if earlier and move.target == pos and np.isin(dims, move.write).any():
-                self.edges.add(Edge(str(draft.heads[number]), receiver))
-                self._move(number)
+                tokens |= self.add(Edge(str(draft.heads[number]), receiver), self._move(number))
         for number, other in enumerate(draft.tables):
             if other.block < block and other.pos == pos and np.isin(dims, other.values).any():
-                self.edges.add(Edge(f"m{other.block}", receiver))
-                self.table(number)
+                tokens |= self.add(Edge(f"m{other.block}", receiver), self.table(number))
+        return tokens
 
 
 def moved_variables(draft: Draft) -> dict[Head, str]:
@@ -134,31 +154,36 @@ def component_claims(
     routes: Sequence[Circuit],
     moves: Mapping[Head, str],
     stores: Mapping[Neuron, Fact | tuple[int, int, int]],
+    edges: Iterable[Edge],
     *,
     rescaled: bool = False,
 ) -> tuple[Claims, Claims]:
     """Return the true claims and the open claims about heads, neurons and edges.
 
     An open claim counts neither as true nor as false. If there are two routes, every claim that a
-    unit is a part of the circuit is open: answers are computed through the unit, but ablating the
-    unit alone changes no answer. In a model with layer norm, the claims about query and key edges
-    are open: without the edge, the head copies a mean over positions, which contains a weaker code,
-    and layer norm makes the weaker code stronger again.
+    unit is a part of a circuit, or idle, is open: answers are computed through the unit, but
+    ablating the unit alone changes no answer. In a model with layer norm, the claims about query
+    and key edges are open: without the edge, the head copies a mean over positions, which contains
+    a weaker code, and layer norm makes the weaker code stronger again.
 
     Args:
       routes: the circuits through which answers are computed.
       moves: the variable that each head copies.
       stores: the fact or chain that each neuron stores.
+      edges: all edges of the model. An edge of no circuit is idle.
       rescaled: whether the model has layer norm.
     """
     true: set[tuple[str, str, Unit]] = {("moves", name, head) for head, name in moves.items()}
     for neuron, what in stores.items():
         true.add(("stores", str(what) if isinstance(what, Fact) else f"chain {what}", neuron))
-    parts = {("part", "answer", unit) for route in routes for unit in route.units}
+    used = {unit for route in routes for unit in route.units}
+    parts = {("part", "answer", unit) for unit in used}
+    idle = {("idle", "answer", edge) for edge in set(edges) - used}
     if len(routes) > 1:
-        return frozenset(true), frozenset(parts)
-    weak = {part for part in parts if rescaled and is_attention_pattern(part[2])}
-    return frozenset(true | (parts - weak)), frozenset(weak)
+        seen = {("idle", "answer", unit) for unit in used}
+        return frozenset(true | idle), frozenset(parts | seen)
+    weak = {claim for claim in parts | idle if rescaled and is_attention_pattern(claim[2])}
+    return frozenset(true | ((parts | idle) - weak)), frozenset(weak)
 
 
 def is_attention_pattern(unit: Unit) -> bool:

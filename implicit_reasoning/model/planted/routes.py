@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from implicit_reasoning.model.graph import EdgeGraph
 from implicit_reasoning.model.planted.circuit import (
     Circuit,
     component_claims,
@@ -20,7 +21,7 @@ from implicit_reasoning.model.planted.circuit import (
     stored_facts,
     trace_circuit,
 )
-from implicit_reasoning.model.planted.draft import Draft
+from implicit_reasoning.model.planted.draft import POSITIONS, Draft
 from implicit_reasoning.model.planted.truth import CellMark, Claims, MechanismMarks
 from implicit_reasoning.model.planted.weights import Form, build
 from implicit_reasoning.model.transformer import Params, Transformer
@@ -179,8 +180,9 @@ class MechanismBuilder:
         model, params = build(self.draft, self.rng, form or Form(), (e1, r1, r2))
         routes = tuple(trace_circuit(self.draft, table) for table in self._answers)
         moves, stores = moved_variables(self.draft), stored_facts(self.draft)
+        edges = EdgeGraph(model.spec, len(POSITIONS)).edges
         certain, uncertain = component_claims(
-            routes, moves, stores, rescaled=(form or Form()).normalization == "LN"
+            routes, moves, stores, edges, rescaled=model.spec.normalization == "LN"
         )
         uncertain |= {
             ("stores", f"chain {chain}", self.draft.neurons[table][column])
