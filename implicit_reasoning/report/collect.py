@@ -24,6 +24,7 @@ from implicit_reasoning.runtime import events
 PROVIDERS: tuple[str, ...] = (
     "implicit_reasoning.training.figures",
     "implicit_reasoning.analysis.figures",
+    "implicit_reasoning.analysis.circuits.page",
     "implicit_reasoning.dictionaries.figures",
     "implicit_reasoning.dictionaries.dashboards",
 )

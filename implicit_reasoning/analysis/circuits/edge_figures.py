@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ def edges_figure(result: xr.Dataset) -> Figure:
     )
     bar.set_label(f"effect on the {metric.replace('_', ' ')} (share)", fontsize=9)
     caption = (
-        f"{_about(result, group)} The rows are the {len(chosen)} edges and positions with the "
-        "largest effect at any step; the largest is at the top. The edge a0.h1->m1 @ r1 is the "
+        f"{about_pairs(result)} The group is {group}. The rows are the {len(chosen)} edges and "
+        "positions with the largest effect at any step; the largest is at the top. The edge "
+        "a0.h1->m1 @ r1 is the "
         "output of head 1 of block 0 in the input of the MLP of block 1 at the position r1. The "
         "right panel is the null: an edge that is as strong there carries what any other prompt "
         "changes. Values beyond -1 and 1 are drawn as -1 and 1. White rows have fewer than "
@@ -65,7 +67,7 @@ def map_figure(result: xr.Dataset) -> Figure:
     effects = known_means(last, "effect").sel(donor="pair")
     positions = [str(pos) for pos in result["pos"].values]
     edges = [Edge.parse(str(edge)) for edge in result["edge"].values]
-    rows = _rows(edges)
+    rows = node_places(edges)
     height = 1.6 + 0.75 * (max(row for row, _ in rows.values()) + 1)
     drawing, (ax,) = new_drawing(3.2 + 2.4 * len(positions), height)
     for number, pos in enumerate(positions):
@@ -93,8 +95,9 @@ def map_figure(result: xr.Dataset) -> Figure:
         frameon=False,
     )
     caption = (
-        f"{_about(result, group)} The figure is for step {int(last['step']):,}. A dot is a node at "
-        "a position: the embeddings (bottom), heads from left to right, MLPs, and the logits. A "
+        f"{about_pairs(result)} The figure is for the group {group} and step "
+        f"{int(last['step']):,}. A dot is a node at a position: the embeddings (bottom), heads "
+        "from left to right, MLPs, and the logits. A "
         f"line is an edge with an effect of at least {_LEAST:g}; its width is the effect, and "
         "its color is the sign. A line into a head ends at its query (left of the dot), key "
         "(below) or value (right of the dot) at the position that the head reads. A head writes at "
@@ -117,8 +120,8 @@ def _grid(ax: Axes, values: Any, steps: list[int]) -> None:
     ax.set_xlabel("training step (checkpoints, evenly spaced)", fontsize=8.5)
 
 
-def _rows(edges: list[Edge]) -> dict[str, tuple[int, float]]:
-    """Return the row, and the offset within its position, of every node."""
+def node_places(edges: Sequence[Edge]) -> dict[str, tuple[int, float]]:
+    """Return the row, and the offset within its position, of every node, for a drawing."""
     names = dict.fromkeys(
         name for edge in edges for name in (edge.sender, edge.receiver.partition("<")[0])
     )
@@ -182,11 +185,12 @@ def _norm() -> Normalize:
     return SymLogNorm(_LEAST, vmin=-1, vmax=1)
 
 
-def _about(result: xr.Dataset, group: str) -> str:
+def about_pairs(result: xr.Dataset) -> str:
+    """Return two sentences about the pairs and the patches, for captions."""
     options: dict[str, Any] = result.attrs.get("options", {})
     name = options["pairs"]["name"] if "pairs" in options else "bridge"
     return (
-        f"The pairs are {name}, group {group}, with clean prompts that are answered correctly. One "
-        "receiver reads one sender's output, at one position, from the corrupt run. The effect is "
-        "the change of the metric as a share of the mean difference between the two runs."
+        f"The pairs are {name}, with clean prompts that are answered correctly. One receiver reads "
+        "one sender's output, at one position, from the corrupt run. The effect is the change of "
+        "the metric as a share of the mean difference between the two runs."
     )

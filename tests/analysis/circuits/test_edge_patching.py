@@ -1,12 +1,14 @@
 """Patched edges name the circuits of planted models, for each token of the prompt."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import measure
 from implicit_reasoning.analysis.circuits.edge_patching import EdgePatching
+from implicit_reasoning.analysis.circuits.page import make_page
 from implicit_reasoning.errors import InputError
 from tests.analysis.planted_subject import in_words, known
 
@@ -76,6 +78,19 @@ def test_the_figures_draw_what_was_measured():
     assert {name.partition(" @ ")[0] for name in shown} >= carriers("idle_copy", "e1")
     lines = [text for text in graph.drawing.axes[0].texts if text.arrow_patch is not None]
     assert len(lines) >= len(carriers("idle_copy", "e1"))
+
+
+def test_the_page_has_the_numbers_that_were_measured():
+    _, result, _ = patched("idle_copy", "e1")
+    page = make_page(result.expand_dims("step").assign_coords(step=[7]))
+    text = page.body.partition('<script type="application/json" id="circuit-data">')[2]
+    data = json.loads(text.partition("</script>")[0])
+    assert data["steps"] == [7] and page.body.count('class="edge"') == len(data["names"])
+    for name, effect in zip(data["names"], data["effect"][0][0][0], strict=True):
+        edge, _, pos = name.partition(" @ ")
+        at = result.effect.isel(group=0, metric=0).sel(donor="pair", edge=edge, pos=pos)
+        assert effect == pytest.approx(float(at), abs=5e-4)
+    assert {name.partition(" @ ")[0] for name in data["names"]} >= carriers("idle_copy", "e1")
 
 
 def test_an_unknown_group_is_refused():
