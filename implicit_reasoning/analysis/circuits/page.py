@@ -120,7 +120,7 @@ def _line(edge: Edge, pos: int, label: str, places: dict[str, tuple[int, float]]
 
 def _point(
     pos: int, place: tuple[int, float], places: dict[str, tuple[int, float]]
-) -> tuple[float, float]:
+) -> tuple[float, int]:
     row, offset = place
     return _MARGIN[0] + _ACROSS * (pos + offset), _y(row, places)
 
