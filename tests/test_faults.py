@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_open(files):
     run = Run(files.workdir)
     with pytest.raises(ValueError, match=r"checkpoints/25 cannot be read"):
         run.params([25])
-    assert run.params([16, 50])["embed"]["W_E"].shape[0] == 2
+    assert run.params([0, 50])["embed"]["W_E"].shape[0] == 2
 
 
 def test_a_damaged_first_correct_is_named_and_written_anew(finished, files):
@@ -185,7 +185,7 @@ def test_after_a_change_of_mesh_nothing_of_the_old_trajectory_stays(files):
     shutil.rmtree(files.resume / "60")
     before = json.loads((files.checkpoints / "50" / "_CHECKPOINT_METADATA").read_text())
     train(tiny(mesh__data=1), files.workdir, stop_at=45)
-    assert Run(files.workdir).steps == (0, 1, 2, 4, 8, 16, 25)
+    assert Run(files.workdir).steps == (0, 25)
     train(tiny(), files.workdir)
     after = json.loads((files.checkpoints / "50" / "_CHECKPOINT_METADATA").read_text())
     assert after["init_timestamp_nsecs"] > before["init_timestamp_nsecs"]

@@ -217,7 +217,7 @@ def test_eight_devices_measure_the_same(result):
         "found = measure(Probabilities(), random_checkpoints(11), progress=False)\n"
         "print(json.dumps(found.probability.values.tolist()))"
     )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment | {"PYTHONPATH": os.getcwd()},

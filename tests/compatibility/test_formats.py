@@ -46,7 +46,7 @@ from implicit_reasoning.sweeps.directory import load as load_sweep
 from implicit_reasoning.training.directory import check_same
 from tests.compatibility.unpacked import unpack
 from tests.dictionaries.small import config as small
-from tests.training.tiny import tiny
+from tests.training.tiny import early, tiny
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_newer_configuration_is_refused(old):
     with pytest.raises(InputError, match=r"config\.json has the format version 2, .* up to 1"):
         Run(old / "run")
     with pytest.raises(InputError, match="has the format version 2"):
-        check_same(Layout(old / "run"), tiny())
+        check_same(Layout(old / "run"), early())
 
 
 @pytest.mark.parametrize("version", ["1", 0, 1.5, None, True])
@@ -167,9 +167,9 @@ def with_later(config, key, value):
 
 def test_the_defaults_of_today_are_those_of_the_old_files(shared):
     """A changed default defines another experiment, so an old run would not be resumed."""
-    check_same(Layout(shared / "run"), tiny())
+    check_same(Layout(shared / "run"), early())
     sweep = load_sweep(SweepLayout(shared / "sweep"))
-    assert changed_keys(sweep.base, tiny(resume_every=10)) == []
+    assert changed_keys(sweep.base, early(resume_every=10)) == []
     kept = dictionary_fields.read_config(Files.of(Run(shared / "run"), "topk").config)
     wanted = small(name="topk", steps=(0, 25))
     assert changed_keys(kept, wanted) == []
@@ -187,7 +187,7 @@ def test_an_old_run_goes_on_with_a_field_that_was_added(shared, later):
     check_same(files, without)
     check_same(files, with_later(without, "optimizer.later", 0.0))
     with pytest.raises(InputError, match=r"optimizer\.later was 0\.0, is 0\.5"):
-        check_same(files, tiny())
+        check_same(files, early())
 
 
 def test_an_old_sweep_goes_on_with_a_field_that_was_added(old, later):

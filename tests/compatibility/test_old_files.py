@@ -31,7 +31,7 @@ from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
 from tests.compatibility.unpacked import HERE, unpack
-from tests.training.tiny import saved_state, tiny
+from tests.training.tiny import EARLY, early, saved_state
 
 REFERENCES = json.loads((HERE / "reference.json").read_text())
 HALF = 40  # steps of 60 that the run had made
@@ -98,7 +98,7 @@ def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
     wanted, exact = reference()
     # Today's configuration still equals that of the run, and so does the run's own, read from its
     # file.
-    train(tiny(), old / "run", stop_at=HALF + 1)
+    train(early(), old / "run", stop_at=HALF + 1)
     assert_as_recorded(train(Run(old / "run").config, old / "run"), wanted["run"], exact)
     if exact:
         assert state_digest(old / "run") == wanted["run"]["state"]
@@ -118,13 +118,13 @@ def test_fields_that_a_run_is_older_than_reproduce_what_it_did(old):
     config["model"]["precision"] = "default"  # the old value was "highest"
     path.write_text(json.dumps(config))
     wanted, exact = reference()
-    run = train(tiny(), old / "run")
+    run = train(early(), old / "run")
     assert_as_recorded(run, wanted["run"], exact)
 
 
 def test_a_run_with_another_value_is_refused(old):
     with pytest.raises(InputError, match=r"optimizer\.eps was 1e-08, is 1e-07"):
-        train(tiny(optimizer__eps=1e-7), old / "run")
+        train(early(optimizer__eps=1e-7), old / "run")
 
 
 @pytest.mark.parametrize("instrument", ["behaviour", "lens"])
@@ -170,7 +170,7 @@ def test_a_result_of_an_older_version_opens_and_is_not_merged_with(old):
 
 def test_a_sweep_opens_and_goes_on_to_the_same_parameters(old):
     wanted, exact = reference()
-    statuses = run_sweep(define("tests/sweeps/small.py", "seeds"), old / "sweep")
+    statuses = run_sweep(define("tests/sweeps/small.py", "seeds", EARLY), old / "sweep")
     assert {trial: status.step for trial, status in statuses.items()} == {
         f"seed={seed}": HALF + 20 for seed in range(3)
     }

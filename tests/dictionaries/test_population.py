@@ -247,7 +247,7 @@ ON_DEVICES = {"topk": (TopK(max_k=4), (2.0, 3.0)), "relu": (ReLU(), (0.05, 0.1))
 
 @pytest.mark.parametrize("name", ["topk", pytest.param("relu", marks=pytest.mark.slow)])
 def test_members_and_features_are_dealt_out_to_devices(tmp_path, name):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     found = tmp_path / "found.npz"
     done = subprocess.run(
         [sys.executable, "-c", MESH, name, found], env=environment, capture_output=True, text=True

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_dot_of, gather_sum
+from tests.compiled import compiled
 
 
 @pytest.fixture
@@ -17,6 +18,21 @@ def parts():
     return jnp.asarray(value), jnp.asarray(index), jnp.asarray(x), jnp.asarray(rows)
 
 
+def pulled(function, one, other, cotangent):
+    """Return the value of a function of two arrays, and the cotangents of the arrays."""
+
+    def both(one, other, cotangent):
+        value, pull = jax.vjp(function, one, other)
+        return value, *pull(cotangent)
+
+    return compiled(both)(one, other, cotangent)
+
+
+def assert_same(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_the_decoder(parts):
     value, index, x, rows = parts
 
@@ -26,10 +42,7 @@ def test_the_decoder(parts):
     def dense(value, rows):
         return Sparse(value, index).dense(9) @ rows
 
-    np.testing.assert_allclose(sparse(value, rows), dense(value, rows), atol=1e-6)
-    pulled = [jax.vjp(f, value, rows)[1](x) for f in (sparse, dense)]
-    for ours, theirs in zip(*pulled, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same(pulled(sparse, value, rows, x), pulled(dense, value, rows, x))
 
 
 def test_the_encoder(parts):
@@ -41,19 +54,19 @@ def test_the_encoder(parts):
     def dense(x, rows):
         return jnp.take_along_axis(x @ rows.T, index, axis=1)
 
-    np.testing.assert_allclose(sparse(x, rows), dense(x, rows), atol=1e-6)
-    pulled = [jax.vjp(f, x, rows)[1](value) for f in (sparse, dense)]
-    for ours, theirs in zip(*pulled, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same(pulled(sparse, x, rows, value), pulled(dense, x, rows, value))
 
 
 def test_what_is_taken_has_the_gradients_of_what_is_computed(parts):
     value, index, x, rows = parts
-    taken = jax.vjp(lambda x, rows: gather_dot_of(x, index, rows, x @ rows.T), x, rows)
-    computed = jax.vjp(lambda x, rows: gather_dot(x, index, rows), x, rows)
-    np.testing.assert_allclose(taken[0], computed[0], atol=1e-6)
-    for ours, theirs in zip(taken[1](value), computed[1](value), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+    def taken(x, rows):
+        return gather_dot_of(x, index, rows, x @ rows.T)
+
+    def computed(x, rows):
+        return gather_dot(x, index, rows)
+
+    assert_same(pulled(taken, x, rows, value), pulled(computed, x, rows, value))
 
 
 def test_second_derivatives_are_there(parts):
@@ -63,5 +76,8 @@ def test_second_derivatives_are_there(parts):
     def energy(rows):
         return (jax.grad(lambda v: (gather_sum(v, index, rows) * x).sum())(value) ** 2).sum()
 
-    exact = jax.grad(lambda rows: (jnp.take_along_axis(x @ rows.T, index, 1) ** 2).sum())(rows)
-    np.testing.assert_allclose(jax.grad(energy)(rows), exact, rtol=1e-5)
+    def plain(rows):
+        return (jnp.take_along_axis(x @ rows.T, index, 1) ** 2).sum()
+
+    found, exact = (compiled(jax.grad(f))(rows) for f in (energy, plain))
+    np.testing.assert_allclose(found, exact, rtol=1e-5)

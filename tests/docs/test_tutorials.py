@@ -6,8 +6,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from tests import shared
+
 TUTORIALS = sorted(Path("docs/tutorials").glob("[0-9]_*.py"))
 HIDDEN = ("smoke", "hidden")
+GROK = "runs/tutorials/grok"  # the run of tutorial 1, which others open if it is there
 
 
 def cells(text):
@@ -22,6 +25,8 @@ def test_it_runs(path, tmp_path, monkeypatch):
     code = compile(path.read_text(encoding="utf-8"), str(path.resolve()), "exec")
     monkeypatch.setenv("TUTORIAL_SIZE", "smoke")
     monkeypatch.setattr(plt, "show", plt.close)
+    if GROK in path.read_text(encoding="utf-8") and not path.stem.startswith("1_"):
+        shared.finished_copy(tmp_path / GROK)
     monkeypatch.chdir(tmp_path)
     exec(code, {"__name__": "__main__"})
 

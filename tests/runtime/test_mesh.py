@@ -100,10 +100,10 @@ print(json.dumps(said))
 
 def says(program, *arguments):
     """Run a program in a process with eight devices and return its last line, parsed."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=environment | {"PYTHONPATH": os.getcwd()},
+        env=environment,
         capture_output=True,
         text=True,
     )

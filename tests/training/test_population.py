@@ -167,8 +167,8 @@ from tests.training.test_population import trials
 assert jax.device_count() == 8
 folder, mesh = Path(sys.argv[1]), json.loads(sys.argv[2])
 made = trials(folder, **mesh)
-train_population(made, Layout(folder / "first"), 30, ShutdownRequest())
-train_population(made, Layout(folder / "second"), 60, ShutdownRequest())
+train_population(made, Layout(folder / "first"), 14, ShutdownRequest())
+train_population(made, Layout(folder / "second"), 28, ShutdownRequest())
 print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for t in made]))
 """
 
@@ -186,7 +186,10 @@ print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for 
     ],
 )
 def test_losses_on_eight_devices_are_those_of_one(mesh, alone, tmp_path):
-    """Four trials on a device axis of 8 or 2 are padded with copies whose results are not read."""
+    """Four trials on a device axis of 8 or 2 are padded with copies whose results are not read.
+
+    Eight devices on two cores are slow, so they train 28 of the 60 steps, with a stop at step 14.
+    """
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
     said = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(mesh)],
@@ -196,5 +199,5 @@ def test_losses_on_eight_devices_are_those_of_one(mesh, alone, tmp_path):
     )
     assert said.returncode == 0, said.stderr
     for losses, run in zip(json.loads(said.stdout), alone, strict=True):
-        expected = [row["loss"] for row in run.metrics[1:]]
+        expected = [row["loss"] for row in run.metrics[1:] if row["step"] <= 28]
         np.testing.assert_allclose(losses, expected, rtol=1e-5)

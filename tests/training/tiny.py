@@ -27,8 +27,12 @@ TINY = {
     "optimizer.warmup_steps": 5,
     "evaluation.every": 10,
     "checkpoints.every": 25,
+    "checkpoints.per_doubling": 0,
     "writers.progress": False,
 }
+
+# Changes to TINY: it also keeps checkpoints of the first steps, as the default configuration does.
+EARLY = {"checkpoints.per_doubling": 1}
 
 # Changes to TINY: a world small enough for the model to generalize. The rate ends at 0 and eps is
 # larger than usual. Otherwise, after everything is learned, Adam divides rounding errors by their
@@ -76,6 +80,11 @@ def tiny(**overrides):
     """Return the tiny configuration; keyword arguments use `__` for the dot."""
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     return apply_overrides(load_config("configs/composition.py:pocket"), {**TINY, **changes})
+
+
+def early(**overrides):
+    """Return it with checkpoints of the first steps, as the default configuration has them."""
+    return tiny(**EARLY, **overrides)
 
 
 def untimed(rows):

@@ -1,12 +1,19 @@
 """Class means, swaps and erasure agree with closed forms and least squares."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.variables import subspaces
+from tests.compiled import compiled
+
+class_means = compiled(subspaces.class_means, 3)
+swap, whiten = compiled(subspaces.swap), compiled(subspaces.whiten)
+basis, leace = compiled(subspaces.basis, 1), compiled(subspaces.leace, 4)
+random_directions = compiled(subspaces.random_directions, 2)
+erase_some, nearest_mean = compiled(subspaces.erase_some), compiled(subspaces.nearest_mean)
+erased = compiled(lambda eraser, states: eraser(states))
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +24,7 @@ def coded():
     codes = rng.standard_normal((5, 12)) * ([2.0] * 4 + [0.0] * 8)
     noise = rng.standard_normal((600, 12)) @ rng.standard_normal((12, 12))
     states = (codes[classes] + 0.3 * noise).astype(np.float32)
-    return jnp.asarray(states), jnp.asarray(classes), jnp.ones(600)
+    return states, classes, np.ones(600, np.float32)
 
 
 def decoded(states, classes):
@@ -26,16 +33,14 @@ def decoded(states, classes):
     The cutoff ignores directions that contain only rounding errors.
     """
     x = np.column_stack([np.asarray(states, np.float64), np.ones(len(states))])
-    target = np.eye(5)[np.asarray(classes)]
-    return float(
-        ((x @ np.linalg.lstsq(x, target, rcond=1e-5)[0]).argmax(1) == np.asarray(classes)).mean()
-    )
+    target = np.eye(5)[classes]
+    return float(((x @ np.linalg.lstsq(x, target, rcond=1e-5)[0]).argmax(1) == classes).mean())
 
 
 def test_class_means_are_weighted_and_leave_out_what_has_no_class():
-    states = jnp.asarray([[1.0, 0.0], [3.0, 0.0], [100.0, 0.0], [0.0, 5.0], [7.0, 7.0]])
-    means = subspaces.class_means(
-        states, jnp.asarray([0, 0, 0, 2, -1]), jnp.asarray([1.0, 1, 0, 1, 1]), 3
+    states = np.array([[1, 0], [3, 0], [100, 0], [0, 5], [7, 7]], np.float32)
+    means = class_means(
+        states, np.array([0, 0, 0, 2, -1]), np.array([1, 1, 0, 1, 1], np.float32), 3
     )
     np.testing.assert_allclose(means.mean, [[2, 0], [0, 0], [0, 5]])
     np.testing.assert_allclose(means.size, [2, 0, 1])
@@ -43,45 +48,47 @@ def test_class_means_are_weighted_and_leave_out_what_has_no_class():
 
 def test_a_swap_moves_one_class_onto_another(coded):
     states, classes, weight = coded
-    means = subspaces.class_means(states, classes, weight, 5)
-    moved = subspaces.swap(states, means, classes, jnp.zeros_like(classes))
-    after = subspaces.class_means(moved, classes, weight, 5)
+    means = class_means(states, classes, weight, 5)
+    moved = swap(states, means, classes, np.zeros_like(classes))
+    after = class_means(moved, classes, weight, 5)
     np.testing.assert_allclose(
         after.mean, np.broadcast_to(means.mean[0], after.mean.shape), atol=1e-4
     )
-    kept = subspaces.swap(states, means, classes, classes)
+    kept = swap(states, means, classes, classes)
     np.testing.assert_allclose(kept, states, atol=1e-5)
 
 
 def test_the_basis_spans_the_differences_of_class_means(coded):
     states, classes, weight = coded
-    means = subspaces.class_means(states, classes, weight, 7)  # two classes are empty
-    basis = subspaces.basis(means, 6)
-    np.testing.assert_allclose(basis.T @ basis, np.diag([1.0] * 4 + [0, 0]), atol=1e-5)
-    means, basis = np.asarray(means.mean), np.asarray(basis)
-    differences = means[:5] - means[0]
-    np.testing.assert_allclose(differences @ basis @ basis.T, differences, atol=1e-3)
+    means = class_means(states, classes, weight, 7)  # two classes are empty
+    spanning = basis(means, 6)
+    np.testing.assert_allclose(spanning.T @ spanning, np.diag([1.0] * 4 + [0, 0]), atol=1e-5)
+    differences = means.mean[:5] - means.mean[0]
+    np.testing.assert_allclose(differences @ spanning @ spanning.T, differences, atol=1e-3)
 
 
 def test_whitening_whitens_within_the_span(coded):
     states, _, weight = coded
-    flat = states.at[:, 3].set(states[:, 2])  # a singular covariance
-    white = subspaces.whiten(flat, weight)
-    spread = jnp.cov((flat - white.mean[None]) @ white.inverse, rowvar=False, bias=True)
+    flat = states.copy()
+    flat[:, 3] = states[:, 2]  # a singular covariance
+    white = whiten(flat, weight)
+    spread = np.cov((flat - white.mean[None]) @ white.inverse, rowvar=False, bias=True)
     np.testing.assert_allclose(spread, white.inverse @ white.root, atol=2e-3)
-    assert np.linalg.matrix_rank(np.asarray(spread), tol=0.1) == 11
+    assert np.linalg.matrix_rank(spread, tol=0.1) == 11
 
 
 def test_after_erasure_no_linear_reader_beats_chance(coded):
     states, classes, weight = coded
-    eraser = subspaces.leace(subspaces.whiten(states, weight), states, classes, weight, 5)
+    eraser = leace(whiten(states, weight), states, classes, weight, 5)
     assert eraser.rank == 4
     chance = np.bincount(classes).max() / 600
     assert decoded(states, classes) > 0.9
-    assert decoded(eraser(states), classes) <= chance + 1e-9
-    means = subspaces.class_means(eraser(states), classes, weight, 5).mean
+    assert decoded(erased(eraser, states), classes) <= chance + 1e-9
+    means = class_means(erased(eraser, states), classes, weight, 5).mean
     np.testing.assert_allclose(means - means[:1], 0, atol=1e-4)
-    np.testing.assert_allclose(eraser(eraser(states)), eraser(states), atol=1e-4)
+    np.testing.assert_allclose(
+        erased(eraser, erased(eraser, states)), erased(eraser, states), atol=1e-4
+    )
 
 
 def test_no_affine_map_that_erases_changes_less(coded):
@@ -91,20 +98,18 @@ def test_no_affine_map_that_erases_changes_less(coded):
     of least squares with that constraint. It is solved here in other coordinates.
     """
     states, classes, weight = coded
-    eraser = subspaces.leace(subspaces.whiten(states, weight), states, classes, weight, 5)
+    eraser = leace(whiten(states, weight), states, classes, weight, 5)
     x = np.asarray(states, np.float64)
     x = x - x.mean(0)
-    z = np.eye(5)[np.asarray(classes)]
+    z = np.eye(5)[classes]
     cross = x.T @ (z - z.mean(0)) / len(x)
     covariance = x.T @ x / len(x)
     # Minimizing tr((A - I) C (A - I)') with A K = 0 gives A = I - K (K' C^-1 K)^+ K' C^-1.
     inverse = np.linalg.inv(covariance)
     wanted = np.eye(12) - cross @ np.linalg.pinv(cross.T @ inverse @ cross) @ cross.T @ inverse
-    np.testing.assert_allclose(
-        np.eye(12) - np.asarray(eraser.out @ eraser.back).T, wanted, atol=2e-3
-    )
-    change = float(((eraser(states) - states) ** 2).sum(-1).mean())
-    orthogonal = subspaces.basis(subspaces.class_means(states, classes, weight, 5), 4)
+    np.testing.assert_allclose(np.eye(12) - (eraser.out @ eraser.back).T, wanted, atol=2e-3)
+    change = float(((erased(eraser, states) - states) ** 2).sum(-1).mean())
+    orthogonal = basis(class_means(states, classes, weight, 5), 4)
     centred = states - states.mean(0)[None]
     cruder = float(((centred @ orthogonal) ** 2).sum(-1).mean())
     assert change < cruder
@@ -112,12 +117,14 @@ def test_no_affine_map_that_erases_changes_less(coded):
 
 def test_a_random_eraser_has_the_rank_and_leaves_the_code(coded):
     states, classes, weight = coded
-    white = subspaces.whiten(states, weight)
-    directions = subspaces.random_directions(white, jax.random.key(1), 12)
-    eraser = subspaces.erase_some(white, directions, jnp.asarray(3.0))
-    assert np.linalg.matrix_rank(np.asarray(eraser.out @ eraser.back), tol=1e-3) == 3
-    np.testing.assert_allclose(eraser(eraser(states)), eraser(states), atol=1e-4)
-    assert decoded(eraser(states), classes) > 0.6
+    white = whiten(states, weight)
+    directions = random_directions(white, jax.random.key(1), 12)
+    eraser = erase_some(white, directions, np.float32(3))
+    assert np.linalg.matrix_rank((eraser.out @ eraser.back), tol=1e-3) == 3
+    np.testing.assert_allclose(
+        erased(eraser, erased(eraser, states)), erased(eraser, states), atol=1e-4
+    )
+    assert decoded(erased(eraser, states), classes) > 0.6
 
 
 @pytest.mark.parametrize("d_model", [8, 31, 40])
@@ -137,8 +144,10 @@ def test_a_random_bottleneck_is_as_wide_as_the_one_it_is_like(d_model):
 
 
 def test_the_nearest_mean_is_of_a_class_that_there_is():
-    means = subspaces.ClassMeans(jnp.asarray([[0.0, 0], [4, 0], [9, 9]]), jnp.asarray([1.0, 1, 0]))
-    near = subspaces.nearest_mean(jnp.asarray([[1.0, 0], [3, 1], [9, 9]]), means)
+    means = subspaces.ClassMeans(
+        np.array([[0, 0], [4, 0], [9, 9]], np.float32), np.array([1, 1, 0], np.float32)
+    )
+    near = nearest_mean(np.array([[1, 0], [3, 1], [9, 9]], np.float32), means)
     np.testing.assert_array_equal(near, [0, 1, 1])
 
 
