@@ -22,6 +22,7 @@ from implicit_reasoning.dictionaries.population import Population, make_members,
 from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.errors import InputError
+from tests.compiled import compiled
 
 DATA = Synthetic()  # 512 directions in 128 dimensions, 8 of them active, in pairs
 WIDTH, STATES, FRESH = 1024, 262_144, 8192
@@ -43,9 +44,17 @@ def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=S
 
     The number of active features is that of fresh states.
     """
-    keys = jax.random.split(jax.random.key(0), 3)
-    directions = data.directions(keys[0])
-    x = data.states(keys[1], directions, states)
+
+    @jax.jit
+    def draw():
+        keys = jax.random.split(jax.random.key(0), 3)
+        directions = data.directions(keys[0])
+        x, fresh = (
+            data.states(keys[n], directions, count) for n, count in ((1, states), (2, FRESH))
+        )
+        return directions, x[None], fresh
+
+    directions, x, fresh = draw()
     # The penalty rises slowly, so that directions are found before any is lost. Features count as
     # dead early, because training is short.
     settings = DictionaryTrainingSettings(
@@ -58,14 +67,19 @@ def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=S
     )
     architecture = Autoencoder(data.width, data.width, width)
     dictionary = Dictionary(architecture, activation_fn)
-    pools, members = stack_pools(x[None], x[None]), make_members([0], [sparsity], [0])
+    pools, members = stack_pools(x, x), make_members([0], [sparsity], [0])
     population = Population(DictionaryRecipe(dictionary, settings), pools, members)
     state, _ = population.advance(population.begin(), 0, steps)
-    params, threshold = jax.tree.map(lambda leaf: leaf[0], (state.params, state.threshold))
-    found = recovered(directions, architecture.rows(params)) > 0.9
-    params = dictionary.finish(params, threshold, jnp.float32(sparsity))
-    acts = dictionary.for_inference().encode(params, data.states(keys[2], directions, FRESH))
-    return float(found.mean()), float((acts > 0).sum(1).mean())
+
+    def judged(params, threshold, sparsity):
+        found = recovered(directions, architecture.rows(params)) > 0.9
+        params = dictionary.finish(params, threshold, sparsity)
+        acts = dictionary.for_inference().encode(params, fresh)
+        return found.mean(), (acts > 0).sum(1).mean()
+
+    last = jax.tree.map(lambda leaf: leaf[0], jax.device_get((state.params, state.threshold)))
+    found, l0 = compiled(judged)(*last, np.float32(sparsity))
+    return float(found), float(l0)
 
 
 @pytest.mark.slow
@@ -88,8 +102,9 @@ def test_a_small_one_in_the_default_suite():
 
 def test_frequencies_and_pairs_are_as_said():
     data = Synthetic(n_directions=64, width=24, mean_active=3.0, exponent=0.5, together=0.3)
-    active = np.asarray(data.activity(jax.random.key(0), 100_000)) > 0
-    frequency = np.asarray(data.frequencies)
+    active, frequency = compiled(lambda key: (data.activity(key, 100_000) > 0, data.frequencies))(
+        jax.random.key(0)
+    )
     np.testing.assert_allclose(frequency.sum(), 3.0, rtol=1e-5)
     np.testing.assert_allclose(frequency[0] / frequency[-1], 32**0.5, rtol=1e-4)
     spread = np.sqrt(frequency * (1 - frequency) / 100_000)
@@ -98,7 +113,9 @@ def test_frequencies_and_pairs_are_as_said():
         one, other = active[:, 2 * pair], active[:, 2 * pair + 1]
         assert abs(np.corrcoef(one, other)[0, 1] - 0.3) < 0.03
     assert abs(np.corrcoef(active[:, 0], active[:, 2])[0, 1]) < 0.01
-    states = data.states(jax.random.key(1), data.directions(jax.random.key(2)), 7)
+    states = compiled(lambda one, other: data.states(one, data.directions(other), 7))(
+        *map(jax.random.key, (1, 2))
+    )
     assert states.shape == (7, 24) and states.dtype == jnp.float32
 
 

@@ -20,6 +20,7 @@ from implicit_reasoning.training.step import (
     answer_loss,
     dropout_edits,
 )
+from tests.compiled import compiled
 
 # One block keeps compilation short; tests/model/ tests deeper wirings.
 MODEL = Transformer(Spec(d_vocab=11, n_ctx=4, n_layers=1, d_model=8, n_heads=2, d_mlp=16))
@@ -77,13 +78,13 @@ def start():
     rng = np.random.default_rng(2)
     fresh = jax.eval_shape(recipe().init, jax.random.key(0))
     noise = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), fresh.params)
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fresh)
+    state = jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), fresh)
     return state._replace(params=jax.tree.map(jnp.asarray, noise), finite=jnp.bool_(True))
 
 
-def advance(state, *chunks, rows=ROWS, hyper=HYPER, key=KEY, compiled=run):
+def advance(state, *chunks, rows=ROWS, hyper=HYPER, key=KEY, run=run):
     for n_steps in chunks:
-        state = compiled(state, rows, hyper, key, jnp.int32(n_steps))
+        state = run(state, rows, hyper, key, jnp.int32(n_steps))
     return state
 
 
@@ -108,6 +109,7 @@ def test_the_loss_is_the_mean_over_supervised_slots():
     loss, gradient = jax.jit(jax.value_and_grad(answer_loss))(logits, answers)
     assert loss == pytest.approx(np.mean(wanted), rel=1e-6)
     unsupervised = answers < 0
+    gradient = np.asarray(gradient)
     assert not gradient[unsupervised].any() and gradient[~unsupervised].all()
 
 
@@ -140,10 +142,10 @@ def plain(state, n_steps):
         seen = loss, jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients)))
         return optax.apply_updates(params, updates), moments, seen
 
-    params, moments, window = state.params, adamw.init(state.params), []
+    params, moments, window = state.params, jax.jit(adamw.init)(state.params), []
     for number in range(n_steps):
         params, moments, seen = update(params, moments, jnp.int32(number))
-        window.append(seen)
+        window.append(jax.device_get(seen))
     return params, np.array(window).T
 
 
@@ -152,9 +154,9 @@ def test_steps_equal_plain_jax(start):
     params, (losses, grad_norms) = plain(start, 4)
     state = advance(start, 4)
     for (path, ours), theirs, before in zip(
-        jax.tree_util.tree_leaves_with_path(state.params),
-        jax.tree.leaves(params),
-        jax.tree.leaves(start.params),
+        jax.tree_util.tree_leaves_with_path(jax.device_get(state.params)),
+        jax.tree.leaves(jax.device_get(params)),
+        jax.tree.leaves(jax.device_get(start.params)),
         strict=True,
     ):
         name = jax.tree_util.keystr(path)
@@ -173,7 +175,7 @@ def test_chunks_of_any_length_give_the_same_bits(start):
     once = advance(start, 10)
     assert_same(once, advance(start, 3, 7))
     assert_same(once, advance(start, *[1] * 10))
-    assert once.step == 10 and not (once.window["loss"] == 0).any()
+    assert once.step == 10 and not (np.asarray(once.window["loss"]) == 0).any()
 
 
 def test_no_chunk_length_compiles_again(start):
@@ -207,8 +209,8 @@ def test_parameters_that_overflow_are_noticed_where_a_chunk_ends(start):
     """Loss, gradient and rates are finite, but the updated parameters are not, so they must be
     checked.
     """
-    params = jax.tree.map(jnp.copy, start.params)
-    params["embed"]["W_E"] = params["embed"]["W_E"].at[0, 0].set(100.0)
+    params = jax.tree.map(np.array, start.params)
+    params["embed"]["W_E"][0, 0] = 100.0
     huge = HYPER._replace(learning_rate=jnp.float32(1e30), weight_decay=jnp.float32(1e8))
     large = advance(start._replace(params=params), 1)  # the first rate of the warm-up is 0
     assert large.finite
@@ -217,12 +219,14 @@ def test_parameters_that_overflow_are_noticed_where_a_chunk_ends(start):
 
 def test_a_loss_that_is_not_finite_stops_everything(start):
     good = advance(start, 6)
-    broken = good._replace(params=jax.tree.map(lambda x: x * jnp.nan, good.params))
+    broken = good._replace(params=jax.tree.map(lambda x: np.full_like(x, np.nan), good.params))
     assert_same(advance(broken, 2), broken._replace(finite=jnp.bool_(False)))
 
 
 def test_a_gradient_that_is_not_finite_stops_everything(start):
-    steep = jax.tree.map(lambda x: x.at[0].set(1e30), start.params)  # its square overflows
+    steep = jax.tree.map(np.array, start.params)
+    for leaf in jax.tree.leaves(steep):
+        leaf[0] = 1e30  # its square overflows
     update = jax.jit(recipe()._update)
     stopped = update(start, {"loss": jnp.float32(1)}, steep, HYPER)
     assert_same(stopped, start._replace(finite=jnp.bool_(False)))
@@ -259,16 +263,20 @@ def test_dropout_acts_at_each_of_its_sites_and_not_at_rate_zero(start):
         return forward_at(MODEL, params, ROWS.table.tokens, ROWS.table.positions, edits=edits)[0]
 
     clean, _ = jax.jit(functools.partial(forward_at, MODEL))(start.params, *ROWS.table[:2])
-    none, *one_each = logits(start.params, jnp.vstack([jnp.zeros(4), 0.5 * jnp.eye(4)]))
+    rates = np.vstack([np.zeros(4), 0.5 * np.eye(4)]).astype(np.float32)
+    none, *one_each = np.asarray(logits(start.params, rates))
     np.testing.assert_allclose(none, clean, rtol=0, atol=1e-6)
     for site, dropped in zip(DROPOUT, one_each, strict=True):
         assert np.abs(dropped - clean).max() > 0.05, site
 
 
+dropped = compiled(lambda edit, value: edit(value, HookContext()))
+
+
 def test_dropout_keeps_and_rescales():
     kept = []
     for edit in DROPOUT.values():
-        value = np.asarray(edit(jnp.ones(20_000), HookContext()))
+        value = dropped(edit, np.ones(20_000, np.float32))
         np.testing.assert_allclose(np.unique(value), [0, 1 / 0.7], rtol=1e-6)
         assert (value > 0).mean() == pytest.approx(0.7, abs=5 * np.sqrt(0.21 / 20_000))
         kept.append(value > 0)
@@ -278,24 +286,29 @@ def test_dropout_keeps_and_rescales():
 
 def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
     # All rows are equal and nothing is learned, so losses differ only by dropout.
-    same = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.broadcast_to(x[1], x.shape), ROWS)
+    same = jax.tree.map(
+        lambda x: x if x.ndim == 0 else np.broadcast_to(np.asarray(x)[1], x.shape), ROWS
+    )
     frozen = HYPER._replace(learning_rate=jnp.float32(0))
     go = functools.partial(advance, start, rows=same, hyper=frozen)
-    clean = go(4).window["loss"]
+    clean = np.asarray(go(4).window["loss"])
     np.testing.assert_allclose(clean, clean[0], rtol=1e-6)
-    compiled = jax.jit(recipe(dropout=0.5).run)
-    losses = go(4, compiled=compiled).window["loss"]
+    other_run = jax.jit(recipe(dropout=0.5).run)
+    losses = np.asarray(go(4, run=other_run).window["loss"])
     assert (np.abs(np.diff(np.sort(losses))) > 1e-3).all()
-    np.testing.assert_array_equal(go(1, 3, compiled=compiled).window["loss"], losses)
-    other = go(4, key=jax.random.key(8), compiled=compiled).window["loss"]
+    np.testing.assert_array_equal(go(1, 3, run=other_run).window["loss"], losses)
+    other = go(4, key=jax.random.key(8), run=other_run).window["loss"]
     assert (np.abs(other - losses) > 1e-3).all()
 
 
 def test_a_population_is_its_trials(start):
     """Mapped over hyperparameters, trials equal separate runs while rounding errors are small."""
-    trials = optimizer.Hyperparameters(jnp.array([1e-3, 1e-2, 3e-2]), jnp.array([0.0, 0.5, 1.0]))
-    together = jax.jit(jax.vmap(recipe().run, (None, None, 0, None, None)))(
-        start, ROWS, trials, KEY, jnp.int32(6)
+    rates, decays = ([1e-3, 1e-2, 3e-2], [0.0, 0.5, 1.0])
+    trials = optimizer.Hyperparameters(np.array(rates, np.float32), np.array(decays, np.float32))
+    together = jax.device_get(
+        jax.jit(jax.vmap(recipe().run, (None, None, 0, None, None)))(
+            start, ROWS, trials, KEY, jnp.int32(6)
+        )
     )
     for trial in range(3):
         alone = advance(start, 6, hyper=jax.tree.map(lambda x, i=trial: x[i], trials))
@@ -308,12 +321,14 @@ def test_a_population_is_its_trials(start):
 def test_rows_of_other_worlds_are_never_seen(start):
     """In a population, rows of other worlds stand before and after the rows of a trial."""
     some = ROWS._replace(first=jnp.int32(3), n_rows=jnp.int32(6))
-    own = (jnp.arange(N_ROWS) >= 3) & (jnp.arange(N_ROWS) < 9)
+    own = (np.arange(N_ROWS) >= 3) & (np.arange(N_ROWS) < 9)
     spoiled = some.table._replace(
-        tokens=jnp.where(own[:, None], some.table.tokens, 0),
-        answers=jnp.where(own[:, None], some.table.answers, -1),
+        tokens=np.where(own[:, None], some.table.tokens, 0),
+        answers=np.where(own[:, None], some.table.answers, -1),
     )
     assert_same(advance(start, 8, rows=some), advance(start, 8, rows=some._replace(table=spoiled)))
-    used = some._replace(table=some.table._replace(answers=some.table.answers.at[8].set(0)))
-    losses = advance(start, 8, rows=some).window["loss"]
-    assert not (losses == advance(start, 8, rows=used).window["loss"]).all()
+    answers = np.array(some.table.answers)
+    answers[8] = 0
+    used = some._replace(table=some.table._replace(answers=answers))
+    losses = np.asarray(advance(start, 8, rows=some).window["loss"])
+    assert not (losses == np.asarray(advance(start, 8, rows=used).window["loss"])).all()

@@ -20,6 +20,7 @@ from tests.analysis.tiny_states import (
     run,
     truth_of,
 )
+from tests.compiled import compiled
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_cosines_are_those_of_a_loop():
     bridge = np.array([0, 0, 0, 1, 1, 1, 2, 2, 0])
     weight = np.ones(9, np.float32)
     weight[8] = 0  # an OOD state, which is in no centroid
-    near = geometry._nearness(*map(jnp.asarray, (states, bridge, weight, np.arange(3))))
+    near = compiled(geometry._nearness)(states, bridge, weight, np.arange(3))
 
     def cos(x, y):
         return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
@@ -93,13 +94,13 @@ def test_mds_keeps_distances_and_pca_is_that_of_the_svd():
     states = random.normal(size=(12, 7)).astype(np.float32)
     centred = states - states.mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    ours = np.asarray(pca(jnp.asarray(states)))
+    ours = compiled(pca)(states)
     np.testing.assert_allclose(np.abs(ours), np.abs(left[:, :2] * values[:2]), atol=1e-4)
     # The cosine distances of three directions are distances in a plane, so the picture keeps them.
     three = np.repeat(states[:3], 2, axis=0)
     unit = three / np.linalg.norm(three, axis=1, keepdims=True)
     wanted = 1 - unit @ unit.T
-    points = np.asarray(mds(jnp.asarray(three)))
+    points = compiled(mds)(three)
     found = np.linalg.norm(points[:, None] - points[None], axis=-1)
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
@@ -107,8 +108,8 @@ def test_mds_keeps_distances_and_pca_is_that_of_the_svd():
 def test_attributes_are_tails_among_as_many(dataset, inputs):
     """A lens that ranks the tails of e1 first finds all of them; otherwise it is at chance."""
     tails = inputs["tails"]
-    scores = jnp.asarray(tails[0].astype(np.float32) - 0.01 * np.arange(tails.shape[-1]))
-    share = np.asarray(tail_shares(scores, jnp.asarray(tails)))
+    scores = tails[0].astype(np.float32) - np.float32(0.01) * np.arange(tails.shape[-1], dtype="f4")
+    share = compiled(tail_shares)(scores, tails)
     np.testing.assert_allclose(share[0], 1)
     expected = (tails[0] & tails[1]).sum(-1) / tails[1].sum(-1)
     assert (share[1] <= 1).all() and (share[1] < share[0]).mean() > 0.5
