@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,6 +18,7 @@ from implicit_reasoning.dictionaries.store import Files, Member, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import load_arrays, save_arrays
 from implicit_reasoning.statistics import ClusterIntervals
+from tests.compiled import compiled
 from tests.dictionaries.planted import untrained
 from tests.dictionaries.small import SITE, config
 
@@ -107,7 +107,8 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
     first, last = run.steps[0], run.steps[-1]
     loud = dataclasses.replace(made, config=config(name="kept", read=(SITE,), progress=True))
     measure_dictionaries(run, loud, [Counted()])
-    b_dec = made.params["b_dec"].at[np.array(made.numbers(step=last))].add(1)
+    b_dec = np.array(made.params["b_dec"])
+    b_dec[np.array(made.numbers(step=last))] += 1
     moved = dataclasses.replace(loud, params=made.params | {"b_dec": b_dec})
     assert moved.fingerprint(last) != made.fingerprint(last)
     assert moved.fingerprint(first) == made.fingerprint(first)
@@ -233,13 +234,21 @@ def by_hand(run, made, source):
     """Return the activations of every dictionary, computed one after another: [member, state,
     feature].
     """
-    places, found = source.split.places, []
-    for number, member in enumerate(made.members):
-        first = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
-        _, seen = run.model.forward(first, jnp.asarray(places.tokens), sites=member.read)
-        x = seen[member.read[0]][places.row, places.pos]
-        found.append(np.asarray(made.dictionary.encode(made.params_of(number), x)))
-    return np.stack(found)
+    places = source.split.places
+
+    def acts(params, own, site):
+        _, seen = run.model.forward(params, places.tokens, sites=(site,))
+        return made.dictionary.encode(own, seen[site][places.row, places.pos])
+
+    acts = compiled(acts, 2)
+    params = [jax.device_get(run.params(member.steps)) for member in made.members]
+    firsts = [jax.tree.map(lambda leaf: leaf[0], one) for one in params]
+    return np.stack(
+        [
+            acts(first, made.params_of(number), member.read[0])
+            for number, (first, member) in enumerate(zip(firsts, made.members, strict=True))
+        ]
+    )
 
 
 CANDIDATES = 3
