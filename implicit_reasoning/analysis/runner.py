@@ -21,7 +21,7 @@ from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Instrument
 from implicit_reasoning.analysis.labels import check_labels
 from implicit_reasoning.analysis.storage import attributes_of, identity_of
-from implicit_reasoning.analysis.subject import Subject
+from implicit_reasoning.analysis.subject import Subject, tree_rows
 from implicit_reasoning.analysis.sums import (
     DeviceSums,
     GroupClusterPairs,
@@ -248,7 +248,7 @@ def measure(
 
     last = None
     if instrument.reference:
-        last = jax.tree.map(lambda leaf: leaf[0], subject.params([identity["reference"]]))
+        last = tree_rows(subject.params([identity["reference"]]), 0)
     material = runner.place(examples, sizes, last)
     at_once = runner.at_once(len(steps))
     found: list[xr.Dataset] = []

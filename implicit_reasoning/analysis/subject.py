@@ -92,3 +92,16 @@ def stack_trees(*trees: Any) -> Any:
     Without `jit`, JAX would compile one program for each leaf shape.
     """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def tree_rows(tree: Any, number: Any) -> Any:
+    """Return one row, or several rows, of every leaf of a stacked pytree, in one compiled program.
+
+    Without `jit`, JAX would compile two programs for each leaf shape.
+
+    Args:
+      tree: a pytree of arrays [row, ...].
+      number: the index of a row, or an array of indices.
+    """
+    return jax.tree.map(lambda leaf: leaf[number], tree)

@@ -42,6 +42,7 @@ from scipy.cluster.vq import kmeans2
 
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.analysis.subject import tree_rows
 from implicit_reasoning.dictionaries.architectures import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
@@ -144,8 +145,7 @@ def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
     for name, (how, members) in arms.items():
         params = train_members(run, how, tuple(members))
         for number, member in enumerate(members):
-            own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
-            yield Candidate(name, member, made.dictionary, own)
+            yield Candidate(name, member, made.dictionary, tree_rows(params, number))
 
 
 def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Candidate]:

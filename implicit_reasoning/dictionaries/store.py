@@ -28,6 +28,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from implicit_reasoning.analysis.subject import tree_rows
 from implicit_reasoning.dictionaries.architectures import ARCHITECTURES
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary, describe
 from implicit_reasoning.dictionaries.fields import FORMAT, read_config
@@ -219,7 +220,8 @@ class Dictionaries:
 
     def params_of(self, number: int | Int[np.ndarray, " some"]) -> Params:
         """Return the parameters of one dictionary, or the stacked parameters of several."""
-        return jax.tree.map(lambda leaf: leaf[number], self.params)
+        params: Params = tree_rows(self.params, number)
+        return params
 
     def numbers(self, **wanted: Any) -> list[int]:
         """Return the indices of the dictionaries with given attributes.

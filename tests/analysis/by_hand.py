@@ -1,7 +1,6 @@
 """Small models with hand-written weights and a known mechanism, and their dataset."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.analysis.truth.known import small_world
@@ -88,7 +87,7 @@ def composer(data):
         for fact, (head, relation, tail, _) in enumerate(zip(*world.facts, strict=True)):
             reads = [("head", head), ("relation", relation)]
             made.neuron(layer, fact, reads, [("tail", tail)])
-    return made.model, jax.tree.map(jnp.asarray, made.params)
+    return made.model, jax.device_put(made.params)
 
 
 def memoriser(data):
@@ -112,7 +111,7 @@ def memoriser(data):
     for number, row in enumerate(chains):
         reads = [("seen", truth["fact1"][row]), ("relation", truth["r2"][row])]
         made.neuron(1, number, reads, [("tail", truth["answer"][row])])
-    return made.model, jax.tree.map(jnp.asarray, made.params)
+    return made.model, jax.device_put(made.params)
 
 
 def answers(model, params, tokens):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -30,7 +29,8 @@ class Planted(Run):
 
     def params(self, steps=None):
         steps = self.steps if steps is None else steps
-        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), self.own)
+        stacked = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * len(steps)), self.own)
+        return jax.device_put(stacked)
 
 
 def dimensions(width, threshold=0.0):
@@ -44,7 +44,7 @@ def dimensions(width, threshold=0.0):
     }
     members = tuple(Member((step,), (SITE,), (SITE,), 2.0, 0) for step in STEPS)
     finished = InferenceDictionary(Autoencoder(width, width, width), "standard")
-    return Dictionaries(finished, jax.tree.map(jnp.asarray, params), members, config())
+    return Dictionaries(finished, jax.device_put(params), members, config())
 
 
 def measured_as(made, concepts=(), n_values=1, **more):

@@ -64,7 +64,7 @@ def make_rows():
     answers[::3, 1] = -1
     positions = np.where(answers >= 0, [[2, 3]], [[2, 0]]).astype(np.int32)
     tokens = rng.integers(11, size=(N_ROWS, 4), dtype=np.int32)
-    table = RowTable(*map(jnp.asarray, (tokens, positions, answers)))
+    table = RowTable(*jax.device_put((tokens, positions, answers)))
     return TrainingRows(table, jnp.int32(0), jnp.int32(N_ROWS))
 
 
@@ -78,8 +78,8 @@ def start():
     rng = np.random.default_rng(2)
     fresh = jax.eval_shape(recipe().init, jax.random.key(0))
     noise = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), fresh.params)
-    state = jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), fresh)
-    return state._replace(params=jax.tree.map(jnp.asarray, noise), finite=jnp.bool_(True))
+    state = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), fresh))
+    return state._replace(params=jax.device_put(noise), finite=jnp.bool_(True))
 
 
 def advance(state, *chunks, rows=ROWS, hyper=HYPER, key=KEY, run=run):

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.analysis.reading.ranking import f1_score
+from implicit_reasoning.analysis.subject import tree_rows
 from implicit_reasoning.dictionaries.architectures import Features, Inputs
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
@@ -135,8 +136,13 @@ class SiteStates:
 
     def of(self, sites: Sequence[str]) -> Float[Array, "state d_in"]:
         """Return activations at `sites`, concatenated by checkpoint and then by site."""
-        together = jnp.concatenate([self.x[site] for site in sites], axis=2)
-        return together.reshape(len(together), -1)
+        return _together([self.x[site] for site in sites])
+
+
+@jax.jit
+def _together(parts: list[Array]) -> Array:
+    whole = jnp.concatenate(parts, axis=2)
+    return whole.reshape(len(whole), -1)
 
 
 def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStates:
@@ -151,10 +157,16 @@ def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStat
     sites = list(dict.fromkeys(site for member in members for site in member.read))
     sites += [_SCALE] * (_SCALE in model.sites)
     widths = [model.dims[model.sites[site][-1]] for site in sites]
-    found = jax.jit(partial(states, model, places, sites=sites))(run.params(steps))
-    parts = jnp.split(found.reshape(len(found), len(steps), -1), np.cumsum(widths)[:-1], axis=2)
-    x = dict(zip(sites, parts, strict=True))
-    return SiteStates(x, x[_SCALE][:, 0, 0] if _SCALE in x else jnp.ones(len(found)))
+
+    @jax.jit
+    def read(params: Params) -> tuple[list[Array], Array]:
+        found = states(model, places, params, sites=sites)
+        parts = jnp.split(found.reshape(len(found), len(steps), -1), np.cumsum(widths)[:-1], axis=2)
+        scale = parts[sites.index(_SCALE)][:, 0, 0] if _SCALE in sites else jnp.ones(len(found))
+        return parts, scale
+
+    parts, scale = read(run.params(steps))
+    return SiteStates(dict(zip(sites, parts, strict=True)), scale)
 
 
 def feature_stats(
@@ -181,16 +193,16 @@ def feature_stats(
     member, own = made.members[number], made.params_of(number)
     acts = _encoded(made.dictionary, own, read.of(member.read))
     positions = list(run.dataset.positions)
-    found = _look(acts, jnp.asarray(places.pos), len(positions))
+    found = jax.device_get(_look(acts, jnp.asarray(places.pos), len(positions)))
     if truth is not None:
         where = np.array([positions.index(one.pos) for one in truth.concepts])
         # Dividing by the sum over positions gives all positions the same weight.
-        share = found.by_position / jnp.maximum(found.by_position.sum(0), 1e-12)[None]
+        share = found.by_position / np.maximum(found.by_position.sum(0), np.float32(1e-12))[None]
         matches = _matches(acts, share[where], truth.halves, truth.n_values)
         found = found._replace(matches=matches)
     if direct_path(run.model, member.write, member.steps):
         rows = _summed(made.dictionary.architecture.rows(own), member.sites)
-        one = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
+        one = tree_rows(run.params(member.steps), 0)
         found = found._replace(tokens=_tokens(run.model, one, rows, acts, read.scale))
     stats: FeatureStats = jax.device_get(found)
     return stats

@@ -1,7 +1,6 @@
 """Controls of swaps and searches can fail, and without working controls nothing is claimed."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,7 +101,7 @@ def forgetful():
     lost = bridges[: len(bridges) // 4]
     params = jax.tree.map(np.array, one.checkpoints[0])
     params["blocks"]["2"]["mlp"]["W_out"][: len(heads)][np.isin(heads, lost)] = 0
-    return InMemory(one.model, one.dataset, [jax.tree.map(jnp.asarray, params)]), lost
+    return InMemory(one.model, one.dataset, [jax.device_put(params)]), lost
 
 
 def answered_by_default(answer, expected, there):
