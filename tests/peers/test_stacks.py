@@ -11,8 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis.components.direct_logit_attribution import (
+    component_names,
+    direct_parts,
+    written_sites,
+)
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.hooks import Hooked
+from implicit_reasoning.model.wirings import forward_at
 from tests.peers.cases import CASES
 from tests.peers.environment import run_in
 
@@ -89,9 +95,30 @@ def stacks_of(model, params, tokens):
         found["folded, last"] = cache.logit_attrs(last, answer, pos_slice=-1)
         heads = cache.stack_head_results(-1, apply_ln=True, pos_slice=-1)
         found["folded, heads"] = heads @ hooked.W_U
+        direct = direct_terms(exact, params, tokens, answer, other)
+        found["folded, constant"] = direct.pop("constant")
+        found["folded, direct"] = jax.numpy.stack(list(direct.values()))
+        labels["folded, direct"] = list(direct)
         return found | {"OV": hooked.OV.AB, "QK": hooked.QK.AB}
 
     return jax.device_get(stack(params)), labels
+
+
+def direct_terms(model, params, tokens, answer, other):
+    """Return what `direct_logit_attribution` says, summed as in TransformerLens's stack."""
+    _, values = forward_at(model, params, tokens, sites=written_sites(model))
+    pair = (jax.numpy.asarray(tokens) for tokens in (answer, other))
+    parts = direct_parts(model, params, values, *pair)
+    part = dict(zip(component_names(model), parts, strict=True))
+    blocks, heads = range(model.spec.depth), range(model.spec.n_heads)
+    return {
+        **{f"L{block}H{head}": part[f"a{block}.h{head}"] for block in blocks for head in heads},
+        **{f"{block}_mlp_out": part[f"m{block}"] + part[f"m{block}.bias"] for block in blocks},
+        "embed": part["embed"],
+        "pos_embed": part["pos_embed"],
+        "bias": sum(part[f"a{block}.bias"] for block in blocks),
+        "constant": part["final norm bias"] + part["unembedding bias"],
+    }
 
 
 def agree(ours, theirs, case, peer):
@@ -121,4 +148,5 @@ def test_attributions_without_the_weight_of_the_norm_are_found_out(made, stacked
     wrong = dict(params) | {"ln_final": params["ln_final"] | {"w": np.ones(model.spec.d_model)}}
     found, _ = stacks_of(model, wrong, tokens[:ROWS])
     with np.load(stacked(PEERS[0]) / case / "stacks.npz") as file:
-        assert np.abs(found["folded, gap"] - file["folded, gap"]).max() > 0.01
+        for name in ("folded, gap", "folded, direct"):
+            assert np.abs(found[name] - file[name]).max() > 0.01, name

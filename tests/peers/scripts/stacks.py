@@ -6,14 +6,12 @@ with "folded" are those of the model whose norms are folded into the next weight
 TransformerLens 2 (HookedTransformer) or 4 (TransformerBridge).
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 PROCESSING = {"center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 
@@ -31,16 +29,11 @@ def hooked_transformers(case) -> Any:
 
 def bridges(case) -> Any:
     """Return the model, and the model with folded norms, of TransformerLens 4."""
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+    from bridge_file import bridge_of
 
     made = []
     for fold in (False, True):
-        config = TransformerBridgeConfig.from_dict(json.loads((case / "ours.json").read_text()))
-        model = TransformerBridge.boot_native(config)
-        state = convert_tl_checkpoint(load_file(case / "ours.safetensors"), config)
-        model.load_state_dict(state, strict=True)
+        model = bridge_of(case)
         if fold:
             model.enable_compatibility_mode(disable_warnings=True, fold_ln=True, **PROCESSING)
         else:
@@ -84,6 +77,12 @@ def answer(case, models_of):
     arrays["folded, of positions"] = folded_cache.logit_attrs(stack, tokens).numpy()
     ending = folded_cache.get_full_resid_decomposition(pos_slice=-1)
     arrays["folded, last"] = folded_cache.logit_attrs(ending, answer, pos_slice=-1).numpy()
+    terms, labels = folded_cache.get_full_resid_decomposition(
+        expand_neurons=False, pos_slice=-1, return_labels=True
+    )
+    direct = folded_cache.logit_attrs(terms, answer, other, pos_slice=-1)
+    arrays |= {"folded, direct": direct.numpy(), "folded, direct labels": np.array(labels)}
+    arrays["folded, constant"] = (folded.b_U[answer] - folded.b_U[other]).numpy()
     heads = folded_cache.stack_head_results(-1, apply_ln=True, pos_slice=-1)
     arrays["folded, heads"] = (heads @ folded.W_U).numpy()
     arrays["OV"], arrays["QK"] = model.OV.AB.numpy(), model.QK.AB.numpy()
