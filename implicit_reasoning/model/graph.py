@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -279,6 +280,91 @@ def forward_edges(
     wanted = tuple(dict.fromkeys((*sites, *sender_sites(model))))
     logits, values = forward_at(model, params, tokens, edits=own, sites=wanted)
     return logits, {site: values[site] for site in sites}
+
+
+class BlockStart(NamedTuple):
+    """The state of a run at the start of a block, for `forward_edges_from`.
+
+    Attributes:
+      layer: the unrolled depth of the block. The number of blocks means the end of the last block.
+      resid: the residual stream at the start of the block.
+      own: the outputs of all senders. Those of the block and of later blocks are not read.
+    """
+
+    layer: int
+    resid: Float[Array, "batch pos d_model"]
+    own: Float[Array, "batch pos sender d_model"]
+
+
+def block_starts(
+    model: Transformer, params: Params, tokens: Int[Array | np.ndarray, "batch pos"]
+) -> tuple[BlockStart, ...]:
+    """Run the model, and return its state at the start of every block and at the end of the last.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      tokens: the prompts.
+    """
+    sites = sender_sites(model)
+    _, values = model.forward(params, tokens, sites=(*sites, *model.resid_sites))
+    own = jnp.concatenate([_by_sender(values[site]) for site in sites], axis=2)
+    states = enumerate(model.resid_sites)
+    return tuple(BlockStart(layer, values[site], own) for layer, site in states)
+
+
+def forward_edges_from(
+    model: Transformer,
+    params: Params,
+    start: BlockStart,
+    graph: EdgeGraph,
+    live: Float[Array | np.ndarray, " edge #pos"],
+    other: Float[Array, "batch pos sender d_model"],
+) -> Float[Array, "batch 1 d_vocab"]:
+    """Run the model from the start of a block on, with a mask for every edge.
+
+    The result is that of `forward_edges` if all edges into earlier blocks are live.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      start: the state of the run at the start of a block, as from `block_starts`.
+      graph: the edge graph of the model.
+      live: for each edge, the weight of the run's own value. Edges into earlier blocks are not
+        read.
+      other: for each sender, the value that replaces its output.
+
+    Returns:
+      The logits at the last position.
+
+    Raises:
+      InputError: the mask does not have one row for each edge of the graph.
+    """
+    _check_edges(graph, live, start.resid.shape[1])
+    first, depth = start.layer, model.spec.depth
+    edits = edge_edits(model, graph, jnp.asarray(live), other)
+    passed = tuple(f"blocks.{layer}." for layer in range(first))
+    edits = {
+        site: own
+        for site, own in edits.items()
+        if not site.startswith(passed) or site == model.resid_sites[-1]
+    }
+    hooks = model.hook_context(edits, sender_sites(model))
+    count = 0
+    for site in sender_sites(model)[: 1 + 2 * first if first else 0]:
+        width = graph.spec.n_heads if site.endswith("hook_result") else 1
+        value = start.own[:, :, count : count + width]
+        hooks(site, value if site.endswith("hook_result") else value[:, :, 0])
+        count += width
+    network, resid = model.bind(params), start.resid
+    for layer in range(first, depth - 1):
+        resid = network.block(layer)(resid, hooks.within(f"blocks.{layer}."))
+    if first < depth:
+        last = hooks.within(f"blocks.{depth - 1}.")
+        resid = network.block(depth - 1).at(resid, None, last)
+    else:
+        resid = hooks(model.resid_sites[-1], resid[:, -1:])
+    return network.readout(resid, hooks)
 
 
 def edge_edits(

@@ -11,7 +11,13 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Transformer, add
 from implicit_reasoning.model.edge_patches import edge_cache_sites, edge_cells, edge_logits
-from implicit_reasoning.model.graph import EdgeGraph, forward_edges, sender_outputs
+from implicit_reasoning.model.graph import (
+    EdgeGraph,
+    block_starts,
+    forward_edges,
+    forward_edges_from,
+    sender_outputs,
+)
 from implicit_reasoning.model.units import Edge
 from implicit_reasoning.model.wirings import forward_at
 from tests.model.exchange.models import filled, tokens_for
@@ -188,3 +194,28 @@ def test_bad_input_is_refused():
         forward_edges(*arguments, of.graph, np.ones((5, 3)), of.other)
     with pytest.raises(InputError, match="the graph is for prompts of 2 tokens"):
         forward_edges(*arguments, EdgeGraph(SPEC, 2), np.ones((len(of.graph.edges), 1)), of.other)
+
+
+@both
+def test_a_run_from_the_start_of_a_block_is_the_whole_run(spec):
+    """Edges into earlier blocks are live; all other edges have random weights."""
+    of = subject(spec)
+    per_block = 3 * spec.n_heads + 1
+    block = of.graph.receiver // per_block
+    drawn = np.random.default_rng(0).random((len(of.graph.edges), spec.n_ctx))
+    masks = [
+        np.where(block[:, None] < layer, 1, drawn).astype(np.float32)
+        for layer in range(spec.depth + 1)
+    ]
+
+    @jax.jit
+    def run(params, other):
+        starts = block_starts(of.model, params, of.clean)
+        return [
+            forward_edges_from(of.model, params, start, of.graph, mask, other)[:, 0]
+            for start, mask in zip(starts, masks, strict=True)
+        ]
+
+    found = run(of.params, of.other)
+    assert np.abs(np.diff(found, axis=0)).max(axis=(1, 2)).min() > 1e-3
+    np.testing.assert_allclose(found, of.masked(*masks), atol=3e-6)
