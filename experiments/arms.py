@@ -63,6 +63,9 @@ _LIKE_LADDER = {
 }
 """The world, the steps and the weight decay of `ladder.py:pocket`, for other tasks."""
 
+_BY_DOUBLING = {**_RARELY, "checkpoints.per_doubling": 8, "evaluation.per_doubling": 8}
+"""Checkpoints and evaluations that are dense on a log scale, for events before step 250."""
+
 _TAUGHT = {**_LIKE_LADDER, "steps": 2_000, "evaluation.every": 100, "checkpoints.every": 100}
 
 ARMS = {
@@ -74,10 +77,12 @@ ARMS = {
     "complex": Arm("complex", {"pocket": (7.7, EPYC)}),
     "held_out_id_triples": Arm("held_out_id_triples", {"pocket": (4.7, EPYC)}),
     "in_context": Arm("in_context", {"pocket": (1.1, EPYC)}),
+    "in_context_by_doubling": Arm("in_context", {}, changes=_BY_DOUBLING),
     # The saved runs are from before the configuration at `pocket` had a larger eps.
     "modular_addition": Arm(
         "modular_addition", {"pocket": (1.9, EPYC)}, changes={"optimizer.eps": 1e-8}
     ),
+    "modular_addition_larger_eps": Arm("modular_addition", {}),
     "ood_ratio": Arm("ood_ratio", {"pocket": (9.3, EPYC)}),
     "ood_ratio_50": Arm("ood_ratio", {"pocket": (5.0, EPYC)}, suffix="_50"),
     "ood_ratio_70": Arm("ood_ratio", {"pocket": (4.9, EPYC)}, suffix="_70"),
@@ -128,11 +133,12 @@ _REASONING = (
     "ladder_looped",
     "cue_conflict_long",
 )
+_COMPONENTS = ("in_context_by_doubling", "modular_addition_larger_eps")
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
 _WORLDS = tuple(
     name
     for name in sorted(ARMS)
-    if name not in ("tied", "ladder_taught", "ladder_early_1", *_REASONING, *_CURVES)
+    if name not in ("tied", "ladder_taught", "ladder_early_1", *_REASONING, *_CURVES, *_COMPONENTS)
 )
 
 STUDIES: Mapping[str, Sequence[Need]] = {
@@ -155,5 +161,13 @@ STUDIES: Mapping[str, Sequence[Need]] = {
         Need("pocket", _CURVES, paired(3)),
         Need("pocket", ("ladder_early_1",), paired(1)),
         Need("pocket", ("ladder_taught",), crossed(4, 2)),
+    ),
+    "components": (
+        Need(
+            "pocket",
+            ("composition", "ladder", "ladder_early", "in_context_by_doubling"),
+            crossed(4, 2),
+        ),
+        Need("pocket", ("shadow", "scrambled", "modular_addition_larger_eps"), paired(3)),
     ),
 }
