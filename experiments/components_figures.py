@@ -243,9 +243,10 @@ def draw_overlap(arms: Mapping[str, Arm]) -> Any:
             ("overlap_by_count", BLUE, "-"),
             ("null_overlap_by_count", VERMILION, "--"),
         ):
-            values = known(end, output).transpose("count", "run").values
-            low.plot(counts, values, color=color, linewidth=0.6, alpha=0.45, linestyle=line)
-            low.plot(counts, np.nanmean(values, 1), color=color, linewidth=1.8, linestyle=line)
+            values = known(end, output)
+            style: dict[str, Any] = {"color": color, "linestyle": line}
+            low.plot(counts, values.transpose("count", "run"), linewidth=0.6, alpha=0.45, **style)
+            low.plot(counts, values.mean("run"), linewidth=1.8, **style)
         low.set_xscale("log", base=2)
         low.set_xlabel("number of strongest neurons", fontsize=9)
         for ax in (top, low):

@@ -29,10 +29,10 @@ BRIDGES = ("e2", "cluster")
 
 
 class Rule(NamedTuple):
-    """A rule about runs: 1 if it holds in a run, 0 if it fails, nan if it is not asked of the run.
+    """A rule about runs, and its answer for an arm.
 
     Attributes:
-      holds: [run].
+      holds: [run], 1 if the rule holds in a run, and 0 if it fails.
       answer: the answer for the arm: yes, no, open or too few runs.
     """
 
@@ -40,8 +40,8 @@ class Rule(NamedTuple):
     answer: str
 
     def __str__(self) -> str:
-        asked = np.isfinite(self.holds)
-        return f"{self.answer} ({int(np.nansum(self.holds))} of {int(asked.sum())})"
+        count = f"{int(np.nansum(self.holds))} of {len(self.holds)}"
+        return f"{count}: {self.answer.partition(' (')[0]}"
 
 
 def rule(holds: np.ndarray | xr.DataArray) -> Rule:
@@ -79,8 +79,12 @@ def at_stage(arm: Arm, node: str, stage: str) -> xr.Dataset:
 
 
 def known(part: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the means of an output, nan if they are over too few clusters."""
-    return part[name].where(part[f"{name}_n"] >= MIN_CLUSTERS)
+    """Return the means of an output, nan if they are over too few clusters.
+
+    If all examples count, the number of clusters is that of the group.
+    """
+    clusters = f"{name}_n" if f"{name}_n" in part else "n_states"
+    return part[name].where(part[clusters] >= MIN_CLUSTERS)
 
 
 # 1. The induction bump.
@@ -301,7 +305,7 @@ def enrichment(arm: Arm) -> Enriched:
     later = part.sel(layer=slice(1, None))
     own, null = (later.sel(whose=whose) for whose in ("own", "another's"))
     on = {"n_off": 0}
-    low = known(own, "attributes").notnull() * own["attributes_low"]
+    low = own["attributes_low"].where(known(own, "attributes").notnull())
     there = (low > null["attributes_high"]) & (low >= MIN_TIMES_CHANCE * null["attributes"])
     enriched = there.sel(on).any("layer").values
     above = (own["attributes"] - null["attributes"]).sel(layer=1)
@@ -328,8 +332,8 @@ class Code(NamedTuple):
 def shared_code(arm: Arm, stage: str) -> Code:
     """Ask the first two rules of question 8 of the runs of an arm."""
     part = at_stage(arm, "composition_progress", stage).sel(group="test_ii")
-    part = part.where(part["correct_n"] >= MIN_CLUSTERS) if "correct_n" in part else part
-    low, high = part["correct_low"], part["correct_high"]
+    there = known(part, "correct").notnull()
+    low, high = (part[f"correct_{end}"].where(there) for end in ("low", "high"))
     through = (low.sel(state="restricted") >= MIN_LOWER_BOUND) & (
         high.sel(state="restricted, other bridge") <= MAX_UPPER_BOUND
     )

@@ -95,6 +95,11 @@ def answer(name: str, arm: Arm, said: object) -> str:
     return str(said) if name in CLAIMS else "(curves)"
 
 
+def said_of(name: str, arm: Arm, said: str) -> str:
+    """Return an answer to write after a number; empty for arms and runs that support none."""
+    return f": {said}" if name in CLAIMS and enough(arm) else ""
+
+
 def bumps(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 1."""
     rows = []
@@ -207,7 +212,7 @@ def gradients(arms: Mapping[str, Arm]) -> list[str]:
             for estimate in ESTIMATES:
                 values = {stage: agreement(arm, stage, estimate, kind) for stage in STAGES}
                 cells = [
-                    f"{over_worlds(found, arm.worlds)} {answer(name, arm, reliability(found, arm))}"
+                    over_worlds(found, arm.worlds) + said_of(name, arm, reliability(found, arm))
                     for found in values.values()
                 ]
                 change = values["half"] - values["end"]
@@ -224,7 +229,8 @@ def gradients(arms: Mapping[str, Arm]) -> list[str]:
     columns = ("arm", "cells", "estimate", *STAGES, "half - end", "misleads more at half")
     text = (
         "Mean rank correlation (Spearman) with exact patching over pairs, by stage. It is 0 for an "
-        "estimate that is unrelated to the effects."
+        "estimate that is unrelated to the effects. Arms with eight runs have an answer after the "
+        "number."
     )
     second = (
         "Integrated gradients: mean difference between the sum of effects of a layer and the whole "

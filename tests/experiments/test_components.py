@@ -91,7 +91,7 @@ def test_the_induction_bump():
     weak = rules.bump(heads(2, 2, 2, strength=0.4))
     assert not weak.is_induction.any() and weak.together.answer == "no"
     one = rules.bump(results.Arm(heads(2, 2, 2).parts, WORLDS, WORLDS))
-    assert str(one.together) == "yes (8 of 8)"
+    assert str(one.together) == "8 of 8: yes"
 
 
 @pytest.mark.parametrize(
