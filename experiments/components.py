@@ -29,7 +29,11 @@ Decision rules
 --------------
 The rules were written before any run was measured for this study. While the instruments were
 written, some of them were tried on the runs `ladder_w0_i0` and `ladder_early_w0_i0`, and on runs of
-`in_context` and `modular_addition` that are not part of the study.
+`in_context` and `modular_addition` that are not part of the study. Two definitions were changed
+after the first run of `in_context_by_doubling`. A half-time was the step at half of the last value,
+which is step 0 for a curve that begins above it; it is now the step halfway between first and last
+value. In rule 1 (b), drops and rises were compared per interval between checkpoints, although
+intervals differ in length; they are now compared per unit of log(step + 1).
 
 Intervals of one run are 95% intervals clustered by bridge or fact, as the instruments compute them.
 Intervals over runs are 95% t intervals over the means of the four worlds. A rule about runs is
@@ -41,14 +45,14 @@ which a number is missing, unless the rule says otherwise.
 1. The induction bump (`in_context_by_doubling`; `head_scores`, test rows). The head of a run is the
    one with the highest attention to the target "induction" at the last checkpoint. It is an
    induction head if the lower end of this attention is at least .5 and above the upper end of the
-   null (other keys). Half-times are the steps at which a curve first crosses half of its last
-   value, interpolated between checkpoints in log(step + 1). (a) The heads form with the accuracy if
-   the head is an induction head and the half-times of its attention and of the accuracy differ by
-   at most a factor of 2. (b) The loss drops while the head forms if the largest drop of the loss
-   between two consecutive measured checkpoints is in the interval in which the attention rises
-   most, or in a neighboring interval. (c) The previous-token head comes first if the half-time of
-   the highest attention to the previous token is before that of the induction head. (The attention
-   of the two targets at step 0 is the null of the rise.)
+   null (other keys). Half-times are the steps at which a curve first crosses the middle between its
+   first and its last value, interpolated between checkpoints in log(step + 1). (a) The heads form
+   with the accuracy if the head is an induction head and the half-times of its attention and of the
+   accuracy differ by at most a factor of 2. (b) The loss drops while the head forms if the steepest
+   drop of the loss in log(step + 1), between two consecutive measured checkpoints, is in the
+   interval in which the attention rises most steeply, or in a neighboring interval. (c) The
+   previous-token head comes first if the half-time of the highest attention to the previous token
+   is before that of the induction head.
 2. Modular addition: no claim. The ends of the phases (`fourier_figures.phase_ends`) stand beside
    the published ones. The table says whether the restricted loss falls to half of its maximum
    before the test loss does, and what the null says (as many other frequencies).
@@ -180,8 +184,8 @@ OF_ADDITION = {
     ),
     "attribution": OF_CHAINS["attribution"],
 }
-PATHS = {"attribution": f"{Path(__file__).with_name('components_addition.py')}:AdditionAttribution"}
-"""Import paths of instruments of modular addition that are not the built-in ones."""
+PAIRS = Path(__file__).with_name("components_pairs.py")
+"""The file of the instruments of attribution, which have other pairs than the built-in one."""
 
 VERSION = 1
 """Version of the saved data."""
@@ -220,7 +224,8 @@ def can_be_used(name: str, run: Run) -> bool:
 def measuring(run: Run) -> list[str]:
     """Return the command that measures a run."""
     names = instruments(run)
-    paths = [PATHS[name] if is_addition(run) and name in PATHS else name for name in names]
+    pairs = "AdditionAttribution" if is_addition(run) else "BridgeAttribution"
+    paths = [f"{PAIRS}:{pairs}" if name == "attribution" else name for name in names]
     return [
         "analyze",
         f"--workdir={run.files.workdir}",

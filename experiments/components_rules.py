@@ -110,17 +110,15 @@ def measured_steps(arm: Arm, node: str, name: str, number: int, at: Mapping[str,
 
 
 def half_time(steps: np.ndarray, values: np.ndarray) -> float:
-    """Return the step at which a curve first crosses half of its last value.
+    """Return the step at which a curve first crosses the middle of its first and last value.
 
-    The curve is interpolated linearly in log(step + 1). The result is nan if the last value is not
-    positive.
+    The curve is interpolated linearly in log(step + 1). The result is nan if the curve does not
+    rise.
     """
-    half = values[-1] / 2
-    if not half > 0:
+    half = (values[0] + values[-1]) / 2
+    if not half > values[0]:
         return np.nan
     first = int(np.argmax(values >= half))
-    if first == 0:
-        return float(steps[0])
     scale = np.log(steps[first - 1 : first + 1] + 1.0)
     part = (half - values[first - 1]) / (values[first] - values[first - 1])
     return float(np.exp(scale[0] + part * (scale[1] - scale[0])) - 1)
@@ -151,7 +149,9 @@ def bump(arm: Arm) -> Bump:
         times["induction"].append(half_time(steps, own))
         highest = curves["previous token"].reshape(len(steps), -1).max(1)
         times["previous token"].append(half_time(steps, highest))
-        drops.append(abs(int(np.diff(loss).argmin()) - int(np.diff(own).argmax())) <= 1)
+        lengths = np.diff(np.log(steps + 1.0))
+        drop, rise = (np.diff(loss) / lengths).argmin(), (np.diff(own) / lengths).argmax()
+        drops.append(abs(int(drop) - int(rise)) <= 1)
         last = part.isel(run=number, block=block, head=head)
         found.append(last.sel(step=steps[-1], target="induction", group=group, drop=True))
     attention = xr.concat(found, "run", coords="minimal", compat="override")

@@ -1,15 +1,25 @@
-"""Attribution for modular addition: pairs of prompts that differ in the first number."""
+"""The pairs of prompts of `components.py`: one group for chains, and pairs of modular addition."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 
 from implicit_reasoning.analysis.components.attribution import Attribution
-from implicit_reasoning.analysis.patching.pairs import PromptPairs
+from implicit_reasoning.analysis.patching.pairs import PromptPairs, bridge_pairs
 from implicit_reasoning.worlds import Dataset
 
 _SEED = 0
 _MAX_PAIRS = 48  # of each group
+
+
+class BridgeAttribution(Attribution):
+    """Instrument `attribution` with one group of pairs, whose first facts have other bridges."""
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs."""
+        super().__init__(pairs=other_bridge_pairs)
 
 
 class AdditionAttribution(Attribution):
@@ -18,6 +28,20 @@ class AdditionAttribution(Attribution):
     def __init__(self) -> None:
         """Set the function that makes the pairs."""
         super().__init__(pairs=addition_pairs)
+
+
+def other_bridge_pairs(dataset: Dataset) -> PromptPairs:
+    """Make the pairs of `bridge_pairs` whose prompts have different bridges, in training chains.
+
+    Other groups would take most of the time of the measurement, and no question needs them.
+    """
+    found = bridge_pairs(dataset)
+    keep = np.flatnonzero(np.asarray(found.group) == 0)
+    arrays = {
+        name: np.asarray(getattr(found, name))[keep]
+        for name in ("clean", "corrupt", "answer", "corrupt_answer", "group", "clusters")
+    }
+    return dataclasses.replace(found, groups=found.groups[:1], **arrays)
 
 
 def addition_pairs(dataset: Dataset) -> PromptPairs:
