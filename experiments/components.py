@@ -151,10 +151,9 @@ MOVED = ("e1", "r1", "e2", "cluster", "prefix")
 STEERING_COSTS = (0.01, 0.1, 1.0)
 """KL divergences of unrelated chains, in nats, at which directions are compared."""
 
+ATTRIBUTION = Part(("agreement", "incompleteness"), {"donor": "pair"})
 OF_CHAINS = {
-    "attribution": Part(
-        ("agreement", "agreement_of_means", "incompleteness", "differing"), {"donor": "pair"}
-    ),
+    "bridge_attribution": ATTRIBUTION,
     "head_moves": Part(("identified", "mass", "size"), {}),
     "ablation": Part(("fraction", "correct"), {"outcome": "unchanged", "pos": "all"}),
     "neuron_keys": Part(("kinds", "null_kinds", "n_states"), {"activity": ACTIVITIES[0]}),
@@ -182,10 +181,14 @@ OF_ADDITION = {
         ),
         {},
     ),
-    "attribution": OF_CHAINS["attribution"],
+    "addition_attribution": ATTRIBUTION,
 }
-PAIRS = Path(__file__).with_name("components_pairs.py")
-"""The file of the instruments of attribution, which have other pairs than the built-in one."""
+_PAIRS = Path(__file__).with_name("components_pairs.py")
+PATHS = {
+    "bridge_attribution": f"{_PAIRS}:BridgeAttribution",
+    "addition_attribution": f"{_PAIRS}:AdditionAttribution",
+}
+"""Import paths of the instruments that are not built in."""
 
 VERSION = 1
 """Version of the saved data."""
@@ -215,7 +218,7 @@ def instruments(run: Run) -> dict[str, Part]:
 def can_be_used(name: str, run: Run) -> bool:
     """Return whether an instrument can be used for the task of a run."""
     try:
-        find_instrument(name).examples(run.model, run.dataset)
+        find_instrument(PATHS.get(name, name)).examples(run.model, run.dataset)
     except NotApplicable:
         return False
     return True
@@ -223,9 +226,7 @@ def can_be_used(name: str, run: Run) -> bool:
 
 def measuring(run: Run) -> list[str]:
     """Return the command that measures a run."""
-    names = instruments(run)
-    pairs = "AdditionAttribution" if is_addition(run) else "BridgeAttribution"
-    paths = [f"{PAIRS}:{pairs}" if name == "attribution" else name for name in names]
+    paths = [PATHS.get(name, name) for name in instruments(run)]
     return [
         "analyze",
         f"--workdir={run.files.workdir}",
@@ -280,7 +281,8 @@ def kept(run: Run, world: int, init: int) -> xr.DataTree:
     results = {}
     for name, part in instruments(run).items():
         results[name] = run.result(name).sel(step=steps)  # there may be results of other steps
-        nodes[name] = small(part_of(results[name], part))
+        node = "attribution" if name in PATHS else name
+        nodes[node] = small(part_of(results[name], part))
     if "steering" in results:
         nodes["steering"] = steering(nodes["steering"], results["steering"])
     if "neuron_keys" in results:

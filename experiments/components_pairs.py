@@ -17,6 +17,8 @@ _MAX_PAIRS = 48  # of each group
 class BridgeAttribution(Attribution):
     """Instrument `attribution` with one group of pairs, whose first facts have other bridges."""
 
+    name = "bridge_attribution"
+
     def __init__(self) -> None:
         """Set the function that makes the pairs."""
         super().__init__(pairs=other_bridge_pairs)
@@ -24,6 +26,8 @@ class BridgeAttribution(Attribution):
 
 class AdditionAttribution(Attribution):
     """Instrument `attribution` with pairs of modular addition."""
+
+    name = "addition_attribution"
 
     def __init__(self) -> None:
         """Set the function that makes the pairs."""

@@ -224,7 +224,7 @@ def gradients(arms: Mapping[str, Arm]) -> list[str]:
             said = too_few(arm)
             if enough(arm):
                 said = "yes" if over(values_at, arm).high <= COMPLETE else "no"
-            cells = [over_worlds(values_at, arm.worlds), answer(name, arm, said)]
+            cells = [over_worlds(100 * values_at, arm.worlds), answer(name, arm, said)]
             complete.append([name, stage, *cells])
     columns = ("arm", "cells", "estimate", *STAGES, "half - end", "misleads more at half")
     text = (
@@ -234,11 +234,11 @@ def gradients(arms: Mapping[str, Arm]) -> list[str]:
     )
     second = (
         "Integrated gradients: mean difference between the sum of effects of a layer and the whole "
-        f"difference, as a share of it, at the worst layer. Complete: at most {COMPLETE}."
+        f"difference, in percent of it, at the worst layer. Complete: at most {100 * COMPLETE:.0f}."
     )
     return [
         *(text, "", *table(columns, rows), "", second, ""),
-        *table(("arm", "stage", "incompleteness", "complete"), complete),
+        *table(("arm", "stage", "incompleteness (%)", "complete"), complete),
     ]
 
 
