@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def other_bridge_pairs(dataset: Dataset) -> PromptPairs:
     """
     found = bridge_pairs(dataset)
     keep = np.flatnonzero(np.asarray(found.group) == 0)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.asarray(getattr(found, name))[keep]
         for name in ("clean", "corrupt", "answer", "corrupt_answer", "group", "clusters")
     }
