@@ -53,7 +53,8 @@ def evaluation(model, dataset):
 def params(model):
     rng = np.random.default_rng(1)  # some answers are right, in either spelling
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
+    drawn = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    return jax.device_put(drawn)
 
 
 def brute_force(model, params, dataset):
@@ -121,7 +122,7 @@ def test_the_lower_bound_is_clustered_by_the_bridge(evaluation, dataset):
 
 def test_ties_count_against_the_answer(evaluation, params, dataset):
     """A model with equal logits for all tokens scores zero."""
-    same = jax.tree.map(jnp.zeros_like, params)
+    same = jax.tree.map(np.zeros_like, params)
     summary = evaluation.summary(evaluation.launch(same))
     for split in dataset.splits:
         assert summary[f"accuracy/{split}"] == 0
@@ -134,7 +135,7 @@ def test_ties_count_against_the_answer(evaluation, params, dataset):
 
 def test_a_broken_model_is_no_good_model(evaluation, params, dataset):
     """Comparisons with nan are false, so counting larger logits would give rank 0."""
-    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
     outcome = evaluation.launch(broken)
     assert (np.asarray(outcome.rank) == dataset.n_vocab - 1).all()
     assert not evaluation.correct(outcome).any()
