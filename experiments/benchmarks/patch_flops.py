@@ -1,4 +1,4 @@
-"""FLOPs of patching grids, computed from shapes; only matrix products count."""
+"""FLOPs of patching grids and of gradients, computed from shapes; only matrix products count."""
 
 from __future__ import annotations
 
@@ -18,6 +18,28 @@ def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
         spec, n_pos, 1
     )
     return float(prompts * (blocks + readout_flops(spec)))
+
+
+def gradient_flops(spec: Spec, prompts: int, n_pos: int, *, logits_at: int) -> float:
+    """Return the FLOPs of the gradients at all sites, after a forward pass; see `run_flops`.
+
+    Gradients of weights are not among them. A product with a weight has one product for the
+    gradient of its input. A product of two activations, in attention, has two.
+    """
+    blocks = spec.depth * attention_flops(spec, n_pos, n_pos)
+    return run_flops(spec, prompts, n_pos, logits_at=logits_at) + prompts * blocks
+
+
+def trimmed_gradient_flops(spec: Spec, prompts: int, n_pos: int) -> float:
+    """Return the FLOPs of the gradients at all sites, after a pass as in `trimmed_flops`."""
+    blocks = (spec.depth - 1) * attention_flops(spec, n_pos, n_pos)
+    blocks += attention_flops(spec, n_pos, 1)
+    return trimmed_flops(spec, prompts, n_pos) + prompts * blocks
+
+
+def attention_flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
+    """Return the FLOPs of the products of activations in one block, for one row."""
+    return 4 * n_outputs * n_inputs * spec.n_heads * spec.d_head
 
 
 def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:

@@ -12,6 +12,7 @@ OF_PEERS = {
     "sae_lens_trainer",
     "sae_lens_training",
     "synth_sae_bench_torch",
+    "transformer_lens_attribution",
     "transformer_lens_grid",
 }
 # populations.py starts the first, the second needs an accelerator, and `make test-all` runs the
