@@ -42,7 +42,7 @@ def run_arms(
     study: str,
     argv: Sequence[str],
     flags: Mapping[str, Any],
-    measuring: Callable[[Run], list[str] | None],
+    measuring: Callable[[Run], Sequence[list[str]]],
     kept: Callable[[Run, int, int], xr.DataTree],
     version: int = 1,
 ) -> Path:
@@ -54,7 +54,7 @@ def run_arms(
       study: name of the study in the table of runs.
       argv: arguments of the script.
       flags: flags for `parse_flags`: `FLAGS` and the output folder.
-      measuring: function that returns the command that measures a run, or None for no command.
+      measuring: function that returns the commands that measure a run.
       kept: function of a run, its world seed and its initialization seed that returns the data to
         save.
       version: version of the data that `kept` returns, which is saved with every run.
@@ -74,7 +74,7 @@ def run_arms(
 
     def job(state: runs.State, command: Command) -> None:
         run, trained = state.run, runs.train_missing(state, command)
-        if (words := measuring(trained)) is not None:
+        for words in measuring(trained):
             command(words)
         with writing:
             keep(out / f"{run.arm}.nc", kept(trained, run.world, run.init), version)

@@ -19,7 +19,8 @@ Ten checkpoints of a run are measured: step 0, the last step, and the first chec
 each event. The events are steps at which the accuracy of a split reaches a level (`EVENTS`). The
 rest is filled one by one: the widest gap between chosen steps, on the scale of the square root of
 the step, gets the saved checkpoint next to its middle. In modular addition, all saved checkpoints
-are measured, because its instruments are cheap.
+are measured, because its instruments are cheap. `ablation`, `neuron_keys` and `fact_neurons`
+measure only the stages below, because they take most of the time.
 
 Stages of a run: `untrained` is step 0. `memorised` is the first measured checkpoint at or after the
 step at which the first training split reaches .99. `half` is the same for the first test split and
@@ -190,6 +191,9 @@ PATHS = {
 }
 """Import paths of the instruments that are not built in."""
 
+AT_STAGES = ("ablation", "neuron_keys", "fact_neurons")
+"""Instruments that are measured at the stages only, because they take most of the time."""
+
 VERSION = 1
 """Version of the saved data."""
 
@@ -224,15 +228,29 @@ def can_be_used(name: str, run: Run) -> bool:
     return True
 
 
-def measuring(run: Run) -> list[str]:
-    """Return the command that measures a run."""
-    paths = [PATHS.get(name, name) for name in instruments(run)]
+def measuring(run: Run) -> list[list[str]]:
+    """Return the commands that measure a run, one for each set of checkpoints."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name in instruments(run):
+        names.setdefault(tuple(steps_of(run, name)), []).append(PATHS.get(name, name))
     return [
-        "analyze",
-        f"--workdir={run.files.workdir}",
-        f"--instruments={','.join(paths)}",
-        f"--steps={','.join(map(str, chosen_steps(run)))}",
+        [
+            "analyze",
+            f"--workdir={run.files.workdir}",
+            f"--instruments={','.join(paths)}",
+            f"--steps={','.join(map(str, steps))}",
+        ]
+        for steps, paths in names.items()
     ]
+
+
+def steps_of(run: Run, name: str) -> list[int]:
+    """Return the checkpoints that an instrument measures."""
+    steps = chosen_steps(run)
+    if name not in AT_STAGES:
+        return steps
+    reached = stages(run, steps)["reached"].values
+    return sorted({int(step) for step in reached if np.isfinite(step)})
 
 
 def reached(run: Run, split: str, level: float) -> int | None:
@@ -280,7 +298,8 @@ def kept(run: Run, world: int, init: int) -> xr.DataTree:
     nodes = {"/": about(run, world, init), "training": curves(run), "stages": stages(run, steps)}
     results = {}
     for name, part in instruments(run).items():
-        results[name] = run.result(name).sel(step=steps)  # there may be results of other steps
+        # There may be results of other steps.
+        results[name] = run.result(name).sel(step=steps_of(run, name))
         node = "attribution" if name in PATHS else name
         nodes[node] = small(part_of(results[name], part))
     if "steering" in results:
@@ -339,31 +358,34 @@ def claims(results: dict[str, xr.Dataset]) -> xr.Dataset:
     """Return the claims at each checkpoint.
 
     `moves` and `part` are 1 or 0 for each head. `stores` and `part_neurons` are numbers of claims.
+    Values are nan at checkpoints that the instrument did not measure.
     """
     moves = results["head_moves"]
-    steps, blocks, heads = (moves[name].values.tolist() for name in ("step", "block", "head"))
-    made: dict[str, list[set[Claim]]] = {
-        name: [find_instrument(name).claims(results[name].sel(step=step)) for step in steps]
-        for name in ("head_moves", "ablation", "neuron_keys", "fact_neurons")
-        if name in results
-    }
+    blocks, heads = (moves[name].values.tolist() for name in ("block", "head"))
+    coords = {"block": blocks, "head": heads}
 
-    def of_heads(name: str, kind: str, variable: str) -> list[list[list[float]]]:
-        return [
+    def made(name: str) -> dict[int, set[Claim]]:
+        instrument, result = find_instrument(name), results[name]
+        steps = result["step"].values.tolist()
+        return {step: instrument.claims(result.sel(step=step)) for step in steps}
+
+    def of_heads(found: dict[int, set[Claim]], kind: str, variable: str) -> xr.DataArray:
+        table = [
             [[float(Claim(kind, variable, Head(b, h)) in at) for h in heads] for b in blocks]
-            for at in made[name]
+            for at in found.values()
         ]
+        return xr.DataArray(table, {"step": list(found), **coords}, ("step", "block", "head"))
 
-    cells = ("step", "block", "head")
-    found: dict[str, Any] = {
-        "moves": (("variable", *cells), [of_heads("head_moves", "moves", v) for v in MOVED]),
-        "part": (cells, of_heads("ablation", "part", "answer")),
-    }
+    moving = made("head_moves")
+    of_variables = [of_heads(moving, "moves", variable) for variable in MOVED]
+    arrays = {"moves": xr.concat(of_variables, xr.Variable("variable", list(MOVED)))}
+    if "ablation" in results:
+        arrays["part"] = of_heads(made("ablation"), "part", "answer")
     for name, instrument in (("stores", "neuron_keys"), ("part_neurons", "fact_neurons")):
-        if instrument in made:
-            found[name] = "step", [float(len(at)) for at in made[instrument]]
-    coords = {"variable": list(MOVED), "step": steps, "block": blocks, "head": heads}
-    return xr.Dataset(found, coords)
+        if instrument in results:
+            counts = {step: float(len(at)) for step, at in made(instrument).items()}
+            arrays[name] = xr.DataArray(list(counts.values()), {"step": list(counts)}, ("step",))
+    return xr.merge([one.rename(name) for name, one in arrays.items()], join="outer")
 
 
 if __name__ == "__main__":

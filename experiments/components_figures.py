@@ -152,8 +152,10 @@ def draw_induction(arms: Mapping[str, Arm]) -> Any:
         "run",
     )
     highest = part["attention"].max(("block", "head"))
-    draw_runs(axes[2], own.sel(target="induction"), VERMILION, "induction head")
-    draw_runs(axes[2], highest.sel(target="previous token"), BLUE, "highest, previous token")
+    draw_runs(axes[2], own.sel(target="induction"), VERMILION, "head with the highest, induction")
+    draw_runs(
+        axes[2], highest.sel(target="previous token"), BLUE, "highest of all heads, previous token"
+    )
     null = part["other_keys"].max(("block", "head")).sel(target="induction")
     draw_runs(axes[2], null, GREY, "null: other keys", linestyle="--")
     titles = ("loss", "accuracy of the last token", "attention")
@@ -191,7 +193,8 @@ def draw_addition(arms: Mapping[str, Arm]) -> Any:
             top.plot(at["step"], at[name], color=color, linestyle=style, label=label, linewidth=1.5)
             if f"null_{name}" in run:
                 null = at[f"null_{name}"].mean("draw")
-                top.plot(at["step"], null, color=color, linestyle=":", label=f"null of {name}")
+                label = f"{name.partition('_')[0]}, null: other frequencies"
+                top.plot(at["step"], null, color=color, linestyle=":", label=label)
         for matrix, color in zip(run["matrix"].values, (BLUE, VERMILION), strict=True):
             of = run.sel(matrix=matrix)
             low.plot(of["step"], of["gini"], color=color, label=f"Gini, {matrix}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import numpy as np
 
 from implicit_reasoning.analysis.components.attribution import Attribution
@@ -42,11 +39,15 @@ def other_bridge_pairs(dataset: Dataset) -> PromptPairs:
     """
     found = bridge_pairs(dataset)
     keep = np.flatnonzero(np.asarray(found.group) == 0)
-    arrays: dict[str, Any] = {
-        name: np.asarray(getattr(found, name))[keep]
-        for name in ("clean", "corrupt", "answer", "corrupt_answer", "group", "clusters")
-    }
-    return dataclasses.replace(found, groups=found.groups[:1], **arrays)
+    return PromptPairs(
+        clean=np.asarray(found.clean)[keep],
+        corrupt=np.asarray(found.corrupt)[keep],
+        answer=np.asarray(found.answer)[keep],
+        corrupt_answer=np.asarray(found.corrupt_answer)[keep],
+        positions=found.positions,
+        groups=found.groups[:1],
+        clusters=np.asarray(found.clusters)[keep],
+    )
 
 
 def addition_pairs(dataset: Dataset) -> PromptPairs:

@@ -83,15 +83,16 @@ def main(argv: list[str]) -> None:
     write_tables(out, studies)
 
 
-def measuring(run: Run) -> list[str]:
-    """Return the command that measures a run."""
+def measuring(run: Run) -> list[list[str]]:
+    """Return the command that measures a run, in a list."""
     steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
-    return [
+    command = [
         "analyze",
         f"--workdir={run.files.workdir}",
         f"--instruments={','.join(KEPT)}",
         f"--steps={steps}",
     ]
+    return [command]
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

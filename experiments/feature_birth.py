@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
     write_table(out / "table.md", studies)
 
 
-def dictionaries(run: Run) -> list[str]:
-    """Return the command that trains and measures the dictionaries of a run."""
+def dictionaries(run: Run) -> list[list[str]]:
+    """Return the command that trains and measures the dictionaries of a run, in a list."""
     steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
     wanted = {
         "name": NAME,
@@ -58,7 +58,7 @@ def dictionaries(run: Run) -> list[str]:
         "progress": "false",
     }
     changes = [f"--config.{key}={value}" for key, value in wanted.items()]
-    return ["dictionaries", f"--workdir={run.files.workdir}", *changes]
+    return [["dictionaries", f"--workdir={run.files.workdir}", *changes]]
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

@@ -127,17 +127,18 @@ def main(argv: list[str]) -> None:
     draw_all(out, arms)
 
 
-def measuring(run: Run) -> list[str] | None:
-    """Return the command that measures a run, or None for arms that no instrument measures."""
+def measuring(run: Run) -> list[list[str]]:
+    """Return the command that measures a run, in a list that is empty for some arms."""
     if run.config.init_from.workdir or not _has_instruments(run):
-        return None
+        return []
     steps = sorted({0, *(step for step in stage_steps(run).values() if step is not None)})
-    return [
+    command = [
         "analyze",
         f"--workdir={run.files.workdir}",
         f"--instruments={','.join(INSTRUMENTS)}",
         f"--steps={','.join(map(str, steps))}",
     ]
+    return [command]
 
 
 def _has_instruments(run: Run) -> bool:

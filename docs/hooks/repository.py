@@ -34,6 +34,7 @@ STUDIES = {
     "Rules on the ladder": "ladder_rules",
     "Reasoning or shortcut": "reasoning_or_shortcut",
     "Phases of composition": "composition_phases",
+    "Parts that compute the answer": "components",
     "Phi and weight decay": "phi_and_weight_decay",
     "Births of features": "feature_birth",
     "Transcoders and autoencoders": "transcoders_vs_saes",

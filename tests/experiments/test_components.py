@@ -1,5 +1,7 @@
 """What the study of components keeps of a run, and what its decision rules say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -8,7 +10,8 @@ from tests.experiments.scripts import load
 
 study, rules = load("components"), load("components_rules")
 tables, results = load("components_tables"), load("reasoning_or_shortcut_arms")
-pairs_of = load("components_pairs")
+pairs_of, figures = load("components_pairs"), load("components_figures")
+KEPT = Path("results/components")
 WORLDS = np.array([0, 1, 2, 3] * 2)
 NOISE = np.linspace(-0.01, 0.01, 8)
 
@@ -230,7 +233,7 @@ def test_directions_are_compared_with_nulls_and_class_means():
     assert rules.steers(found["LDA"] - 0.3, null, one) == "no"
     assert rules.compared(found["class mean"], found["LDA"], one) == "beat"
     assert rules.compared(found["LDA"], found["class mean"], one) == "lose"
-    assert rules.compared(found["LDA"], found["LDA"] - NOISE, one) == "open"
+    assert rules.compared(found["LDA"], found["LDA"] - NOISE - 1e-3, one) == "open"
 
 
 def test_pairs_of_modular_addition(addition_dataset):
@@ -254,3 +257,16 @@ def addition_dataset():
 
     config = load_config("configs/modular_addition.py:pocket")
     return build(apply_overrides(config, {"task.modulus": 7}).task)
+
+
+def test_tables_and_figures_are_those_of_what_is_kept(tmp_path):
+    arms = results.read_arms(KEPT)
+    tables.write_tables(tmp_path, arms)
+    for name in ("answers.md", "runs.md"):
+        assert (tmp_path / name).read_text() == (KEPT / name).read_text()
+    drawn = {
+        name: getattr(figures, f"draw_{name}")(arms)
+        for name in (path.stem for path in KEPT.glob("*.png"))
+    }
+    assert drawn and all(drawing is not None for drawing in drawn.values())
+    assert all(getattr(figures, f"draw_{name}")({}) is None for name in drawn)

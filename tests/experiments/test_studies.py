@@ -99,11 +99,11 @@ def test_grokking_trains(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["composition_phases", "feature_birth"])
+@pytest.mark.parametrize("study", ["composition_phases", "feature_birth", "components"])
 def test_trains_and_measures(study, tmp_path):
     out = Path(run(STUDIES[study], tmp_path)["out"])
     assert xr.load_datatree(out / "composition.nc").sizes["run"] == 1
-    assert "table.md" in files(out)
+    assert files(out) & {"table.md", "answers.md"}
 
 
 @pytest.mark.slow
