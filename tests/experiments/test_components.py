@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from implicit_reasoning.analysis.patching.pairs import bridge_pairs
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.worlds import build
 from tests.experiments.scripts import load
 
 study, rules = load("components"), load("components_rules")
@@ -250,11 +253,15 @@ def test_pairs_of_modular_addition(addition_dataset):
     assert (is_trained == (np.asarray(pairs.group) == 0)).all() and 0 < is_trained.mean() < 1
 
 
+def test_pairs_with_another_bridge():
+    dataset = build(load("smoke").get_config().task)
+    pairs, every = pairs_of.other_bridge_pairs(dataset), bridge_pairs(dataset)
+    assert pairs.groups == every.groups[:1] and 0 < len(pairs) == (every.group == 0).sum()
+    assert (pairs.answer != pairs.corrupt_answer).all() and len(pairs.clusters) == len(pairs)
+
+
 @pytest.fixture
 def addition_dataset():
-    from implicit_reasoning.config import apply_overrides, load_config
-    from implicit_reasoning.worlds import build
-
     config = load_config("configs/modular_addition.py:pocket")
     return build(apply_overrides(config, {"task.modulus": 7}).task)
 
