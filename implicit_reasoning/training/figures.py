@@ -24,10 +24,9 @@ from implicit_reasoning.figures import (
     step_axis,
 )
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training.cues import cue_figure, cue_splits
+from implicit_reasoning.training.cues import cue_splits
 from implicit_reasoning.training.phases import Phases, run_phases
-from implicit_reasoning.training.probability_difference import difference_figure
-from implicit_reasoning.training.thoughts import thought_figure
+from implicit_reasoning.training.task_figures import cue_figure, difference_figure, thought_figure
 from implicit_reasoning.training.unanswered import ACCURACY, MIN_BRIDGES, ROWS
 from implicit_reasoning.worlds import Dataset, shortcuts
 

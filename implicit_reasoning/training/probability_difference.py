@@ -9,15 +9,11 @@ Source: Hanna et al. 2023, section 2 ("probability difference").
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.figures import Figure, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.worlds import Dataset
 
 COLUMN = "probability_difference"
@@ -60,33 +56,3 @@ def probability_difference(
     probability = jax.nn.softmax(logits, axis=-1)
     difference: Array = (probability * is_right - probability * is_wrong).sum(-1)
     return difference
-
-
-def difference_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
-    """Draw the probability difference of every split by step.
-
-    Return None if answers are single tokens, or if no metrics row contains the measure.
-    """
-    splits = [split for split in dataset.splits if len(dataset.probes(split))]
-    shown = [row for row in rows if all(f"{COLUMN}/{split}" in row for split in splits)]
-    if not dataset.truth.keys() >= set(RANGES) or not shown:
-        return None
-    drawing, (ax,) = new_drawing(7.0, 4.0)
-    steps, ends = [row["step"] for row in shown], []
-    for split in splits:
-        values = [row[f"{COLUMN}/{split}"] for row in shown]
-        style = split_style(split)
-        ax.plot(steps, values, **style)
-        ends.append((values[-1], split, style["color"]))
-    step_axis(ax, steps[-1])
-    ax.set_ylim(min(-0.015, *(value for value, *_ in ends)), 1.015)
-    ax.set_ylabel("probability difference")
-    label_ends(ax, ends)
-    caption = (
-        "The probability of all right answers minus the probability of all wrong answers, averaged "
-        "over the probe rows of each split. It is 1 if a model predicts only right answers, and 0 "
-        "if it predicts right and wrong answers with the same probability. Several answers are "
-        "right for each row, and the row names one of them. The accuracy counts only this one, so "
-        "it stays low."
-    )
-    return Figure(COLUMN, "Right and wrong answers", caption, drawing)

@@ -6,14 +6,13 @@ With free running (greedy decoding), the model reads its own predictions of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.figures import Figure, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
@@ -122,38 +121,3 @@ def thought_columns(
         for name, right in outcome._asdict().items()
         for split, rows in members.items()
     }
-
-
-def thought_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
-    """Draw the fields of `ThoughtOutcome` by step, with one panel per field.
-
-    Return None if answers contain no bridge entities.
-    """
-    splits = [split for split in thought_rows(dataset) if split.startswith("test_")]
-    shown = [row for row in rows if all(f"bridge/{split}" in row for split in splits)]
-    if not splits or not shown:
-        return None
-    drawing, axes = new_drawing(13.0, 4.0, ncols=3, sharey=True)
-    steps = [row["step"] for row in shown]
-    titles = ("bridge", "last entity after the true bridge", "last entity after its own bridge")
-    for ax, name, title in zip(axes, ThoughtOutcome._fields, titles, strict=True):
-        ends = []
-        for split in splits:
-            values = [row[f"{name}/{split}"] for row in shown]
-            style = split_style(split)
-            ax.plot(steps, values, **style)
-            ends.append((values[-1], split, style["color"]))
-        step_axis(ax, steps[-1])
-        ax.set_ylim(-0.015, 1.015)
-        ax.set_title(title, fontsize=10)
-    label_ends(axes[-1], ends)
-    axes[0].set_ylabel("share of probe rows")
-    caption = (
-        "The answer of a chain is its bridge, followed by its last entity. Left: the share of "
-        "probe rows for which the model predicts the bridge. Middle: the share for which it "
-        "predicts the last entity after it has read the true bridge (teacher forcing). Right: "
-        "the share for which it predicts the last entity after it has read the bridge that it "
-        "predicted itself (free running). The accuracy of a split counts the answers that are "
-        "correct as a whole."
-    )
-    return Figure("chain_of_thought", "The parts of answers with a bridge", caption, drawing)

@@ -226,6 +226,7 @@ local.subprocess.Popen = lambda words, **how: started.append(words) or start(["t
 run_sweep(define("tests/sweeps/small.py", "seeds"), sys.argv[1], launcher="local", stop_at=0)
 assert len(started) == 3
 assert not xla_bridge.backends_are_initialized()
+assert "matplotlib" not in sys.modules  # every worker would need half a second to import it
 """
 
 

@@ -8,11 +8,8 @@ import pytest
 
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training.evaluation import Evaluation
-from implicit_reasoning.training.probability_difference import (
-    RANGES,
-    answer_ranges,
-    difference_figure,
-)
+from implicit_reasoning.training.probability_difference import RANGES, answer_ranges
+from implicit_reasoning.training.task_figures import difference_figure
 from implicit_reasoning.worlds import build
 from tests.model.exchange.models import filled
 

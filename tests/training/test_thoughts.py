@@ -7,7 +7,7 @@ import pytest
 
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training.evaluation import Evaluation
-from implicit_reasoning.training.thoughts import thought_figure
+from implicit_reasoning.training.task_figures import thought_figure
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 
