@@ -271,9 +271,8 @@ def test_tables_and_figures_are_those_of_what_is_kept(tmp_path):
     tables.write_tables(tmp_path, arms)
     for name in ("answers.md", "runs.md"):
         assert (tmp_path / name).read_text() == (KEPT / name).read_text()
-    drawn = {
-        name: getattr(figures, f"draw_{name}")(arms)
-        for name in (path.stem for path in KEPT.glob("*.png"))
-    }
-    assert drawn and all(drawing is not None for drawing in drawn.values())
-    assert all(getattr(figures, f"draw_{name}")({}) is None for name in drawn)
+    names = [path.stem for path in KEPT.glob("*.png")]
+    few = {name: arms[name] for name in ("in_context_by_doubling", "ladder") if name in arms}
+    drawn = {name for name in names if getattr(figures, f"draw_{name}")(few) is not None}
+    assert "induction" in drawn and set(names) - drawn <= {"addition", "gradients"}
+    assert all(getattr(figures, f"draw_{name}")({}) is None for name in names)
