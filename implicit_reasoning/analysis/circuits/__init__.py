@@ -1,13 +1,23 @@
 """Circuits: which edges of the model the answer is computed through.
 
-scores.py              effects of patching each edge, exact or estimated from gradients
-selection.py           circuits from scores: by rank, by growth from the logits, by threshold
-acdc.py                circuits by removal of one edge after the other
-evaluation.py          runs of circuits, knock-outs, and effects of single edges of a circuit
-curves.py              numbers from saved metrics: faithfulness, areas, AUROC, stability
-edge_patching.py       the instrument that patches each edge alone
-circuit_discovery.py   the instrument that finds circuits and measures their faithfulness
+Instruments and their figures:
+
+edge_patching.py       patches each edge alone, at every checkpoint
+circuit_discovery.py   finds circuits of all sizes, and measures how faithful they are
 edge_figures.py        figures of `edge_patching`
 discovery_figures.py   figures of `circuit_discovery`
 page.py                the page of a circuit, with a slider (circuit.html, circuit.css, circuit.js)
+
+Functions of arrays, for one model:
+
+scores.py              effects of patching each edge, exact or estimated from gradients
+nodes.py               effects of patching all edges of a sender together
+paths.py               effects of a value that travels along one path only
+corruptions.py         values of edges outside of a circuit: means, zeros, noise
+selection.py           circuits from scores: by rank, by growth from the logits, by threshold
+acdc.py                circuits by patching edges for good, one after another
+learned_masks.py       circuits by training a mask of all edges
+evaluation.py          runs of circuits: metrics, knock-outs, the effect of single edges
+curves.py              numbers from saved metrics: faithfulness, areas, AUROC, stability
+formats.py             files of EAP-IG and AutoCircuit
 """

@@ -53,7 +53,9 @@ def selectable(graph: EdgeGraph, n_pos: int) -> Bool[np.ndarray, "edge pos"]:
     )
 
 
-def top_n(graph: EdgeGraph, scores: Float[Array, "edge pos"]) -> Int[Array, "edge pos"]:
+def top_n(
+    graph: EdgeGraph, scores: Float[Array | np.ndarray, "edge pos"]
+) -> Int[Array, "edge pos"]:
     """Rank the edges by the absolute value of their scores.
 
     Args:
@@ -74,7 +76,9 @@ def top_n(graph: EdgeGraph, scores: Float[Array, "edge pos"]) -> Int[Array, "edg
     return jnp.where(can, ranks.reshape(scores.shape), order.size)
 
 
-def greedy(graph: EdgeGraph, scores: Float[Array, "edge pos"]) -> Int[Array, "edge pos"]:
+def greedy(
+    graph: EdgeGraph, scores: Float[Array | np.ndarray, "edge pos"]
+) -> Int[Array, "edge pos"]:
     """Rank the edges in the order in which a circuit grows from the logits.
 
     Only an edge whose receiver is part of the circuit can be added. At first, only the logits are.
@@ -115,7 +119,9 @@ def greedy(graph: EdgeGraph, scores: Float[Array, "edge pos"]) -> Int[Array, "ed
 
 
 def by_threshold(
-    graph: EdgeGraph, scores: Float[Array, "edge pos"], threshold: Float[Array, ""] | float
+    graph: EdgeGraph,
+    scores: Float[Array | np.ndarray, "edge pos"],
+    threshold: Float[Array, ""] | float,
 ) -> Bool[Array, "edge pos"]:
     """Return the circuit of all edges whose absolute score is at least the threshold.
 
@@ -136,7 +142,9 @@ def nested_circuits(
     return ranks[None] < jnp.minimum(jnp.asarray(sizes), most)[:, None, None]
 
 
-def prune(graph: EdgeGraph, circuit: Bool[Array, "edge pos"]) -> Bool[Array, "edge pos"]:
+def prune(
+    graph: EdgeGraph, circuit: Bool[Array | np.ndarray, "edge pos"]
+) -> Bool[Array, "edge pos"]:
     """Remove the edges that are on no path from the embeddings to the logits.
 
     The logits are those at the last position. All edges of a path are in the circuit.
