@@ -11,6 +11,7 @@ page.py                the page of a circuit, with a slider (circuit.html, circu
 Functions of arrays, for one model:
 
 scores.py              effects of patching each edge, exact or estimated from gradients
+cost.py                FLOPs of the scores, before anything runs
 nodes.py               effects of patching all edges of a sender together
 paths.py               effects of a value that travels along one path only
 corruptions.py         values of edges outside of a circuit: means, zeros, noise
