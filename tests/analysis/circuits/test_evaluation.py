@@ -54,6 +54,7 @@ def test_minimality_is_the_largest_change_by_one_edge():
     got = found()["minimality"]
     assert np.isfinite(got.effect).tolist() == [True] * len(CELLS) + [False] * 2
     np.testing.assert_array_equal(np.transpose(got[:2])[: len(CELLS)], CELLS)
+    assert np.nanmax(got.effect) > 0.1
     for (edge, pos), effect in zip(CELLS, got.effect, strict=False):
         one = np.zeros_like(CIRCUIT)
         one[edge, pos] = True

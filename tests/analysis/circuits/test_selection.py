@@ -34,7 +34,8 @@ def program(graph):
 
 def found(graph, scores, circuits=None):
     circuits = np.zeros(scores.shape, bool) if circuits is None else circuits
-    return dict(zip(("top", "greedy", "prune"), program(graph)(scores, circuits), strict=True))
+    results = jax.device_get(program(graph)(scores, circuits))
+    return dict(zip(("top", "greedy", "prune"), results, strict=True))
 
 
 def drawn(graph, n_pos, seed):
@@ -139,7 +140,7 @@ def test_circuits_of_all_sizes_are_nested():
     graph = WIDE
     ranks = found(graph, drawn(graph, 3, 1))["greedy"][0]
     sizes = np.array([0, 1, 5, 10**6])
-    circuits = np.asarray(selection.nested_circuits(ranks, sizes))
+    circuits = np.asarray(selection.nested_circuits(jnp.asarray(ranks), sizes))
     np.testing.assert_array_equal(circuits.sum((1, 2)), [0, 1, 5, graph.alive.sum()])
     assert (circuits[:-1] <= circuits[1:]).all()
 
@@ -158,12 +159,13 @@ def test_scores_of_other_positions_are_refused():
 def test_a_resample_draws_whole_clusters():
     """With one row per cluster that differs from 0, a mean is the share of this cluster's rows."""
     clusters = np.array([7, 7, 7, 2, 5, 5])
-    scores = jnp.asarray(clusters[None, None] == np.array([2, 5, 7])[:, None, None], jnp.float32)
-    means = selection.bootstrap_means(scores, clusters, jax.random.key(0), 400)[:, :, 0]
+    scores = (clusters[None, None] == np.array([2, 5, 7])[:, None, None]).astype(np.float32)
+    draw = jax.jit(lambda x: selection.bootstrap_means(x, clusters, jax.random.key(0), 400))
+    means = np.asarray(draw(scores))[:, :, 0]
     times = np.stack(np.meshgrid(*[range(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     rows = times[times.sum(1) == 3] * np.array([1, 2, 3])  # all resamples of three clusters
     shares = rows / rows.sum(1, keepdims=True)
-    distance = abs(np.asarray(means)[:, None] - shares[None]).max(2)
+    distance = abs(means[:, None] - shares[None]).max(2)
     assert distance.min(1).max() < 1e-6
     assert (distance.min(0) < 1e-6).sum() >= 9  # of ten possible resamples
     # Each cluster is drawn in one third of the draws.
@@ -171,7 +173,8 @@ def test_a_resample_draws_whole_clusters():
 
 
 def test_edges_of_one_sign():
-    means = jnp.asarray([[1.0, 1.0, -1.0, 0.0]] * 9 + [[1.0, -1.0, -1.0, 0.0]])[:, :, None]
-    mean = jnp.asarray([1.0, 1.0, -1.0, 0.0])[:, None]
-    assert selection.of_one_sign(means, mean, 0.95)[:, 0].tolist() == [True, False, True, False]
-    assert selection.of_one_sign(means, mean, 0.9)[:, 0].tolist() == [True, True, True, False]
+    means = np.array([[1.0, 1.0, -1.0, 0.0]] * 9 + [[1.0, -1.0, -1.0, 0.0]], np.float32)
+    mean = np.array([1.0, 1.0, -1.0, 0.0], np.float32)
+    select = jax.jit(selection.of_one_sign, static_argnums=2)
+    found = [select(means[:, :, None], mean[:, None], share)[:, 0] for share in (0.95, 0.85)]
+    assert np.asarray(found).tolist() == [[True, False, True, False], [True, True, True, False]]
