@@ -59,17 +59,18 @@ def exact_nodes(
       at_once: the number of runs that are computed together.
     """
     alive = alive_nodes(graph, by_position=by_position)
-    nodes = jnp.asarray(np.argwhere(alive))
+    nodes = np.argwhere(alive)
     run = functools.partial(forward_edges, model, params, runs.tokens, graph)
 
     def patched(node: Array) -> Array:
-        live = graph.node_mask(jnp.ones(alive.shape).at[node[0], node[1]].set(0))
-        return metric(run(live, runs.other)[0][:, 0])
+        kept = jnp.ones(alive.shape).at[node[0], node[1]].set(0, mode="drop")
+        return metric(run(graph.node_mask(kept), runs.other)[0][:, 0])
 
-    whole = metric(run(jnp.ones((len(graph.edges), 1)), runs.other)[0][:, 0])
-    effects = jax.lax.map(patched, nodes, batch_size=at_once) - whole[None]
-    empty = jnp.zeros((*alive.shape, effects.shape[1]), effects.dtype)
-    return empty.at[nodes[:, 0], nodes[:, 1]].set(effects)
+    # The last run patches a sender that does not exist, so it is the clean run.
+    cells = jnp.asarray(np.concatenate([nodes, [[len(graph.senders), 0]]]))
+    found = jax.lax.map(patched, cells, batch_size=at_once)
+    empty = jnp.zeros((*alive.shape, found.shape[1]), found.dtype)
+    return empty.at[nodes[:, 0], nodes[:, 1]].set(found[:-1] - found[-1:])
 
 
 def node_sums(graph: EdgeGraph, scores: Scores) -> NodeScores:

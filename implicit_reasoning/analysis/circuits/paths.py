@@ -127,17 +127,18 @@ def path_effects(
       masks: the paths, as from `path_masks`.
     """
 
-    def run(live: Array, other: Array) -> Array:
-        logits, _ = forward_edges(model, params, runs.tokens, graph, live, other)
-        return metric(logits[:, 0])
-
     def patched(path: tuple[Array, Array]) -> Array:
         live, sender = path
         other = runs.own.at[:, :, sender].set(runs.other[:, :, sender])
-        return run(live.astype(jnp.float32), other)
+        weights = live.astype(jnp.float32)
+        logits, _ = forward_edges(model, params, runs.tokens, graph, weights, other)
+        return metric(logits[:, 0])
 
-    clean = run(jnp.ones((len(graph.edges), 1)), runs.other)
-    return jax.lax.map(patched, (jnp.asarray(masks.live), jnp.asarray(masks.sender))) - clean[None]
+    # The first run has all edges live, so it is the clean run.
+    live = np.concatenate([np.ones_like(masks.live[:1]), masks.live])
+    sender = np.concatenate([masks.sender[:1], masks.sender])
+    found = jax.lax.map(patched, (jnp.asarray(live), jnp.asarray(sender)))
+    return found[1:] - found[:1]
 
 
 def _live(graph: EdgeGraph, path: EdgePath) -> Bool[np.ndarray, "edge pos"]:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from implicit_reasoning.analysis.circuits import (
     acdc,
@@ -18,6 +19,7 @@ from tests.analysis.circuits import tiny
 CHECKPOINTS, TAUS = 3, np.array([0.01, 0.1], np.float32)
 
 
+@pytest.mark.slow
 def test_shapes_over_checkpoints():
     graph, model = tiny.GRAPH, tiny.MODEL
     mask = graph.alive
