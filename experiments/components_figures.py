@@ -19,10 +19,12 @@ from implicit_reasoning.figures import (
     BLUE,
     GREEN,
     GREY,
+    OLIVE,
     ORANGE,
     PURPLE,
     SERIES_COLORS,
     VERMILION,
+    WINE,
     log_axis,
     new_drawing,
     step_axis,
@@ -113,13 +115,12 @@ def draw_accuracy(ax: Axes, arm: Arm, splits: Sequence[str] = ("train_ii", "test
 
 def finish(drawing: Any, table: Any, arms: Mapping[str, Arm], labels: Sequence[str]) -> Any:
     """Set the axes and the legend of a figure with a column for each arm."""
-    for row, label in zip(table, labels, strict=True):
+    for place, (row, label) in enumerate(zip(table, labels, strict=True)):
         row[0].set_ylabel(label, fontsize=9)
-    for row in table:
         for ax, arm in zip(row, arms.values(), strict=True):
             step_axis(ax, int(arm.parts["training"]["evaluation"][-1]))
             ax.set_xlim(left=10)
-            ax.set_xlabel("training step (log)" if row is table[-1] else "", fontsize=9)
+            ax.set_xlabel("training step (log)" if place == len(table) - 1 else "", fontsize=9)
             ax.tick_params(labelsize=8)
     entries: dict[str, Any] = {}
     for ax in table.flat:
@@ -344,15 +345,18 @@ def draw_neurons(arms: Mapping[str, Arm]) -> Any:
     arms = with_node(arms, "neuron_keys")
     if not arms:
         return None
-    drawing, table = grid(arms, 2)
+    drawing, table = grid(arms, 2, sharey="row")
+    colors = (*SERIES_COLORS, OLIVE, WINE)
     for column, arm in enumerate(arms.values()):
         part, (top, low) = arm.parts["neuron_keys"], table[:, column]
         count = part["n_neurons"]
-        for name, color in zip(part["trigger"].values, SERIES_COLORS, strict=False):
+        for name, color in zip(part["trigger"].values, colors, strict=False):
             shares = part["kinds"].sel(trigger=name) / count
             draw_runs(top, shares.mean("block").max("pos"), color, f"key: {name}")
         null = (part["null_kinds"] / count).mean("block").max("pos")
-        draw_runs(top, null, BLACK, "null: permuted facts", linestyle="--")
+        draw_runs(top, null, GREY, "null: permuted facts", linestyle="--")
+        top.set_ylim(bottom=0)
+        low.set_ylim(-0.02, 1.02)
         if "enrichment" in arm.parts:
             at = arm.parts["enrichment"].isel(group=0).sel(off="MLPs", layer=1)
             shares = known(at, "attributes")
@@ -365,8 +369,6 @@ def draw_neurons(arms: Mapping[str, Arm]) -> Any:
                 "null: tails of another entity",
                 linestyle="--",
             )
-        for ax in (top, low):
-            ax.set_ylim(-0.02, 1.02)
     return finish(drawing, table, arms, ("share of neurons\nwith F1 >= .5", "share of the tails"))
 
 
