@@ -34,7 +34,10 @@ written, some of them were tried on the runs `ladder_w0_i0` and `ladder_early_w0
 after the first run of `in_context_by_doubling`. A half-time was the step at half of the last value,
 which is step 0 for a curve that begins above it; it is now the step halfway between first and last
 value. In rule 1 (b), drops and rises were compared per interval between checkpoints, although
-intervals differ in length; they are now compared per unit of log(step + 1).
+intervals differ in length; they are now compared per unit of log(step + 1). Two choices of what
+is measured also came after the first measurements, to save time: `attribution` has only the pairs
+with another bridge in training chains, and `ablation`, `neuron_keys` and `fact_neurons` measure
+only the stages.
 
 Intervals of one run are 95% intervals clustered by bridge or fact, as the instruments compute them.
 Intervals over runs are 95% t intervals over the means of the four worlds. A rule about runs is
