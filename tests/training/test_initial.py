@@ -70,7 +70,7 @@ def test_trials_of_a_population_begin_with_their_own_checkpoints(source, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from__step": 26}, r"init_from.step is 26, but .* no checkpoint .* steps 0, 1,"),
+        ({"init_from__step": 26}, r"init_from.step is 26, but .* no checkpoint .* steps 0, 25,"),
         ({"init_from__workdir": "nowhere"}, "there is no directory|not a run directory|nowhere"),
         (
             {"model__d_mlp": 24},
