@@ -160,12 +160,12 @@ VERBS: dict[str, Verb] = {
             ),
             "again": _AGAIN,
             "pairs": Flag(
-                "pairs of prompts for pair_patching and neuron_patching: bridge, "
+                "pairs of prompts for instruments of pairs, such as pair_patching: bridge, "
                 "exchange_e1, exchange_r1, ..., or file.py:function for your own",
                 value="NAME",
             ),
             "metrics": Flag(
-                "metrics for pair_patching and neuron_patching: logit_difference, probability, "
+                "metrics for instruments of pairs: logit_difference, probability, "
                 "log_probability, accuracy, divergence, or file.py:function for your own",
                 many=True,
                 default=(),
