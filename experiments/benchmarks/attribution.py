@@ -7,7 +7,8 @@ The models are checkpoints of the `pocket` shape with random weights. For every 
 effects of all cells are estimated: the difference of the values in the corrupt run and in the clean
 run, times the gradient of a logit difference in the clean run. Cells are states, block parts
 (attention, MLP, heads), queries, keys and values of heads, and neurons, in all layers and at all
-positions. The variants run in turns on every core:
+positions. The result has the mean effect of every cell over the prompts, as in Nanda 2022,
+"Attribution patching". The variants run in turns on every core:
 
 - `ours`: one program for all checkpoints (`forward_at`, `site_gradients`, `effects_of`).
 - `transformer_lens`: TransformerLens 2, one checkpoint after another, in a separate process without
@@ -121,7 +122,7 @@ def make_inputs(flags: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def ours(
     model: Transformer, params: Params, inputs: Mapping[str, np.ndarray]
 ) -> Callable[[], dict[str, Any]]:
-    """Return a function that estimates all effects at all checkpoints, in one program."""
+    """Return a function that estimates all mean effects at all checkpoints, in one program."""
     clean, corrupted, answers = (jnp.asarray(value) for value in inputs.values())
     rows, sites = np.arange(len(clean)), cell_sites(model, KINDS)
 
@@ -132,7 +133,8 @@ def ours(
         base = site_gradients(partial(forward_at, model, params, clean), metric, sites)
         _, donor = forward_at(model, params, corrupted, sites=sites)
         differences = {site: donor[site] - base.values[site] for site in sites}
-        return effects_of(model, differences, base.gradients, KINDS)
+        found = effects_of(model, differences, base.gradients, KINDS)
+        return {kind: by_prompt.mean(-1) for kind, by_prompt in found.items()}
 
     program = jax.jit(lambda params: map_over_axis(effects, params))
     return lambda: program(params)

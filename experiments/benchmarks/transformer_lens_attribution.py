@@ -63,7 +63,7 @@ def main(folder: Path, threads: int) -> None:
 
 
 def effects(model: HookedTransformer, clean: Any, corrupted: Any, answers: torch.Tensor) -> Tensors:
-    """Return the effects of one checkpoint by kind of cells, with the example as the last axis."""
+    """Return the mean effects of one checkpoint over the prompts, by kind of cells."""
     blocks = range(model.cfg.n_layers)
     states = [f"blocks.{block}.hook_resid_pre" for block in blocks]
     states.append(f"blocks.{blocks[-1]}.hook_resid_post")
@@ -81,11 +81,11 @@ def effects(model: HookedTransformer, clean: Any, corrupted: Any, answers: torch
         (picked[:, 0] - picked[:, 1]).sum().backward()
 
     def product(site: str) -> torch.Tensor:
-        """Return the sum over the last axis, [pos, *head, example]."""
-        return ((donor[site] - base[site]) * gradients[site]).sum(-1).movedim(0, -1)
+        """Return the mean over prompts of the sum over the last axis, [pos, *head]."""
+        return ((donor[site] - base[site]) * gradients[site]).sum(-1).mean(0)
 
     def by_head(site: str) -> torch.Tensor:
-        return product(site).transpose(0, 1)
+        return product(site).T
 
     found: dict[str, list[torch.Tensor]] = {"parts": [], "projections": [], "neurons": []}
     for block in (f"blocks.{block}." for block in blocks):
@@ -94,8 +94,7 @@ def effects(model: HookedTransformer, clean: Any, corrupted: Any, answers: torch
         of_heads = [by_head(f"{block}{name}") for name in PROJECTIONS]
         found["projections"].append(torch.stack(of_heads))
         site = f"{block}{NEURONS}"
-        by_neuron = (donor[site] - base[site]) * gradients[site]
-        found["neurons"].append(by_neuron.permute(2, 1, 0))
+        found["neurons"].append(((donor[site] - base[site]) * gradients[site]).mean(0).T)
     return {
         "states": torch.stack([product(site) for site in states]),
         **{kind: torch.stack(of_blocks) for kind, of_blocks in found.items()},
