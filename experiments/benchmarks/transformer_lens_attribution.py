@@ -4,9 +4,9 @@
 
 FOLDER contains one folder for each checkpoint (`ours.safetensors`, `ours.json`), numbered from 0,
 and `inputs.npz` (clean, corrupted, answers). For every input line, the process computes the effects
-of all checkpoints and writes its seconds as one line of JSON. If the input line is "effects", the
-process also writes `effects.npz` to FOLDER. If it ends with "all gradients", the backward pass
-computes the gradients of all weights.
+of all checkpoints and writes the seconds of wall and processor as one line of JSON. If the input
+line is "effects", the process also writes `effects.npz` to FOLDER. If it ends with "all gradients",
+the backward pass computes the gradients of all weights.
 """
 
 from __future__ import annotations
@@ -53,13 +53,16 @@ def main(folder: Path, threads: int) -> None:
         for model in models:
             model.requires_grad_(of_weights)
             model.zero_grad(set_to_none=True)
-        began = time.perf_counter()
+        began, of_cpu = time.perf_counter(), time.process_time()
         found = [effects(model, *given) for model in models]
-        seconds = time.perf_counter() - began
+        took = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - of_cpu,
+        }
         if line.strip() == "effects":
             kept = {kind: torch.stack([one[kind] for one in found]).numpy() for kind in found[0]}
             np.savez(folder / "effects.npz", **kept)
-        print(json.dumps({"seconds": seconds}), file=replies, flush=True)
+        print(json.dumps(took), file=replies, flush=True)
 
 
 def effects(model: HookedTransformer, clean: Any, corrupted: Any, answers: torch.Tensor) -> Tensors:

@@ -123,13 +123,16 @@ def effects_of(
 
     def neurons(block: str) -> Array:
         site = f"{block}mlp.hook_post"
-        return _pad((differences[site] * gradients[site]).transpose(2, 1, 0), n_pos)
+        return _pad((differences[site] * gradients[site]).swapaxes(1, 2), n_pos, axis=-1)
 
-    def states() -> Array:
-        return jnp.stack([product(site) for site in state_sites(model)])
-
-    inside = {"parts": parts, "projections": projections, "neurons": neurons}
-    return {kind: in_blocks(inside[kind]) if kind in inside else states() for kind in kinds}
+    effects = {
+        "states": lambda: jnp.stack([product(site) for site in state_sites(model)]),
+        "parts": lambda: in_blocks(parts),
+        "projections": lambda: in_blocks(projections),
+        # Axes are moved after the stack, so that a sum over examples does not need the new order.
+        "neurons": lambda: jnp.moveaxis(in_blocks(neurons), 1, -1),
+    }
+    return {kind: effects[kind]() for kind in kinds}
 
 
 def moved_cells(
@@ -165,10 +168,14 @@ def reach_answer(model: Transformer, kind: str, n_pos: int) -> Bool[np.ndarray, 
     return read
 
 
-def _pad(values: Float[Array, "*cell pos example"], n_pos: int) -> Array:
-    """Add zeros in front: the last block may have values at the last position only."""
-    missing = n_pos - values.shape[-2]
-    return jnp.pad(values, [(0, 0)] * (values.ndim - 2) + [(missing, 0), (0, 0)])
+def _pad(values: Array, n_pos: int, axis: int = -2) -> Array:
+    """Add zeros in front of an axis of positions.
+
+    The last block may have values at the last position only.
+    """
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = (n_pos - values.shape[axis], 0)
+    return jnp.pad(values, widths)
 
 
 def estimated_effects(
