@@ -228,7 +228,8 @@ def mask_gradients(
       nodes: the number of Gauss-Legendre nodes.
       points: patched shares, from 0 (clean) to 1 (corrupt), over which the gradient is averaged
         with equal weights. They replace the Gauss-Legendre nodes. AutoCircuit's setting
-        `integrated_grad_samples=5` averages over 0, .2, .4, .6, .8 and 1.
+        `integrated_grad_samples=5` uses the six points 0, .2, .4, .6, .8 and 1. It sums over them,
+        and its loss is minus the metric, so its scores are -6 times these.
     """
     if points is None:
         roots, weights = np.polynomial.legendre.leggauss(nodes)
