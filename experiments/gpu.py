@@ -115,7 +115,7 @@ def attempt(about: dict[str, Any], what: str) -> Iterator[None]:
     """Write an error within a `with` statement to `about["failed"][what]`, and go on after it."""
     try:
         yield
-    except Exception:
+    except Exception:  # whatever fails, the parts that follow still use the lent machine
         traceback.print_exc()
         about.setdefault("failed", {})[what] = traceback.format_exc()
 

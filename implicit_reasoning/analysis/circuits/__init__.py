@@ -4,6 +4,7 @@ Instruments and their figures:
 
 edge_patching.py       patches each edge alone, at every checkpoint
 circuit_discovery.py   finds circuits of all sizes, and measures how faithful they are
+edge_instrument.py     the base class of both
 edge_figures.py        figures of `edge_patching`
 discovery_figures.py   figures of `circuit_discovery`
 page.py                the page of a circuit, with a slider (circuit.html, circuit.css, circuit.js)

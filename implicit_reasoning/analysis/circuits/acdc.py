@@ -97,7 +97,9 @@ def acdc(
         carry = alive, run(starts[-1], jnp.ones_like(alive))
         for start, cells in zip(reversed(starts), order, strict=True):
 
-            def visit(carry: tuple[Array, Array], cell: Array, start: BlockStart = start):  # type: ignore[no-untyped-def]
+            def visit(
+                carry: tuple[Array, Array], cell: Array, start: BlockStart = start
+            ) -> tuple[tuple[Array, Array], None]:
                 circuit, now = carry
                 without = circuit.at[jnp.divmod(cell, n_pos)].set(False)
                 then = run(start, without)

@@ -28,20 +28,14 @@ from implicit_reasoning.analysis.circuits.discovery_figures import (
     curves_figure,
     over_training_figure,
 )
-from implicit_reasoning.analysis.instrument import Examples, NotApplicable
+from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
+from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with
-from implicit_reasoning.analysis.patching.pair_instrument import (
-    PairInstrument,
-    batch_of,
-    limit_pairs,
-    mean_by_group,
-)
+from implicit_reasoning.analysis.patching.pair_instrument import batch_of, mean_by_group
 from implicit_reasoning.analysis.patching.pairs import PairsFunction
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.graph import EdgeGraph, forward_edges
 from implicit_reasoning.worlds import Dataset
 
@@ -55,16 +49,16 @@ output, and `random` at random; both are baselines.
 
 BASELINES = ("magnitude", "random")
 
-_MAX_PAIRS = 96  # pairs of each group
 _AT_ONCE = 32
 _MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
 _SEED = 0
 
 
-class CircuitDiscovery(PairInstrument):
+class CircuitDiscovery(EdgeInstrument):
     """Instrument that finds circuits of all sizes, and measures their faithfulness."""
 
     name = "circuit_discovery"
+    max_pairs = 96  # of each group; half of those of the first group find the circuit
     definition = (
         "Pairs of a clean and a corrupt prompt, of which the clean prompt is answered correctly. "
         "Edges at positions are ranked by their mean scores on half of the clusters of the first "
@@ -85,7 +79,6 @@ class CircuitDiscovery(PairInstrument):
     }
     given = {"faithfulness": "measured", "kept": "measured"}
     nulls = {"random order": {"order": "random"}, "size of the change": {"order": "magnitude"}}
-    default = False
 
     def __init__(
         self,
@@ -105,17 +98,8 @@ class CircuitDiscovery(PairInstrument):
         Raises:
           InputError: a function is not found, or there is more than one metric.
         """
-        super().__init__(pairs, metrics)
-        if len(self.metrics) > 1:
-            raise InputError(
-                f"{self.name} needs exactly one metric, got "
-                f"{', '.join(metric.name for metric in self.metrics)}"
-            )
-        self.groups = tuple(groups)
-
-    def options(self) -> dict[str, Any]:
-        """Return the identity of the pairs function and of the metric, and the groups."""
-        return super().options() | {"groups": list(self.groups)}
+        super().__init__(pairs, metrics, groups)
+        self.require_one_metric()
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Make the prompt pairs, and choose those on which circuits are found.
@@ -124,14 +108,12 @@ class CircuitDiscovery(PairInstrument):
           NotApplicable: the blocks of the model are not `gpt2`.
           InputError: the pairs have no group with one of the chosen names.
         """
-        require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        made = limit_pairs(super().examples(model, dataset), _MAX_PAIRS, self.groups)
+        made = super().examples(model, dataset)
         graph = EdgeGraph(model.spec, made.inputs["clean"].shape[1])
         finds = half_of_clusters(made.clusters, made.group == 0)
         coords = {
             **made.coords,
             "order": ORDERS,
-            "edge": tuple(map(str, graph.edges)),
             "size": tuple(curve_points(int(graph.alive.sum())).sizes.tolist()),
         }
         return dataclasses.replace(made, inputs=made.inputs | finds, coords=coords)

@@ -16,7 +16,6 @@ Sources: Goldowsky-Dill et al. 2023, "Localizing model behavior with path patchi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,25 +27,18 @@ from jaxtyping import Array, Bool, Key
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
 from implicit_reasoning.analysis.circuits.edge_figures import edges_figure, map_figure
+from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
 from implicit_reasoning.analysis.claims import (
     MAJORITY,
     MAX_UPPER_BOUND,
     Claim,
     has_min_clusters,
 )
-from implicit_reasoning.analysis.instrument import Examples, NotApplicable
-from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch, over_cells
+from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with
-from implicit_reasoning.analysis.patching.pair_instrument import (
-    PairInstrument,
-    batch_of,
-    limit_pairs,
-    mean_by_group,
-)
-from implicit_reasoning.analysis.patching.pairs import PairsFunction
+from implicit_reasoning.analysis.patching.pair_instrument import batch_of, mean_by_group
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.edge_patches import edge_cache_sites, edge_cells, edge_logits
 from implicit_reasoning.model.graph import EdgeGraph, sender_outputs
 from implicit_reasoning.model.units import Edge
@@ -58,24 +50,23 @@ DONORS = ("pair", "another pair", "zero")
 
 _MIN_GAP = 1e-4  # effects are not computed if the metrics of the two runs differ by less
 _MIN_CHANGE = 1e-6  # a sender whose output changes by less, relative to its norm, does not differ
-_MAX_PAIRS = 60  # pairs of each group; each is patched at all edges
 _AT_ONCE = 32  # pairs per chunk; all edges of a pair are patched at the same time
 
 
-class EdgePatching(PairInstrument):
+class EdgePatching(EdgeInstrument):
     """Instrument that patches each edge at each position."""
 
     name = "edge_patching"
+    max_pairs = 60  # of each group, because every pair is patched at all edges
     definition = (
         "Pairs of a clean and a corrupt prompt, of which the clean prompt is answered correctly. "
         "One receiver reads the output of one sender, at one position, from the donor run. effect: "
         "(patched - clean) / (corrupt - clean) of a metric; the denominator is its mean over the "
         "pairs of the group that count. donor zero: the receiver reads zeros. broken: share of "
-        "answers that are no longer correct. "
-        "differs: share of pairs whose corrupt run gives the sender another output at the "
-        "position; other edges have no effect by construction. compared: whether the metric counts "
-        "for the pair, and its group means differ between the two runs. Null: the donor run is "
-        "that of another pair of the group."
+        "answers that are no longer correct. differs: share of pairs whose corrupt run gives the "
+        "sender another output at the position; other edges have no effect by construction. "
+        "compared: whether the metric counts for the pair, and its group means differ between the "
+        "two runs. Null: the donor run is that of another pair of the group."
     )
     outputs = {
         "effect": ("metric", "donor", "edge", "pos", "example"),
@@ -86,44 +77,6 @@ class EdgePatching(PairInstrument):
     }
     given = {"effect": "compared", "broken": "correct", "differs": "correct"}
     nulls = {"another pair's run": {"donor": DONORS[1]}}
-    default = False
-
-    def __init__(
-        self,
-        pairs: str | PairsFunction = "bridge",
-        metrics: Sequence[str | Metric] = ("logit_difference",),
-        groups: Sequence[str] = (),
-    ):
-        """Find the function that makes the pairs, and the metrics.
-
-        Args:
-          pairs: a key of `pairs.PAIRS`, an import path, or a function.
-          metrics: keys of `metrics.METRICS`, import paths, or functions.
-          groups: names of the groups of pairs to measure; empty for all groups. The cost is
-            proportional to the number of groups.
-
-        Raises:
-          InputError: a function is not found.
-        """
-        super().__init__(pairs, metrics)
-        self.groups = tuple(groups)
-
-    def options(self) -> dict[str, Any]:
-        """Return the identity of the pairs function and of every metric, and the groups."""
-        return super().options() | {"groups": list(self.groups)}
-
-    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the prompt pairs.
-
-        Raises:
-          NotApplicable: the blocks of the model are not `gpt2`.
-          InputError: the pairs have no group with one of the chosen names.
-        """
-        require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        made = limit_pairs(super().examples(model, dataset), _MAX_PAIRS, self.groups)
-        graph = EdgeGraph(model.spec, made.inputs["clean"].shape[1])
-        edges = tuple(map(str, graph.edges))
-        return dataclasses.replace(made, coords={**made.coords, "edge": edges})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of `donor`; `examples` returns those that depend on the pairs."""

@@ -99,11 +99,7 @@ class PairAttribution(PairInstrument):
           InputError: a function is not found, there is more than one metric, or `nodes` is below 1.
         """
         super().__init__(pairs, metrics)
-        if len(self.metrics) > 1:
-            raise InputError(
-                f"{self.name} needs exactly one metric, got "
-                f"{', '.join(metric.name for metric in self.metrics)}"
-            )
+        self.require_one_metric()
         if nodes < 1:
             raise InputError(f"nodes is {nodes}; it must be at least 1, such as {_NODES}")
         self.nodes = nodes

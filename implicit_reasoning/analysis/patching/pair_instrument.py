@@ -52,6 +52,16 @@ class PairInstrument(Instrument):
         """
         self.pairs, self.metrics = find_pairs(pairs), find_metrics(metrics)
 
+    def require_one_metric(self) -> None:
+        """Raise an error if the user chose several metrics, for instruments that use one.
+
+        Raises:
+          InputError: there is more than one metric.
+        """
+        if len(self.metrics) > 1:
+            names = ", ".join(metric.name for metric in self.metrics)
+            raise InputError(f"{self.name} needs exactly one metric, got {names}")
+
     def options(self) -> dict[str, Any]:
         """Return the identity of the pairs function and of every metric.
 

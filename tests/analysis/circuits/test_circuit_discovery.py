@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 
 from implicit_reasoning.analysis import measure
-from implicit_reasoning.analysis.circuits import circuit_discovery
 from implicit_reasoning.analysis.circuits.circuit_discovery import (
     BASELINES,
     ORDERS,
@@ -21,7 +20,7 @@ from tests.analysis.planted_subject import known
 @functools.cache
 def discovered():
     instrument = CircuitDiscovery(pairs="exchange_e1", groups=("train_ii",))
-    with unittest.mock.patch.object(circuit_discovery, "_MAX_PAIRS", 24):
+    with unittest.mock.patch.object(CircuitDiscovery, "max_pairs", 24):
         return instrument, measure(instrument, known("idle_copy").subject, progress=False)
 
 

@@ -119,6 +119,7 @@ def test_defaults_of_pairs_are_filled_in():
     with pytest.raises(
         InputError, match="returned an object of type list; return an implicit_reasoning"
     ):
+        # The wrong type is what the test is about.
         make_pairs(find_pairs(lambda dataset: list(dataset.splits)), DATA, MODEL)  # type: ignore
 
 

@@ -1,0 +1,65 @@
+"""The base class of instruments that measure edges on prompt pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from implicit_reasoning.analysis.instrument import Examples, NotApplicable
+from implicit_reasoning.analysis.patching.metrics import Metric
+from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument, limit_pairs
+from implicit_reasoning.analysis.patching.pairs import PairsFunction
+from implicit_reasoning.model import Transformer
+from implicit_reasoning.model.blocks import require_gpt2
+from implicit_reasoning.model.graph import EdgeGraph
+from implicit_reasoning.worlds import Dataset
+
+
+class EdgeInstrument(PairInstrument):
+    """Base class of instruments whose results have the dimensions `edge` and `pos`.
+
+    Attributes:
+      max_pairs: the maximum number of pairs of each group.
+      groups: the names of the groups of pairs to measure; empty for all groups.
+    """
+
+    max_pairs: ClassVar[int]
+    default = False
+
+    def __init__(
+        self,
+        pairs: str | PairsFunction = "bridge",
+        metrics: Sequence[str | Metric] = ("logit_difference",),
+        groups: Sequence[str] = (),
+    ):
+        """Find the function that makes the pairs, and the metrics.
+
+        Args:
+          pairs: a key of `pairs.PAIRS`, an import path, or a function.
+          metrics: keys of `metrics.METRICS`, import paths, or functions.
+          groups: names of the groups of pairs to measure; empty for all groups. The cost is
+            proportional to the number of groups.
+
+        Raises:
+          InputError: a function is not found.
+        """
+        super().__init__(pairs, metrics)
+        self.groups = tuple(groups)
+
+    def options(self) -> dict[str, Any]:
+        """Return the identity of the pairs function and of every metric, and the groups."""
+        return super().options() | {"groups": list(self.groups)}
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the prompt pairs, with the names of all edges as labels.
+
+        Raises:
+          NotApplicable: the blocks of the model are not `gpt2`.
+          InputError: the pairs have no group with one of the chosen names.
+        """
+        require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
+        made = limit_pairs(super().examples(model, dataset), self.max_pairs, self.groups)
+        graph = EdgeGraph(model.spec, made.inputs["clean"].shape[1])
+        edges = tuple(map(str, graph.edges))
+        return dataclasses.replace(made, coords={**made.coords, "edge": edges})
