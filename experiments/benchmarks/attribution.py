@@ -49,7 +49,7 @@ from machines import keep
 from outfile import OUT
 from patch_flops import gradient_flops, run_flops, trimmed_flops, trimmed_gradient_flops
 from peer import Peer, start_fastest
-from shapes import random_model
+from shapes import POCKET, random_model
 from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.components.estimates import cell_sites, effects_of
@@ -64,12 +64,7 @@ from implicit_reasoning.runtime.mapping import map_over_axis
 
 FLAGS = {
     "checkpoints": 20,
-    "layers": 2,
-    "width": 256,
-    "heads": 4,
-    "prompts": 64,
-    "vocab": 110,
-    "positions": 3,
+    **POCKET,
     "rounds": 15,
     "calls": 3,
     "clock": "wall",
@@ -77,7 +72,7 @@ FLAGS = {
     "name": "attribution",
     "out": OUT,
 }
-SIZES = ("checkpoints", "layers", "width", "heads", "prompts", "vocab", "positions", "calls")
+SIZES = ("checkpoints", *POCKET, "calls")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KINDS = ("states", "parts", "projections", "neurons")
 OURS, FROZEN, ALL = "ours", "transformer_lens", "transformer_lens, all gradients"

@@ -49,7 +49,7 @@ from machines import keep
 from outfile import OUT
 from peer import Peer, start_fastest
 from product_flops import product_flops
-from shapes import random_model
+from shapes import POCKET, random_model
 from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.circuits.acdc import acdc, visiting_orders
@@ -64,19 +64,14 @@ from implicit_reasoning.runtime.mapping import map_over_axis
 
 FLAGS = {
     "checkpoints": 20,
-    "layers": 2,
-    "width": 256,
-    "heads": 4,
-    "prompts": 64,
-    "vocab": 110,
-    "positions": 3,
+    **POCKET,
     "rounds": 15,
     "calls": 1,
     "peer": ".peers/auto_circuit/bin/python",
     "name": "circuits",
     "out": OUT,
 }
-SIZES = ("checkpoints", "layers", "width", "heads", "prompts", "vocab", "positions", "calls")
+SIZES = ("checkpoints", *POCKET, "calls")
 EXACT, GRADIENTS, ACDC = JOBS = ("exact", "integrated mask gradients", "ACDC")
 OURS, PEER = "ours", "auto_circuit"
 SAMPLES = 5  # AutoCircuit's `integrated_grad_samples`

@@ -44,7 +44,7 @@ from machines import keep
 from outfile import OUT
 from patch_flops import cone_flops, run_flops
 from peer import Peer, start_fastest
-from shapes import random_model
+from shapes import POCKET, random_model
 from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.patching.grids import patch_states
@@ -57,19 +57,14 @@ from implicit_reasoning.model.exchange import save_weights
 from implicit_reasoning.model.wirings import forward_at
 
 FLAGS = {
-    "layers": 2,
-    "width": 256,
-    "heads": 4,
-    "prompts": 64,
-    "vocab": 110,
-    "positions": 3,
+    **POCKET,
     "rounds": 15,
     "calls": 5,
     "peer": ".peers/transformer_lens_2/bin/python",
     "name": "patch_grid",
     "out": OUT,
 }
-SIZES = ("layers", "width", "heads", "prompts", "vocab", "positions", "calls")
+SIZES = (*POCKET, "calls")
 AS_CLOSE = 1e-3  # tolerance for the logits of a cell
 
 

@@ -9,6 +9,16 @@ import jax
 
 from implicit_reasoning.model import Params, Spec, Transformer
 
+POCKET = {
+    "layers": 2,
+    "width": 256,
+    "heads": 4,
+    "prompts": 64,
+    "vocab": 110,
+    "positions": 3,
+}
+"""Flags of the size `pocket`: a model that `random_model` makes, and a number of prompts."""
+
 
 def random_model(flags: Mapping[str, Any], **more: Any) -> tuple[Transformer, Params]:
     """Return a model with the flags vocab, positions, layers, width and heads, and its parameters.
