@@ -4,23 +4,22 @@ r"""Early supervision: which weight, which blocks and which rows, and what does 
 
 The task is `ladder` at pocket, with narrower models (width 128) and 4,000 steps. With these
 settings, the usual loss memorizes and early supervision composes, so differences between settings
-are large. Three parts vary one setting each, from weight 6 and single facts:
+are large. Each part varies one setting, from weight 6, single facts and the model's unembedding:
 
 - `weight`: 0 (the usual loss) to 12, two blocks.
 - `rows`: the rows with an early target. `atomic` are single facts. `chains` are chains, whose
   target at r1 is the bridge. `all` are both.
 - `layers`: models with four blocks. One of the first three blocks is supervised, or all three, or
   none.
+- `readout`: a trained linear map of the state in place of the final norm and the unembedding.
 
 Each setting has three runs, which differ in world and initialization. Three runs support no claim
 about training; the table has their mean and their range.
 
-A trained linear map in place of the unembedding is not measured, because the loss has no such
-option.
-
 Smoke test:
     python experiments/early_supervision.py --steps=20 --width=16 --seeds=1 \
-        --weights=0,6 --rows=atomic --layers=0 --runs=runs/smoke/early --out=runs/smoke/early_out
+        --weights=0,6 --rows=atomic --layers=0 --readouts=map \
+        --runs=runs/smoke/early --out=runs/smoke/early_out
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from early_readout import train_with_readout
 from matplotlib.axes import Axes
+from ml_collections import ConfigDict
 
 from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
 from implicit_reasoning.errors import InputError
@@ -41,6 +42,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import one_device_per_core, provenance
 from implicit_reasoning.sweeps import Runs, make_sweep, run_sweep
 from implicit_reasoning.training.estimate import plan
+from implicit_reasoning.worlds import Dataset, build
 from implicit_reasoning.worlds.shortcuts import shortcuts
 
 FLAGS = {
@@ -48,6 +50,7 @@ FLAGS = {
     "weights": Flag(kind=float, many=True, default=(0.0, 0.3, 1.0, 3.0, 6.0, 12.0)),
     "rows": Flag(many=True, default=("atomic", "chains", "all")),
     "layers": Flag(many=True, default=("none", "0", "1", "2", "0+1+2")),
+    "readouts": Flag(many=True, default=("map",)),
     "seeds": 3,
     "width": 128,
     "steps": 4_000,
@@ -72,7 +75,9 @@ def main(argv: list[str]) -> None:
     trials = [{**of[2], "seed": seed, "task.world_seed": seed} for seed in seeds for of in settings]
     run_sweep(make_sweep(base, trials), flags["runs"])
     opened = iter(Runs(flags["runs"]))
-    found = [row_of(part, setting, next(opened)) for _ in seeds for part, setting, _ in settings]
+    found = [of_run(part, setting, next(opened)) for _ in seeds for part, setting, _ in settings]
+    if "map" in flags["readouts"]:
+        found += [with_map(base, seed, flags["runs"]) for seed in seeds]
     write_json(flags["out"] / RAW, {"runs": found, "made_with": provenance()})
     write(flags["out"])
 
@@ -110,30 +115,59 @@ def settings_of(flags: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, 
         yield "layers", layers, {"model.n_layers": DEEP, **chosen}
 
 
-def row_of(part: str, setting: str, run: Run) -> dict[str, Any]:
+def of_run(part: str, setting: str, run: Run) -> dict[str, Any]:
+    """Return the row of the raw numbers of a trial."""
+    rows = [row for row in run.metrics if "accuracy/test_ii" in row]
+    return row_of(part, setting, run.config, run.dataset, rows)
+
+
+def with_map(base: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the row of the run with a trained map, which is trained if it is not saved yet."""
+    config = apply_overrides(
+        base, {f"{GROUP}.weight": USUAL_WEIGHT, "seed": seed, "task.world_seed": seed}
+    )
+    dataset, saved = build(config.task), folder / "readout" / f"map_{seed}.json"
+    if not saved.exists():
+        write_json(saved, [*train_with_readout(config, dataset)])
+    return row_of("readout", "trained map", config, dataset, read_json(saved))
+
+
+def row_of(
+    part: str,
+    setting: str,
+    config: ConfigDict,
+    dataset: Dataset,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     """Return the accuracies of a run at its end, the steps to thresholds, and the cost of a step.
 
     The threshold of train_ii is .99, and those of test_ii and test_c0 are .5. A threshold that is
     not reached is None.
+
+    Args:
+      part: the part of the study.
+      setting: the setting of this part.
+      config: the configuration of the run.
+      dataset: the dataset of the run.
+      rows: the rows of metrics with an evaluation.
     """
-    rows = [row for row in run.metrics if "accuracy/test_ii" in row]
     best = {
-        split: max(rule[split] for rule in shortcuts(run.dataset).values() if split in rule)
+        split: max(rule[split] for rule in shortcuts(dataset).values() if split in rule)
         for split in SPLITS[1:]
     }
     return {
         "part": part,
         "setting": setting,
-        "seed": int(run.config.seed),
+        "seed": int(config.seed),
         "accuracy": {split: rows[-1][f"accuracy/{split}"] for split in SPLITS},
-        "n": {split: len(run.dataset.probes(split)) for split in SPLITS},
+        "n": {split: len(dataset.probes(split)) for split in SPLITS},
         "best_shortcut": best,
         "memorised": reached(rows, "train_ii", 0.99),
         "test_ii at memorised": next(
             (row["accuracy/test_ii"] for row in rows if row["accuracy/train_ii"] >= 0.99), None
         ),
         "half": {split: reached(rows, split, 0.5) for split in ("test_ii", "test_c0")},
-        "flops_per_step": plan(run.config, measure=False).cost.step,
+        "flops_per_step": plan(config, measure=False).cost.step,
         "curve": {
             "step": [row["step"] for row in rows],
             **{split: [row[f"accuracy/{split}"] for row in rows] for split in SPLITS},
@@ -206,6 +240,7 @@ def draw(ax: Axes, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
         "weight": "weight of early supervision",
         "rows": "rows with an early target",
         "layers": "supervised blocks of 4",
+        "readout": "readout of the states",
     }
     ax.set(xlabel=labels[part], ylabel="accuracy at the last step", ylim=(-0.02, 1.02))
     ax.legend(fontsize=8, frameon=False)

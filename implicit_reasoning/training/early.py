@@ -76,10 +76,25 @@ class EarlySupervision:
         """
         where = jnp.asarray(targets.positions)[None, :, :, None]
         read = jnp.take_along_axis(jnp.stack([states[site] for site in self.sites]), where, axis=2)
-        logits = model.bind(params).readout(read, HookContext())
+        logits = self.logits(model, params, read)
         wanted = jnp.broadcast_to(targets.answers, logits.shape[:-1])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(wanted, 0))
         return self.weight * jnp.where(wanted >= 0, losses, 0).sum() / (answers >= 0).sum()
+
+    def logits(
+        self,
+        model: Transformer,
+        params: Params,
+        states: Float[Array, "layer batch early_slot d_model"],
+    ) -> Float[Array, "layer batch early_slot d_vocab"]:
+        """Map states to logits, by the final norm and the unembedding of the model.
+
+        Args:
+          model: the model.
+          params: the parameters of the model.
+          states: the residual stream after the blocks in `layers`, at the supervised positions.
+        """
+        return model.bind(params).readout(states, HookContext())
 
 
 @dataclass(frozen=True)
