@@ -60,6 +60,7 @@ INSTRUMENTS = {
     "composition_progress": f"{_HERE}.components.composition_progress:CompositionProgress",
     "edge_patching": f"{_HERE}.circuits.edge_patching:EdgePatching",
     "circuit_discovery": f"{_HERE}.circuits.circuit_discovery:CircuitDiscovery",
+    "causal_scrubbing": f"{_HERE}.circuits.causal_scrubbing:CausalScrubbing",
     "mean_swap": f"{_HERE}.variables.mean_swap:MeanSwap",
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",

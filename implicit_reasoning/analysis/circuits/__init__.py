@@ -4,7 +4,8 @@ Instruments and their figures:
 
 edge_patching.py       patches each edge alone, at every checkpoint
 circuit_discovery.py   finds circuits of all sizes, and measures how faithful they are
-edge_instrument.py     the base class of both
+causal_scrubbing.py    replaces parts of a run by stand-ins that a hypothesis calls equivalent
+edge_instrument.py     the base class of the first two
 edge_figures.py        figures of `edge_patching`
 discovery_figures.py   figures of `circuit_discovery`
 page.py                the page of a circuit, with a slider (circuit.html, circuit.css, circuit.js)
@@ -15,6 +16,8 @@ scores.py              effects of patching each edge, exact or estimated from gr
 cost.py                FLOPs of the scores, before anything runs
 nodes.py               effects of patching all edges of a sender together
 paths.py               effects of a value that travels along one path only
+hypotheses.py          what parts of a run stand for, and prompts that can replace them
+scrubbing.py           runs whose parts are replaced
 corruptions.py         values of edges outside of a circuit: means, zeros, noise
 selection.py           circuits from scores: by rank, by growth from the logits, by threshold
 acdc.py                circuits by patching edges for good, one after another
