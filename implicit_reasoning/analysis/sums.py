@@ -169,6 +169,10 @@ def sum_outputs(
         counted = instrument.counted(outputs, name)
         axis = dims.index(layout.cluster_dim) if layout.cluster_dim in dims else None
         found[name] = sum_by_cluster(values, counted, pairs, layout, axis)
+    # The host needs the outcomes of an output that selects the examples of an output without sums.
+    for name, condition in instrument.given.items():
+        if condition in found and not isinstance(found.get(name), DeviceSums):
+            found[condition] = outputs[condition]
     return found
 
 

@@ -129,6 +129,22 @@ def test_what_is_not_as_declared_is_refused(summed):
         measure(Odd(), random_checkpoints(1), progress=False)
 
 
+def test_outcomes_without_sums_keep_the_examples_that_count(monkeypatch, summed):
+    """Integers are not summed, so the outcomes that select their examples are not either."""
+
+    class Counted(Many):
+        outputs = {name: Many.outputs[name] for name in ("count", "known")}
+        given = {"count": "known"}
+
+        def measure(self, *given):
+            found = super().measure(*given)
+            return {name: found[name] for name in self.outputs}
+
+    found = measure(Counted(), random_checkpoints(1), progress=False)
+    monkeypatch.setattr(sums, "MIN_OUTCOMES", 10**9)
+    xr.testing.assert_allclose(found, measure(Counted(), random_checkpoints(1), progress=False))
+
+
 def test_outputs_are_summed_where_that_is_less():
     """A large output is summed if there are at most half as many sums as outcomes."""
     layout = sums.SumsLayout(n_sums=128, n_groups=2, cluster_dim=None)
