@@ -266,4 +266,5 @@ def test_figures_of_what_is_kept():
     assert len(both.axes) == 2 and len({ax.get_xlim() for ax in both.axes}) == 1
     assert len(figures.draw_times(arms).axes) >= 4
     assert len(figures.draw_instruments(arms).axes) == 6
-    assert figures.draw_cues(arms) is None and figures.draw_taught({}) is None
+    assert figures.draw_cues({"ladder": arms["ladder"]}) is None and figures.draw_taught({}) is None
+    assert len(figures.draw_cues(arms).axes) == 3
