@@ -18,7 +18,7 @@ about training; the table has their mean and their range.
 
 Smoke test:
     python experiments/early_supervision.py --steps=20 --width=16 --seeds=1 \
-        --weights=0,6 --rows=atomic --layers=0 --readouts=map \
+        --weights=0,6 --rows=atomic --layers=0 \
         --runs=runs/smoke/early --out=runs/smoke/early_out
 """
 
@@ -50,7 +50,7 @@ FLAGS = {
     "weights": Flag(kind=float, many=True, default=(0.0, 0.3, 1.0, 3.0, 6.0, 12.0)),
     "rows": Flag(many=True, default=("atomic", "chains", "all")),
     "layers": Flag(many=True, default=("none", "0", "1", "2", "0+1+2")),
-    "readouts": Flag(many=True, default=("map",)),
+    "trained_map": True,
     "seeds": 3,
     "width": 128,
     "steps": 4_000,
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     run_sweep(make_sweep(base, trials), flags["runs"])
     opened = iter(Runs(flags["runs"]))
     found = [of_run(part, setting, next(opened)) for _ in seeds for part, setting, _ in settings]
-    if "map" in flags["readouts"]:
+    if flags["trained_map"]:
         found += [with_map(base, seed, flags["runs"]) for seed in seeds]
     write_json(flags["out"] / RAW, {"runs": found, "made_with": provenance()})
     write(flags["out"])

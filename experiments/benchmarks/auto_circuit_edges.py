@@ -3,10 +3,10 @@
     python auto_circuit_edges.py FOLDER THREADS
 
 FOLDER contains the model (`ours.safetensors`, `ours.json`), `inputs.npz` (clean, corrupt, answers),
-`edges.json` (the names of the edges, in ACDC's order) and `settings.json` (tau, samples). An input
-line is the name of a job. The process does the job and writes its seconds as one line of JSON. If
-the line starts with "keep ", the process also counts FLOPs and writes `scores.npy` to FOLDER, in
-the order of `edges.json`.
+`edges.json` (AutoCircuit's names of the edges, in ACDC's order) and `settings.json` (tau, samples).
+An input line is the name of a job. The process does the job and writes its seconds as one line of
+JSON. If the line starts with "keep ", the process also counts FLOPs and writes `scores.npy` to
+FOLDER, in the order of `edges.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -73,7 +72,7 @@ class AutoCircuit:
         self.model = patchable_model(
             model, factorized=True, slice_output="last_seq", seq_len=None, separate_qkv=True
         )
-        by_name = {our_name(edge): edge for edge in self.model.edges}
+        by_name = {edge.name: edge for edge in self.model.edges}
         names = json.loads((folder / "edges.json").read_text())
         assert by_name.keys() == set(names)
         # ACDC visits the edges by layer, and those of a layer in this order.
@@ -130,20 +129,6 @@ class AutoCircuit:
     def array(self, scores: dict[str, torch.Tensor]) -> np.ndarray:
         """Return the scores in the order of the edges."""
         return np.array([edge.prune_score(scores).item() for edge in self.edges])
-
-
-def our_name(edge: Any) -> str:
-    """Return our name of an edge: "A0.1->MLP 1" is `a0.h1->m1`."""
-
-    def named(name: str) -> str:
-        if name.startswith("Resid"):
-            return {"Resid Start": "input", "Resid End": "logits"}[name]
-        if name.startswith("MLP"):
-            return name.replace("MLP ", "m")
-        block, head, *part = name.removeprefix("A").split(".")
-        return f"a{block}.h{head}" + "".join(f"<{letter.lower()}>" for letter in part)
-
-    return f"{named(edge.src.name)}->{named(edge.dest.name)}"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ from shapes import POCKET, random_model
 from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.circuits.acdc import acdc, visiting_orders
+from implicit_reasoning.analysis.circuits.formats import auto_circuit_name
 from implicit_reasoning.analysis.circuits.scores import Scores, exact, mask_gradients, two_runs
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
     turns = partial(take_turns, rounds=flags["rounds"], calls=flags["calls"])
     with tempfile.TemporaryDirectory() as folder:
         if flags["peer"] != "none":
-            names = [str(graph.edges[edge]) for edge in order[0]]
+            names = [auto_circuit_name(graph.edges[edge]) for edge in order[0]]
             peer = start_peer(flags["peer"], Path(folder), model, params, inputs, names)
             for name, program in programs.items():
                 said = peer.ask(f"keep {name}")

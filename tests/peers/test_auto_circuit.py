@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.circuits.acdc import acdc, thresholds_of, visiting_orders
+from implicit_reasoning.analysis.circuits.formats import auto_circuit_name
 from implicit_reasoning.analysis.circuits.scores import eap, exact, mask_gradients, two_runs
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.exchange import save_weights
@@ -102,7 +103,7 @@ def theirs(made, given, tmp_path_factory):
         save_weights(folder / case / "ours.safetensors", model, params)
         for name in ("clean", "corrupt", "answers", "orders"):
             np.save(folder / case / f"{name}.npy", getattr(given[case], name))
-        names = [str(edge) for edge in given[case].graph.edges]
+        names = [auto_circuit_name(edge) for edge in given[case].graph.edges]
         files = {"edges": names, "taus": {"bases": BASES, "exponents": EXPONENTS}}
         for name, content in files.items():
             (folder / case / f"{name}.json").write_text(json.dumps(content))

@@ -1,12 +1,14 @@
-"""Scrub a hypothesis at every checkpoint: do answers survive stand-ins that it calls equivalent?
+"""Scrub a hypothesis at every checkpoint: do answers stay correct on stand-ins?
+
+A stand-in is a prompt that the hypothesis calls equivalent for a part of the run.
 
 The built-in hypothesis is that of two hops: at the position of r1, the state stands for the bridge
 e2, and nothing else of e1 and r1 matters.
 
 The instrument makes no claims. A stand-in replaces the whole state at a position, so a model that
-looks up the answer from the prefix (e1, r1) and r2 also passes, if it knows the answer to the chain
-of the stand-in's prefix and r2. Scrubbing shows through which states the answer is computed, and
-not whether prefixes with one bridge share a code; `mean_swap` and `cross_query_patching` show this.
+looks up answers from (e1, r1) and r2 also passes, if it knows the answer to the chain of the
+stand-in's prefix and r2. Scrubbing shows through which states the answer is computed. It does not
+show whether prefixes with one bridge share a code; `mean_swap` and `cross_query_patching` do.
 
 Source: Chan et al. 2022, "Causal scrubbing". The paper measures the share of the loss that is
 recovered. This instrument also measures the share of answers that are kept, and has a null whose
@@ -187,7 +189,7 @@ class CausalScrubbing(Instrument):
             "is the null, whose stand-ins have another value of the tested variable: the highest "
             f"of all layers. Curves are missing where fewer than {MIN_CLUSTERS} clusters count."
         )
-        title = "Do answers survive stand-ins with the same bridge?"
+        title = "Do answers stay correct if equivalent prompts replace parts of the run?"
         return [Figure("causal_scrubbing", title, caption, drawing)]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Part:
       variable: the variable, a name of `variables_of`.
       inputs: what the terms are computed from; None for the whole prompt.
       condition: which stand-ins are allowed. The default allows all prompts other than the own one.
-      tested: whether the null deals the values of the variable anew.
+      tested: whether stand-ins have another value of the variable in the null.
     """
 
     senders: tuple[str, ...]
@@ -63,7 +63,7 @@ class Hypothesis:
       parts: the parts. No sender is in two parts at one position.
     """
 
-    parts: tuple[Part, ...] = field(default=())
+    parts: tuple[Part, ...]
 
 
 HypothesisFunction = Callable[[Dataset, EdgeGraph], Hypothesis]
@@ -108,7 +108,7 @@ def of_nodes(graph: EdgeGraph, nodes: Mapping[tuple[str, int], str]) -> Hypothes
 
     A node of the mapping reads the earlier nodes of the mapping from which there is an edge. The
     logits read those at the last position. Each node has a stand-in for every reader, as in the
-    paper, so the number of forward passes can double with every node.
+    paper, so every added node can double the number of forward passes.
 
         of_nodes(graph, {("m0", 1): "e2", ("a1.h0", 2): "e2", ("input", 2): "r2"})
 
@@ -149,7 +149,7 @@ def of_nodes(graph: EdgeGraph, nodes: Mapping[tuple[str, int], str]) -> Hypothes
     found = hypothesis(lambda _, at: at == graph.n_pos - 1)
     if not found.parts:
         raise InputError(
-            "no node of the hypothesis is at the last position, where answers are read"
+            "no node of the hypothesis is at the last position, where the logits are read"
         )
     return found
 
@@ -207,8 +207,8 @@ def draw(
       hypothesis: the hypothesis.
       targets: the prompts to scrub.
       random: the random generator.
-      dealt: whether the values of the variables of tested parts are dealt anew, as a null: the
-        stand-ins of all prompts with value a then have the value b, another one.
+      dealt: draw the null. Stand-ins of tested parts then have another value of the variable: a
+        random permutation without fixed points gives the new value for each old one.
 
     Returns:
       The prompts, and whether every part of a target has a stand-in.
@@ -267,7 +267,11 @@ def _another(target: queries.Queries, other: queries.Queries) -> Bool[np.ndarray
 
 
 def _untrained(dataset: Dataset) -> Condition:
-    """Return the condition that prefixes differ and that their exchange gives no training chain."""
+    """Return a condition for stand-ins of a bridge.
+
+    The prefixes differ, and the stand-in's prefix with the target's last relation is not a training
+    chain.
+    """
     table = queries.all_queries(dataset)
     trained = table.parts[table.trained]
     size = int(table.parts.max(initial=0)) + 1

@@ -4,7 +4,7 @@ For every `<case>/ours.safetensors` under the given folder, the script reads bes
 
 - `clean.npy`, `corrupt.npy` [example, pos] and `answers.npy` [2, example]. The metric is the logit
   of the first answer minus that of the second, at the last position.
-- `edges.json`: the names of all edges, as in this package.
+- `edges.json`: AutoCircuit's names of all edges.
 - `orders.npy` [order, edge]: the orders in which ACDC visits the edges.
 - `taus.json`: `bases` and `exponents`, whose products `base * 10**exponent` are ACDC's thresholds.
 
@@ -53,20 +53,6 @@ def patchable(case):
     )
 
 
-def our_name(edge):
-    """Return this package's name of an edge: "A0.1->MLP 1" is `a0.h1->m1`."""
-
-    def named(name):
-        if name.startswith("Resid"):
-            return {"Resid Start": "input", "Resid End": "logits"}[name]
-        if name.startswith("MLP"):
-            return name.replace("MLP ", "m")
-        block, head, *part = name.removeprefix("A").split(".")
-        return f"a{block}.h{head}" + "".join(f"<{letter.lower()}>" for letter in part)
-
-    return f"{named(edge.src.name)}->{named(edge.dest.name)}"
-
-
 def loader_of(case):
     """Return a data loader with all prompts in one batch."""
     clean, corrupt = (tokens_in(case / f"{name}.npy") for name in ("clean", "corrupt"))
@@ -91,7 +77,7 @@ def answer(case):
     model, loader = patchable(case), loader_of(case)
     names = json.loads((case / "edges.json").read_text())
     taus = json.loads((case / "taus.json").read_text())
-    by_name = {our_name(edge): edge for edge in model.edges}
+    by_name = {edge.name: edge for edge in model.edges}
     assert by_name.keys() == set(names)
     edges = [by_name[name] for name in names]
 
