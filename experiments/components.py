@@ -15,16 +15,10 @@ figures show all results in `--out`.
 
 Checkpoints
 -----------
-Ten checkpoints of a run are measured: step 0, the last step, and the first checkpoint at or after
-each event. The events are steps at which the accuracy of a split reaches a level (`EVENTS`). The
-rest is filled one by one: the widest gap between chosen steps, on the scale of the square root of
-the step, gets the saved checkpoint next to its middle. In modular addition, all saved checkpoints
-are measured, because its instruments are cheap. `ablation`, `neuron_keys` and `fact_neurons`
-measure only the stages below, because they take most of the time.
-
-Stages of a run: `untrained` is step 0. `memorised` is the first measured checkpoint at or after the
-step at which the first training split reaches .99. `half` is the same for the first test split and
-.5. `end` is the last checkpoint.
+`stages.py` chooses ten checkpoints of a run and defines its stages `untrained`, `memorised`, `half`
+and `end`. In modular addition, all saved checkpoints are measured, because its instruments are
+cheap. `ablation`, `neuron_keys` and `fact_neurons` measure only the stages, because they take most
+of the time.
 
 Decision rules
 --------------
@@ -113,9 +107,7 @@ Smoke test:
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import archive
 import numpy as np
@@ -125,6 +117,7 @@ from components_figures import draw_all
 from components_tables import write_tables
 from composition_phases import Part, part_of
 from reasoning_or_shortcut_arms import read_arms
+from stages import chosen_steps, stages, steps_of_stages
 
 from implicit_reasoning.analysis.api import find_instrument
 from implicit_reasoning.analysis.claims import Claim
@@ -137,18 +130,6 @@ from implicit_reasoning.model.units import Head
 from implicit_reasoning.runs import Run
 
 FLAGS = {**archive.FLAGS, "out": Flag(kind=Path, default=Path("results/components"))}
-CHECKPOINTS = 10
-EVENTS = {
-    "train_ii": (0.5, 0.99),
-    "test_ii": (0.25, 0.5, 0.9),
-    "train_repeated": (0.99,),
-    "test_repeated": (0.1, 0.25, 0.5, 0.75, 0.95),
-}
-"""Levels of accuracy by split, whose first checkpoints are measured."""
-
-STAGES = {"memorised": ("train", 0.99), "half": ("test", 0.5)}
-"""The prefix of the split and the level of accuracy of each stage; its first split counts."""
-
 MOVED = ("e1", "r1", "e2", "cluster", "prefix")
 """Variables of the claims `moves`."""
 
@@ -249,55 +230,18 @@ def measuring(run: Run) -> list[list[str]]:
 
 def steps_of(run: Run, name: str) -> list[int]:
     """Return the checkpoints that an instrument measures."""
-    steps = chosen_steps(run)
-    if name not in AT_STAGES:
-        return steps
-    reached = stages(run, steps)["reached"].values
-    return sorted({int(step) for step in reached if np.isfinite(step)})
+    steps = measured_steps(run)
+    return steps_of_stages(run, steps) if name in AT_STAGES else steps
 
 
-def reached(run: Run, split: str, level: float) -> int | None:
-    """Return the first checkpoint at or after the step at which a split reaches an accuracy."""
-    name = f"accuracy/{split}"
-    first = next((row["step"] for row in run.metrics if row.get(name, -1.0) >= level), None)
-    if first is None:
-        return None
-    return next((step for step in run.steps if step >= first), None)
-
-
-def chosen_steps(run: Run) -> list[int]:
-    """Return the checkpoints to measure; the docstring of the script says how they are chosen."""
-    if is_addition(run):
-        return list(run.steps)
-    events = [reached(run, split, level) for split, levels in EVENTS.items() for level in levels]
-    chosen = {run.steps[0], run.steps[-1], *(step for step in events if step is not None)}
-    return fill_gaps(run.steps, chosen, CHECKPOINTS)
-
-
-def fill_gaps(saved: Any, chosen: set[int], count: int) -> list[int]:
-    """Add saved steps in the widest gaps until there are `count` steps, or no saved steps are left.
-
-    Args:
-      saved: the saved steps, ascending.
-      chosen: some of them, with the first and the last one.
-      count: the wanted number of steps.
-    """
-    found = sorted(chosen)
-    while len(found) < min(count, len(saved)):
-        gaps = sorted(pairwise(found), key=lambda gap: gap[0] ** 0.5 - gap[1] ** 0.5)
-        for low, high in gaps:
-            middle = (low**0.5 + high**0.5) / 2
-            inside = [step for step in saved if low < step < high]
-            if inside:
-                found.append(min(inside, key=lambda step: abs(step**0.5 - middle)))
-                break
-        found.sort()
-    return found
+def measured_steps(run: Run) -> list[int]:
+    """Return the checkpoints to measure."""
+    return list(run.steps) if is_addition(run) else chosen_steps(run)
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
     """Return the curves, the stages, the claims and the parts of a run's results."""
-    steps = chosen_steps(run)
+    steps = measured_steps(run)
     nodes = {"/": about(run, world, init), "training": curves(run), "stages": stages(run, steps)}
     results = {}
     for name, part in instruments(run).items():
@@ -333,17 +277,6 @@ def significant(arrays: xr.Dataset, digits: int = 4) -> xr.Dataset:
         return x.copy(data=(np.round(x.values * scale) / scale).astype("f4"))
 
     return arrays.map(rounded)
-
-
-def stages(run: Run, steps: list[int]) -> xr.Dataset:
-    """Return the checkpoint of each stage; nan if the run does not reach it."""
-    at: dict[str, float] = {"untrained": steps[0]}
-    for stage, (prefix, level) in STAGES.items():
-        split = next(name for name in run.dataset.splits if name.startswith(prefix))
-        step = reached(run, split, level)
-        at[stage] = np.nan if step is None else next(s for s in steps if s >= step)
-    at["end"] = steps[-1]
-    return xr.Dataset({"reached": ("stage", list(at.values()))}, {"stage": list(at)})
 
 
 def steering(part: xr.Dataset, result: xr.Dataset) -> xr.Dataset:

@@ -11,7 +11,7 @@ from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.worlds import build
 from tests.experiments.scripts import load
 
-study, rules = load("components"), load("components_rules")
+study, rules, at = load("components"), load("components_rules"), load("stages")
 tables, results = load("components_tables"), load("reasoning_or_shortcut_arms")
 pairs_of, figures = load("components_pairs"), load("components_figures")
 KEPT = Path("results/components")
@@ -40,9 +40,9 @@ def outputs(dims, coords, n=30.0, width=0.02, **values):
 
 def test_the_widest_gap_gets_a_checkpoint():
     saved = [0, 1, 4, 16, 100, 225, 400, 900]
-    assert study.fill_gaps(saved, {0, 900}, 3) == [0, 225, 900]
-    assert study.fill_gaps(saved, {0, 900}, 4) == [0, 100, 225, 900]
-    assert study.fill_gaps(saved, {0, 900}, 10) == saved
+    assert at.fill_gaps(saved, {0, 900}, 3) == [0, 225, 900]
+    assert at.fill_gaps(saved, {0, 900}, 4) == [0, 100, 225, 900]
+    assert at.fill_gaps(saved, {0, 900}, 10) == saved
 
 
 def test_digits_that_count_are_kept():
