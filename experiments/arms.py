@@ -102,6 +102,8 @@ ARMS = {
     "ladder_identity": Arm("ladder", {}, changes={**_RARELY, "task.identity": "both"}),
     "cue_conflict_long": Arm("cue_conflict", {}, changes={**_RARELY, "steps": 10_000}),
     "like_ladder_without_id_triples": Arm("without_id_triples", {}, changes=_LIKE_LADDER),
+    "greater_than": Arm("greater_than", {}),
+    "indirect_object": Arm("indirect_object", {}),
     "like_ladder_scrambled": Arm("scrambled", {}, changes=_LIKE_LADDER),
 }
 
@@ -134,11 +136,16 @@ _REASONING = (
     "cue_conflict_long",
 )
 _COMPONENTS = ("in_context_by_doubling", "modular_addition_larger_eps")
+_CIRCUITS = ("greater_than", "indirect_object")
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
 _WORLDS = tuple(
     name
     for name in sorted(ARMS)
-    if name not in ("tied", "ladder_taught", "ladder_early_1", *_REASONING, *_CURVES, *_COMPONENTS)
+    if name
+    not in (
+        *("tied", "ladder_taught", "ladder_early_1"),
+        *(*_REASONING, *_CURVES, *_COMPONENTS, *_CIRCUITS),
+    )
 )
 
 STUDIES: Mapping[str, Sequence[Need]] = {
@@ -160,6 +167,12 @@ STUDIES: Mapping[str, Sequence[Need]] = {
         Need("pocket", _REASONING, crossed(4, 2)),
         Need("pocket", _CURVES, paired(3)),
         Need("pocket", ("ladder_early_1",), paired(1)),
+        Need("pocket", ("ladder_taught",), crossed(4, 2)),
+    ),
+    "circuit_formation": (
+        Need("pocket", ("composition", "ladder", "ladder_early", "scrambled"), crossed(4, 2)),
+        Need("pocket", ("without_id_triples", "shadow", "in_context"), paired(3)),
+        Need("pocket", ("greater_than", "indirect_object"), paired(3)),
         Need("pocket", ("ladder_taught",), crossed(4, 2)),
     ),
     "components": (

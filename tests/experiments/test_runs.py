@@ -14,8 +14,8 @@ from tests.experiments.scripts import FILES, load
 
 arms, runs = load("arms"), load("runs")
 STUDIES = {path.stem: path for path in FILES if path.parent.name == "experiments"}
-NOT_IN_WORLDS = {"cue_conflict", "ladder"}  # the study reasoning_or_shortcut trains them
-NOT_IN_STUDIES = {"successor", "greater_than", "indirect_object"}  # examples for instruments
+NOT_IN_WORLDS = {"cue_conflict", "ladder", "greater_than", "indirect_object"}  # in other studies
+NOT_IN_STUDIES = {"successor"}  # an example for instruments
 OF_SWEEPS = {"phi_and_weight_decay", "launchers", "scaling", "early_supervision"}
 OF_A_GPU = {"gpu"}
 ONE = runs.StudyRun("composition", "smoke", 0, 0)
@@ -181,7 +181,7 @@ def test_what_is_left_is_listed_with_the_time_to_expect(smoke_run, tmp_path, cap
     [line] = runs.table([runs.state_of(runs.needed("feature_birth")[0], tmp_path)])
     assert line == (
         "pocket/composition_w0_i0  missing  5 min on a core of an AMD EPYC  "
-        "grokking, worlds, composition_phases, feature_birth, components"
+        "grokking, worlds, composition_phases, feature_birth, circuit_formation, components"
     )
     with pytest.raises(InputError, match="take no overrides"):
         load("runs").main(["--config.steps=3"])

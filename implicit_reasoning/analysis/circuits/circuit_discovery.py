@@ -127,7 +127,7 @@ class CircuitDiscovery(EdgeInstrument):
         """
         batch = batch_of(model, params, inputs)
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
-        correct = answers_with(batch.clean_logits, batch.answer)
+        correct = self.counts(batch)
         finds = jnp.asarray(inputs["finds"]) & correct
         found = map_in_chunks(
             lambda example: self._scores(model, params, graph, example),

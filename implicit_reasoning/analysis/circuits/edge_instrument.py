@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from jaxtyping import Array, Bool
+
 from implicit_reasoning.analysis.instrument import Examples, NotApplicable
-from implicit_reasoning.analysis.patching.metrics import Metric
+from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch
+from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument, limit_pairs
 from implicit_reasoning.analysis.patching.pairs import PairsFunction
 from implicit_reasoning.model import Transformer
@@ -63,3 +66,10 @@ class EdgeInstrument(PairInstrument):
         graph = EdgeGraph(model.spec, made.inputs["clean"].shape[1])
         edges = tuple(map(str, graph.edges))
         return dataclasses.replace(made, coords={**made.coords, "edge": edges})
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return which pairs count: those whose clean prompt is answered correctly.
+
+        Override this method for tasks whose prompts have several right answers.
+        """
+        return answers_with(batch.clean_logits, batch.answer)

@@ -90,7 +90,7 @@ class EdgePatching(EdgeInstrument):
         Only pairs whose clean prompt is answered correctly without a patch are patched.
         """
         batch = batch_of(model, params, inputs)
-        correct = answers_with(batch.clean_logits, batch.answer)
+        correct = self.counts(batch)
         clean, corrupt = (
             over_cells(self.metrics, logits, batch)
             for logits in (batch.clean_logits, batch.corrupt_logits)

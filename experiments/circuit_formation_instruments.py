@@ -1,0 +1,279 @@
+"""The instruments of `circuit_formation.py`.
+
+`Discovery` and `Patching` are the built-in instruments with the pairs of the study. `Estimates`
+compares estimates of edge scores and ACDC with exact scores. `Routes` runs the circuits through and
+around the first relation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from circuit_formation_pairs import pairs_of, pairs_of_first_group, year_difference
+from jaxtyping import Array, Bool, Float, Key
+
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.circuits import scores, selection
+from implicit_reasoning.analysis.circuits.acdc import acdc, visiting_orders
+from implicit_reasoning.analysis.circuits.circuit_discovery import CircuitDiscovery
+from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
+from implicit_reasoning.analysis.circuits.edge_patching import EdgePatching
+from implicit_reasoning.analysis.instrument import Examples, NotApplicable
+from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
+from implicit_reasoning.analysis.patching.outcomes import answers_with, divergence
+from implicit_reasoning.analysis.patching.pair_instrument import batch_of, mean_by_group
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.graph import EdgeGraph, forward_edges
+from implicit_reasoning.worlds import Dataset
+
+ESTIMATORS = ("exact", *scores.ESTIMATES, "magnitude")
+TAUS = (1e-2, 1e-1)
+"""Thresholds of ACDC, in nats of KL divergence."""
+
+ORDERS = 5
+"""Orders in which ACDC visits the edges."""
+
+ROUTES = ("through r1", "around r1")
+_AT_ONCE = 32
+_MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
+
+
+class Discovery(CircuitDiscovery):
+    """Instrument `circuit_discovery` with the pairs of the study."""
+
+    name = "discovery"
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs."""
+        super().__init__(pairs_of)
+
+
+class Patching(EdgePatching):
+    """Instrument `edge_patching` with the pairs of the study."""
+
+    name = "patching"
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs, and one metric."""
+        super().__init__(pairs_of, ("logit_difference",))
+
+
+class Estimates(EdgeInstrument):
+    """Instrument that compares estimates of edge scores, and ACDC, with exact scores."""
+
+    name = "estimates"
+    max_pairs = 32
+    definition = (
+        "Pairs of a clean and a corrupt prompt of the first group, of which the clean prompt is "
+        "answered correctly. score: mean score of each edge at each position. ACDC runs "
+        "with several thresholds and orders of the edges, and keeps the KL divergence from the "
+        "clean run low. acdc_size: edges and positions of its circuit. acdc_overlap: Jaccard index "
+        "of this circuit and the circuit of as many edges that grows from exact scores. n_pairs: "
+        "pairs that count. Null: the estimator magnitude, the size of the change of the sender."
+    )
+    outputs: ClassVar = {
+        "score": ("estimator", "edge", "pos"),
+        "acdc_size": ("tau", "order"),
+        "acdc_overlap": ("tau", "order"),
+        "n_pairs": (),
+    }
+    nulls: ClassVar = {"size of the change": {"estimator": "magnitude"}}
+
+    def __init__(self, metric: Any = "logit_difference") -> None:
+        """Set the function that makes the pairs, and the metric."""
+        super().__init__(pairs_of_first_group, (metric,))
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the pairs, and name the estimators, thresholds and orders."""
+        made = super().examples(model, dataset)
+        coords = {"estimator": ESTIMATORS, "tau": TAUS, "order": range(ORDERS)}
+        return dataclasses.replace(made, coords={**made.coords, **coords})
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Score the edges by all estimators, and run ACDC."""
+        batch = batch_of(model, params, inputs)
+        counted = self.counts(batch)
+        graph = EdgeGraph(model.spec, batch.clean.shape[1])
+        found = map_in_chunks(
+            functools.partial(self._scores, model, params, graph), batch, counted, at_once=_AT_ONCE
+        )
+        share = counted / jnp.maximum(counted.sum(), 1)
+        means = {name: jnp.where(counted, values, 0) @ share for name, values in found.items()}
+
+        def shared(logits: Array) -> Array:
+            """Return divergences whose mean is that of the pairs that count."""
+            values = divergence(logits, batch.clean_logits)
+            return jnp.where(counted, values, 0) * share * share.size
+
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+        orders = visiting_orders(graph, ORDERS, seed=0)
+        circuits = acdc(model, params, graph, runs, shared, jnp.array(TAUS), orders).circuit
+        sizes = circuits.sum((-2, -1))
+        grown = selection.nested_circuits(selection.greedy(graph, means["exact"]), sizes.ravel())
+        return {
+            "score": jnp.stack([means[name] for name in ESTIMATORS]),
+            "acdc_size": sizes,
+            "acdc_overlap": _overlap(circuits, grown.reshape(circuits.shape)),
+            "n_pairs": counted.sum(),
+        }
+
+    def _scores(
+        self, model: Transformer, params: Params, graph: EdgeGraph, batch: PairBatch
+    ) -> dict[str, Array]:
+        """Return the scores of some pairs by all estimators, [edge, pos, example]."""
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+
+        def metric(logits: Array) -> Array:
+            return self.metrics[0].call(logits, batch)
+
+        of_edges = {"exact": scores.exact, **scores.ESTIMATES}
+        size = jnp.linalg.norm(runs.change, axis=-1)[:, :, graph.sender]
+        return {
+            **{name: of(model, params, graph, runs, metric) for name, of in of_edges.items()},
+            "magnitude": jnp.transpose(size, (2, 1, 0)) * graph.alive[..., None],
+        }
+
+
+class Routes(EdgeInstrument):
+    """Instrument that runs the circuits through and around the first relation."""
+
+    name = "routes"
+    max_pairs = 96
+    definition = (
+        "Pairs of a clean and a corrupt prompt (e1, r1, r2) that differ in e1, of which the clean "
+        "prompt is answered correctly. Early blocks are the first half of the blocks. around r1: "
+        "what heads of late blocks read at r1 from early blocks is that of the corrupt run. "
+        "through r1: what early blocks wrote at the last position is that of the corrupt run, and "
+        "so is what heads of late blocks read at e1. faithfulness: (metric of the circuit - metric "
+        "of the corrupt run) / (metric of the clean run - metric of the corrupt run); the "
+        "denominator is its mean over the pairs of the group that count. kept: share of answers "
+        "that are still correct. Null: the corrupt run has faithfulness 0."
+    )
+    outputs: ClassVar = {
+        "faithfulness": ("route", "example"),
+        "kept": ("route", "example"),
+        "measured": ("example",),
+    }
+    given: ClassVar = {"faithfulness": "measured", "kept": "measured"}
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs."""
+        super().__init__(pairs_of)
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the pairs.
+
+        Raises:
+          NotApplicable: the prompts are not (e1, r1, r2), or the model has only one block.
+        """
+        if tuple(dataset.positions[:3]) != ("e1", "r1", "r2") or model.spec.depth < 2:
+            raise NotApplicable("routes need prompts (e1, r1, r2) and a model with two blocks")
+        made = super().examples(model, dataset)
+        return dataclasses.replace(made, coords={**made.coords, "route": ROUTES})
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Run both circuits on all pairs that count."""
+        batch = batch_of(model, params, inputs)
+        clean, corrupt = (
+            over_cells(self.metrics, logits, batch)[0]
+            for logits in (batch.clean_logits, batch.corrupt_logits)
+        )
+        counted = self.counts(batch) & jnp.isfinite(clean) & jnp.isfinite(corrupt)
+        gap = mean_by_group(clean - corrupt, counted, inputs["member"])
+        wide = jnp.abs(gap) > _MIN_GAP
+        gap = jnp.where(wide, gap, 1)
+        graph = EdgeGraph(model.spec, batch.clean.shape[1])
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+
+        def run(live: Array) -> dict[str, Array]:
+            logits = forward_edges(model, params, batch.clean, graph, live, runs.other)[0][:, 0]
+            metric = over_cells(self.metrics, logits, batch)[0]
+            return {
+                "faithfulness": (metric - corrupt) / gap,
+                "kept": answers_with(logits, batch.answer),
+            }
+
+        found: dict[str, Array] = jax.lax.map(run, jnp.asarray(routes(graph), jnp.float32))
+        return found | {"measured": counted & wide}
+
+
+def routes(graph: EdgeGraph) -> Bool[np.ndarray, "route edge pos"]:
+    """Return the circuits of `ROUTES`, for prompts (e1, r1, r2)."""
+    e1, r1, r2 = range(3)
+    half = graph.spec.depth // 2
+    senders = np.array([_block(edge.sender) for edge in graph.edges])
+    receivers = np.array([_block(edge.receiver) for edge in graph.edges])
+    reads = np.array([edge.receiver.endswith(("<k>", "<v>")) for edge in graph.edges])
+    early = (senders >= 0) & (senders < half)
+    late_reads = reads & (receivers >= half)
+    through, around = np.ones((2, *graph.alive.shape), bool)
+    through[early, r2] = False
+    through[late_reads, e1] = False
+    around[late_reads & early, r1] = False
+    return np.stack([through, around])
+
+
+def _block(node: str) -> int:
+    """Return the block of a head, of one of its inputs or of an MLP; -1 for other nodes."""
+    found = re.match(r"[am](\d+)", node)
+    return int(found[1]) if found else -1
+
+
+class YearsDiscovery(CircuitDiscovery):
+    """Instrument `circuit_discovery` for spans of years."""
+
+    name = "discovery_of_years"
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs, and the metric."""
+        super().__init__(pairs_of, (year_difference,))
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return where right years are more probable than wrong years."""
+        return year_difference(batch.clean_logits, batch) > 0
+
+
+class YearsPatching(EdgePatching):
+    """Instrument `edge_patching` for spans of years."""
+
+    name = "patching_of_years"
+
+    def __init__(self) -> None:
+        """Set the function that makes the pairs, and the metric."""
+        super().__init__(pairs_of, (year_difference,))
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return where right years are more probable than wrong years."""
+        return year_difference(batch.clean_logits, batch) > 0
+
+
+class YearsEstimates(Estimates):
+    """Instrument `estimates` for spans of years."""
+
+    name = "estimates_of_years"
+
+    def __init__(self) -> None:
+        """Set the metric."""
+        super().__init__(year_difference)
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return where right years are more probable than wrong years."""
+        return year_difference(batch.clean_logits, batch) > 0
+
+
+def _overlap(
+    one: Bool[Array, "*batch edge pos"], other: Bool[Array, "*batch edge pos"]
+) -> Float[Array, "*batch"]:
+    """Return the Jaccard index of two circuits; 1 if both are empty."""
+    shared, either = (one & other).sum((-2, -1)), (one | other).sum((-2, -1))
+    return jnp.where(either == 0, 1.0, shared / jnp.maximum(either, 1))

@@ -1,0 +1,214 @@
+"""The decision rules of `circuit_formation.py`, for the saved results of an arm."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from components_rules import Rule, at_stage, half_time, known, measured_steps, over, rule
+from reasoning_or_shortcut_arms import FEWEST, MOST, Arm
+from scipy.stats import spearmanr
+
+from implicit_reasoning.analysis.circuits.curves import jaccard
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS
+from implicit_reasoning.statistics import Interval
+
+LEVEL = 0.9
+SPARSE = 0.25
+FORMED, SUDDEN_FACTOR = 0.8, 1.5
+THERE, GONE = 0.5, 0.2
+SAME = -0.1
+OTHER = -0.3
+RELIABLE, MISLEADING, ACDC_AGREES = 0.9, 0.8, 0.8
+EXACT = "exact, grown"
+
+
+def sizes(arm: Arm, stage: str, order: str = EXACT) -> np.ndarray:
+    """Return the size of the circuit of every run at a stage; nan if it is missing."""
+    part = at_stage(arm, "discovery", stage).isel(group=0, drop=True).sel(order=order)
+    faithful = known(part, "faithfulness").transpose("run", "size").values[:, :-1]
+    reached = faithful >= LEVEL
+    found = part["size"].values[reached.argmax(1)].astype(float)
+    return np.where(reached.any(1), found, np.nan)
+
+
+def all_edges(arm: Arm) -> float:
+    """Return the number of edges and positions that can matter."""
+    return float(arm.parts["discovery"]["size"].values.max())
+
+
+def sparse(arm: Arm) -> Rule:
+    """Ask question 1: whether the circuit at the end is sparse."""
+    found = sizes(arm, "end")
+    return rule(np.nan_to_num(found, nan=np.inf) <= SPARSE * all_edges(arm))
+
+
+class Formation(NamedTuple):
+    """Numbers and rules of question 2; arrays [run]."""
+
+    there: Rule
+    with_answers: Rule
+    suddenly: Rule
+    half_times: np.ndarray
+    answers: np.ndarray
+
+
+def route(arm: Arm, name: str, stage: str, group: int = 0) -> xr.Dataset:
+    """Return the faithfulness of a route at a stage, with its interval; nan if it is missing."""
+    part = at_stage(arm, "routes", stage).sel(route=f"{name} r1").isel(group=group, drop=True)
+    there = np.isfinite(known(part, "faithfulness"))
+    return part[["faithfulness", "faithfulness_low", "faithfulness_high"]].where(there)
+
+
+def formation(arm: Arm) -> Formation:
+    """Ask question 2 of the runs of an arm."""
+    times: dict[str, list[float]] = {"route": [], "answers": []}
+    sudden = []
+    group = str(arm.parts["routes"]["group"].values[0])
+    accuracy = arm.parts["training"]["accuracy"].sel(split="test_ii")
+    at = {"route": "through r1", "group": group}
+    for number in range(len(arm.worlds)):
+        steps, through = measured_steps(arm, "routes", "faithfulness", number, at)
+        times["route"].append(half_time(steps, through) if len(steps) else np.nan)
+        curve = accuracy.isel(run=number).dropna("evaluation")
+        times["answers"].append(half_time(curve["evaluation"].values, curve.values))
+        close = steps[1:] <= SUDDEN_FACTOR * np.maximum(steps[:-1], 1)
+        rises = np.diff(through)
+        span = np.ptp(through) if len(through) else np.nan
+        sudden.append(bool((rises[close] >= span / 2).any()))
+    route_times, answers = np.array(times["route"]), np.array(times["answers"])
+    ratio = route_times / answers
+    end = route(arm, "through", "end")["faithfulness_low"].values
+    return Formation(
+        rule(np.nan_to_num(end, nan=-1) >= FORMED),
+        rule((ratio >= 0.5) & (ratio <= 2)),
+        rule(np.array(sudden)),
+        route_times,
+        answers,
+    )
+
+
+class Memorizing(NamedTuple):
+    """Rules and numbers of question 3."""
+
+    bypassed: Rule
+    remains: Rule
+    log_ratio: np.ndarray
+    size: str
+
+
+def memorizing(arm: Arm) -> Memorizing:
+    """Ask question 3 of the runs of an arm."""
+    before, after = (route(arm, "around", stage) for stage in ("memorised", "end"))
+    bypassed = (before["faithfulness_low"] >= THERE) & (after["faithfulness_high"] <= GONE)
+    remains = after["faithfulness_low"] >= THERE
+    ratio = np.log(sizes(arm, "end") / sizes(arm, "memorised"))
+    return Memorizing(rule(bypassed), rule(remains), ratio, changed(ratio, arm))
+
+
+def changed(values: np.ndarray, arm: Arm) -> str:
+    """Return whether a logarithm of a ratio is below or above 0."""
+    if np.isfinite(values).sum() < MOST + FEWEST:
+        return f"too few runs ({int(np.isfinite(values).sum())})"
+    found = over(values, arm)
+    return "shrinks" if found.high < 0 else "grows" if found.low > 0 else "open"
+
+
+def cold_facts(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
+    """Return the faithfulness of the circuit of training chains on test_ii and on test_c0.
+
+    The circuit has its size at the end. A run without 20 answered bridges is nan.
+    """
+    part = at_stage(arm, "discovery", "end").sel(order=EXACT)
+    values = known(part, "faithfulness")
+    found = []
+    for group in ("test_ii", "test_c0"):
+        of = values.sel(group=group)
+        found.append(
+            [
+                float(of.isel(run=number).sel(size=size)) if np.isfinite(size) else np.nan
+                for number, size in enumerate(sizes(arm, "end"))
+            ]
+        )
+    return np.array(found[0]), np.array(found[1])
+
+
+def same_circuit(difference: np.ndarray, arm: Arm) -> str:
+    """Return the answer to question 4 for the differences of the runs of an arm."""
+    if np.isfinite(difference).sum() < MOST + FEWEST:
+        return f"too few runs ({int(np.isfinite(difference).sum())})"
+    found = over(difference, arm)
+    return "the same" if found.low > SAME else "another one" if found.high < SAME else "open"
+
+
+def agreement(arm: Arm, stage: str, estimator: str) -> np.ndarray:
+    """Return the rank correlation of an estimator with exact scores in every run.
+
+    A run in which fewer than 20 pairs count is nan.
+    """
+    part = at_stage(arm, "estimates", stage)
+    scores = part["score"].transpose("run", "estimator", "edge", "pos")
+    scores = scores.where(part["n_pairs"] >= MIN_CLUSTERS, 0)
+    found = []
+    for run in scores:
+        exact, other = (
+            np.abs(run.sel(estimator=name).values.ravel()) for name in ("exact", estimator)
+        )
+        there = run.sel(estimator="magnitude").values.ravel() > 0
+        found.append(spearmanr(exact[there], other[there])[0] if there.sum() > 1 else np.nan)
+    return np.array(found)
+
+
+def acdc_overlap(arm: Arm, stage: str) -> np.ndarray:
+    """Return the mean overlap of ACDC's circuits with exact circuits of their size, by run."""
+    part = at_stage(arm, "estimates", stage)
+    counted = part["acdc_overlap"].where(part["acdc_size"] > 0)
+    counted = counted.where(part["n_pairs"] >= MIN_CLUSTERS)
+    return np.asarray(counted.mean(("tau", "order")).values, float)
+
+
+def reliability(values: np.ndarray, arm: Arm) -> str:
+    """Return the answer to question 5 for the rank correlations of the runs of an arm."""
+    if np.isfinite(values).sum() < MOST + FEWEST:
+        return f"too few runs ({int(np.isfinite(values).sum())})"
+    found = over(values, arm)
+    return (
+        "reliable" if found.low > RELIABLE else "misleading" if found.high < MISLEADING else "open"
+    )
+
+
+def same_over_time(arm: Arm, steps: slice) -> np.ndarray:
+    """Return the Jaccard index of the circuits of two measured checkpoints, by run.
+
+    Args:
+      arm: the arm.
+      steps: the measured checkpoints, of which the first and the last one are compared. Both
+        circuits have the size of the first one, or a quarter of all edges if that is missing.
+    """
+    part = arm.parts["discovery"]
+    found = []
+    for number in range(len(arm.worlds)):
+        run = part.isel(run=number, group=0)
+        there = np.isfinite(run["rank"].values.reshape(run.sizes["step"], -1)).any(1)
+        run = run.isel(step=np.flatnonzero(there)[steps]).sel(order=EXACT)
+        curve = run["faithfulness"].isel(step=0).values[:-1]
+        ok = np.flatnonzero(curve >= LEVEL)
+        size = run["size"].values[ok[0]] if len(ok) else SPARSE * all_edges(arm)
+        first, last = (run["rank"].isel(step=place).values < size for place in (0, -1))
+        found.append(float(jaccard(first, last)))
+    return np.array(found)
+
+
+def fine_tuning(taught: Arm, before: Arm) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the indices and references of question 6, by run, and its answer."""
+    index = same_over_time(taught, slice(None))
+    pairs = list(zip(before.worlds.tolist(), before.inits.tolist(), strict=True))
+    rows = [pairs.index(pair) for pair in zip(taught.worlds, taught.inits, strict=True)]
+    reference = same_over_time(before, slice(-2, None))[rows]
+    difference = index - reference
+    if len(difference) < MOST + FEWEST:
+        return index, reference, f"too few runs ({len(difference)})"
+    found: Interval = over(difference, taught)
+    said = "enhances it" if found.low > SAME else "another one" if found.high < OTHER else "open"
+    return index, reference, said

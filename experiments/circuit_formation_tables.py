@@ -1,0 +1,200 @@
+"""Tables of `circuit_formation.py`, made from its saved arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from circuit_formation_rules import (
+    ACDC_AGREES,
+    EXACT,
+    acdc_overlap,
+    agreement,
+    all_edges,
+    cold_facts,
+    fine_tuning,
+    formation,
+    memorizing,
+    reliability,
+    route,
+    same_circuit,
+    sizes,
+    sparse,
+)
+from components_rules import STAGES, enough, known, over
+from components_tables import steps_of, table
+from reasoning_or_shortcut_arms import Arm, number, over_worlds
+
+from implicit_reasoning.analysis.circuits.scores import ESTIMATES
+
+CLAIMS = ("composition", "ladder", "ladder_early", "scrambled")
+"""Arms that support claims; the others are shown as curves."""
+
+LADDERS = ("ladder", "ladder_early")
+TAUGHT, BEFORE = "ladder_taught", "ladder"
+
+
+def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
+    """Write `answers.md`, with one section for each question, and `runs.md`, with every run."""
+    text = [
+        "The answers by the decision rules of `experiments/circuit_formation.py`. A number is a "
+        "mean over runs. In square brackets is its 95% t interval over worlds, and in round "
+        "brackets are the lowest and the highest run and the number of runs. Beside an answer are"
+        " the number of runs in which the rule holds and the number of all runs. `runs.md` has "
+        "the numbers of every run, with intervals and numbers of distinct states."
+    ]
+    sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]] = {
+        "1. Is the circuit sparse at the end?": sparsity,
+        "2. When does the two-hop circuit form?": forming,
+        "3. Does the memorizing circuit shrink, or is it bypassed?": routes,
+        "4. Are cold facts answered by the circuit of other chains?": cold,
+        "5. Which estimates agree with exact scores?": estimates,
+        "6. Does further training enhance the circuit that is there?": taught,
+    }
+    for title, make in sections.items():
+        text.append(f"## {title}\n\n" + "\n".join(make(arms)))
+    (out / "answers.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    (out / "runs.md").write_text(runs_table(arms), encoding="utf-8")
+
+
+def with_node(arms: Mapping[str, Arm], node: str) -> dict[str, Arm]:
+    """Return the arms with results of an instrument; those that support claims come first."""
+    names = [*(name for name in CLAIMS if name in arms), *(n for n in arms if n not in CLAIMS)]
+    return {name: arms[name] for name in names if node in arms[name].parts}
+
+
+def answer(name: str, said: object) -> str:
+    """Return an answer; arms that support no claim have none."""
+    return str(said) if name in CLAIMS else "(curves)"
+
+
+def sparsity(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 1."""
+    rows = [
+        [
+            name,
+            f"{all_edges(arm):.0f}",
+            *(steps_of(sizes(arm, "end", order)) for order in (EXACT, "EAP, grown", "random")),
+            answer(name, sparse(arm)),
+        ]
+        for name, arm in with_node(arms, "discovery").items()
+    ]
+    columns = ("arm", "edges that can matter", "size, exact scores", "size, EAP", "size, random")
+    return table([*columns, "sparse"], rows)
+
+
+def forming(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 2."""
+    rows = []
+    for name, arm in with_node(arms, "routes").items():
+        found = formation(arm)
+        rows.append(
+            [
+                name,
+                over_worlds(route(arm, "through", "end")["faithfulness"].values, arm.worlds),
+                steps_of(found.half_times),
+                steps_of(found.answers),
+                *(answer(name, said) for said in (found.there, found.with_answers, found.suddenly)),
+            ]
+        )
+    return table(
+        [
+            *("arm", "through r1 at the end", "half-time of the route (steps)"),
+            *("half-time of test_ii (steps)", "two-hop circuit", "with the answers", "suddenly"),
+        ],
+        rows,
+    )
+
+
+def routes(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 3."""
+    rows = []
+    for name, arm in with_node(arms, "routes").items():
+        found = memorizing(arm)
+        rows.append(
+            [
+                name,
+                *(
+                    over_worlds(route(arm, "around", stage)["faithfulness"].values, arm.worlds)
+                    for stage in ("memorised", "end")
+                ),
+                answer(name, found.bypassed),
+                answer(name, found.remains),
+                over_worlds(found.log_ratio, arm.worlds),
+                answer(name, found.size),
+            ]
+        )
+    return table(
+        [
+            *("arm", "around r1 at `memorised`", "around r1 at the end", "bypassed", "remains"),
+            *("log of size at the end / at `memorised`", "size"),
+        ],
+        rows,
+    )
+
+
+def cold(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 4."""
+    rows = []
+    for name in LADDERS:
+        if name in arms:
+            arm = arms[name]
+            usual, of_cold = cold_facts(arm)
+            shown = (over_worlds(values, arm.worlds) for values in (usual, of_cold))
+            rows.append([name, *shown, same_circuit(of_cold - usual, arm)])
+    return table(["arm", "faithfulness on test_ii", "on test_c0", "circuit of test_c0"], rows)
+
+
+def estimates(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 5."""
+    rows: list[Sequence[object]] = []
+    for name, arm in with_node(arms, "estimates").items():
+        for method in (*ESTIMATES, "magnitude"):
+            shown = []
+            for stage in STAGES[1:]:
+                values = agreement(arm, stage, method)
+                said = reliability(values, arm) if name in CLAIMS and enough(arm) else ""
+                judged = f": {said}" if said and method != "magnitude" else ""
+                shown.append(over_worlds(values, arm.worlds) + judged)
+            label = f"{method} (null)" if method == "magnitude" else method
+            rows.append([name, label, *shown])
+        overlaps = []
+        for stage in STAGES[1:]:
+            values = acdc_overlap(arm, stage)
+            agrees = over(values, arm).low > ACDC_AGREES
+            judged = f": {'agrees' if agrees else 'open'}" if enough(arm) else ""
+            overlaps.append(over_worlds(values, arm.worlds) + judged)
+        rows.append([name, "ACDC (Jaccard index)", *overlaps])
+    return table(["arm", "estimate", *STAGES[1:]], rows)
+
+
+def taught(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 6."""
+    if TAUGHT not in arms or BEFORE not in arms:
+        return table([], [])
+    arm = arms[TAUGHT]
+    index, reference, said = fine_tuning(arm, arms[BEFORE])
+    row = [TAUGHT, *(over_worlds(values, arm.worlds) for values in (index, reference)), said]
+    return table(["arm", "Jaccard index", "reference", "the circuit"], [row])
+
+
+def runs_table(arms: Mapping[str, Arm]) -> str:
+    """Return a table with every run, with intervals and numbers of clusters."""
+    rows = []
+    for name, arm in with_node(arms, "discovery").items():
+        size = sizes(arm, "end")
+        curve = known(arm.parts["discovery"], "n_states").isel(group=0)
+        for place, (world, init) in enumerate(zip(arm.worlds, arm.inits, strict=True)):
+            shown = []
+            for way in ("through", "around"):
+                if "routes" not in arm.parts:
+                    shown.append("-")
+                    continue
+                at = route(arm, way, "end").isel(run=place)
+                mean, low, high = (float(at[f"faithfulness{end}"]) for end in ("", "_low", "_high"))
+                shown.append(f"{number(mean)} [{number(low)}, {number(high)}]")
+            clusters = np.nanmax(curve.isel(run=place).values)
+            rows.append([name, world, init, f"{size[place]:.0f}", *shown, f"{clusters:.0f}"])
+    columns = ("arm", "world", "init", "size at the end", "through r1", "around r1", "clusters")
+    return "\n".join(table(columns, rows)) + "\n"

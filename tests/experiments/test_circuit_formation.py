@@ -1,0 +1,128 @@
+"""What the study of circuits asks, and what its decision rules say."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from implicit_reasoning.analysis.runner import measure
+from implicit_reasoning.analysis.truth.known import planted_model, scored_world
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.model.graph import EdgeGraph
+from implicit_reasoning.worlds import build
+from tests.experiments.scripts import load
+
+instruments, pairs_of = (
+    load("circuit_formation_instruments"),
+    load("circuit_formation_pairs").pairs_of,
+)
+rules, results = load("circuit_formation_rules"), load("reasoning_or_shortcut_arms")
+WORLDS = np.array([0, 1, 2, 3] * 2)
+STAGES = ("untrained", "memorised", "half", "end")
+STEPS = [0, 100, 150, 200]
+
+
+def arm(runs=8, **parts):
+    """Return an arm whose runs were measured at all stages."""
+    reached = np.tile(np.array(STEPS, float), (runs, 1))
+    stages = xr.Dataset({"reached": (("run", "stage"), reached)}, {"stage": list(STAGES)})
+    return results.Arm({**parts, "stages": stages}, WORLDS[:runs], np.arange(runs) // 4)
+
+
+def routes_of(through, around, width=0.05):
+    """Return results of `routes`, the same in every run; arguments are values by step."""
+    mean = np.broadcast_to(np.array([through, around]).T[None, :, :, None], (8, 4, 2, 1))
+    dims = ("run", "step", "route", "group")
+    ends = {"": 0, "_low": -width, "_high": width}
+    arrays = {f"faithfulness{end}": (dims, mean + shift) for end, shift in ends.items()}
+    arrays["n_states"] = ("run", "step", "group"), np.full((8, 4, 1), 30.0)
+    coords = {"step": STEPS, "route": ["through r1", "around r1"], "group": ["train_ii"]}
+    return xr.Dataset(arrays, coords)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [("in_context", {}), ("indirect_object", {}), ("greater_than", {}), ("ladder", {})],
+)
+def test_the_prompts_of_a_pair_differ_in_one_token_and_in_the_answer(task, changes):
+    dataset = build(apply_overrides(load_config(f"{task}:pocket"), changes).task)
+    pairs = pairs_of(dataset)
+    assert ((pairs.clean != pairs.corrupt).sum(1) == 1).all()
+    assert (pairs.answer != pairs.corrupt_answer).all()
+    assert {len(np.unique(pairs.group)), len(pairs.groups)} == {len(pairs.groups)}
+
+
+def test_names_of_corrupt_prompts_are_answered_by_the_other_name():
+    dataset = build(load_config("indirect_object:pocket").task)
+    pairs = pairs_of(dataset)
+    for prompts, answers in ((pairs.clean, pairs.answer), (pairs.corrupt, pairs.corrupt_answer)):
+        for prompt, answer, other in zip(prompts, answers, pairs.answer, strict=True):
+            repeated = set(pairs.answer.tolist()) if answer != other else None
+            assert (prompt == answer).sum() == 1 and repeated != {answer}
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "through"), [("composer", True), ("prefix_memoriser", True), ("memoriser", False)]
+)
+def test_routes_of_planted_models(mechanism, through):
+    dataset = scored_world(0)
+    known = planted_model(mechanism, dataset, ("train_ii",))
+    found = measure(instruments.Routes(), known.subject, progress=False).isel(step=0)
+    faithful = found.faithfulness.sel(group="train_ii")
+    way, other = ("through r1", "around r1")[:: 1 if through else -1]
+    assert float(faithful.sel(route=way)) > 0.99
+    assert float(faithful.sel(route=other)) < 0.01
+
+
+def test_routes_share_no_edge_that_only_one_may_carry():
+    dataset = scored_world(0)
+    model = planted_model("composer", dataset, ("train_ii",)).subject.model
+    graph = EdgeGraph(model.spec, 3)
+    through, around = instruments.routes(graph)
+    assert not through[graph.index("m0->m1"), 2] and around[graph.index("m0->m1"), 2]
+    assert through[graph.index("m0->a2.h0<v>"), 1] and not around[graph.index("m0->a2.h0<v>"), 1]
+
+
+def test_a_route_is_bypassed_or_remains():
+    away = arm(routes=routes_of([0, 0.1, 0.5, 1], [0, 0.9, 0.5, 0.05]))
+    stays = arm(routes=routes_of([0, 0.1, 0.1, 0.1], [0, 0.9, 0.9, 0.9]))
+    size = xr.Dataset(
+        {
+            "faithfulness": (
+                ("run", "step", "order", "size", "group"),
+                np.broadcast_to(
+                    np.array([[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1.0]])[
+                        None, :, None, :, None
+                    ],
+                    (8, 4, 1, 4, 1),
+                ),
+            ),
+            "n_states": (("run", "step", "group"), np.full((8, 4, 1), 30.0)),
+        },
+        {"step": STEPS, "order": [rules.EXACT], "size": [0, 10, 40, 100], "group": ["train_ii"]},
+    )
+    for one, bypassed, remains in ((away, "yes", "no"), (stays, "no", "yes")):
+        one.parts["discovery"] = size
+        found = rules.memorizing(one)
+        assert (found.bypassed.answer, found.remains.answer) == (bypassed, remains)
+        assert found.size == "shrinks"
+        np.testing.assert_allclose(found.log_ratio, np.log(10 / 40))
+    assert rules.sparse(away).answer == "yes"
+    assert np.isnan(rules.sizes(away, "untrained")).all()
+
+
+def test_few_pairs_and_few_runs_give_no_answer():
+    values = np.random.default_rng(0).random((8, 4, 3, 50, 2))
+    values[:, :, 1] = 2 * values[:, :, 0]
+    part = xr.Dataset(
+        {
+            "score": (("run", "step", "estimator", "edge", "pos"), values),
+            "n_pairs": (("run", "step"), np.array([[32, 32, 32, 19.0]] * 8)),
+        },
+        {"step": STEPS, "estimator": ["exact", "EAP", "magnitude"]},
+    )
+    one = arm(estimates=part)
+    np.testing.assert_allclose(rules.agreement(one, "half", "EAP"), 1)
+    assert rules.reliability(rules.agreement(one, "half", "EAP"), one) == "reliable"
+    assert abs(rules.agreement(one, "half", "magnitude")).max() < 0.35
+    assert np.isnan(rules.agreement(one, "end", "EAP")).all()
+    assert rules.reliability(rules.agreement(one, "end", "EAP"), one) == "too few runs (0)"
