@@ -58,6 +58,8 @@ FLAGS = {
     "out": Flag(kind=Path, default=Path("results/reasoning_or_shortcut/early_supervision")),
 }
 RAW = "early_supervision.json"
+COMMON = {"rows": "atomic", "readout": "unembedding"}
+"""The name of the common setting (weight 6, single facts, the unembedding) in other parts."""
 SPLITS = ("train_ii", "test_ii", "test_c2", "test_c1", "test_c0", "test_oi", "test_io")
 USUAL_WEIGHT, DEEP = 6.0, 4
 GROUP = "loss.early_supervision"
@@ -187,7 +189,8 @@ def write(out: Path) -> None:
     parts = list(dict.fromkeys(row["part"] for row in rows))
     drawing, axes = new_drawing(3.9 * len(parts), 3.8, ncols=len(parts))
     for ax, part in zip(axes, parts, strict=True):
-        draw(ax, part, [row for row in rows if row["part"] == part])
+        draw(ax, part, [*common_rows(rows, part), *(row for row in rows if row["part"] == part)])
+    axes[0].legend(fontsize=8, frameon=False)
     drawing.savefig(out / "early_supervision.png", dpi=130)
 
 
@@ -211,11 +214,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Return `mean (smallest - largest)` of the known values."""
+    """Return `mean (smallest - largest)` of the known values, or the only one."""
     known = [value for value in values if value is not None]
     if not known:
         return "not reached"
-    return f"{np.mean(known):.2f} ({min(known):.2f} - {max(known):.2f})"
+    mean = f"{np.mean(known):.2f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.2f} - {max(known):.2f})"
 
 
 def steps(values: Sequence[int | None]) -> str:
@@ -224,8 +228,22 @@ def steps(values: Sequence[int | None]) -> str:
     return ", ".join("-" if step is None else f"{step:,}" for step in ordered)
 
 
+def common_rows(rows: Sequence[Mapping[str, Any]], part: str) -> list[dict[str, Any]]:
+    """Return the runs of the common setting of all parts, named as a setting of a part.
+
+    They are in the part `weight`. The models of the part `layers` have more blocks.
+    """
+    if part not in COMMON:
+        return []
+    common = [row for row in rows if (row["part"], row["setting"]) == ("weight", "6")]
+    return [{**row, "setting": COMMON[part]} for row in common]
+
+
 def draw(ax: Axes, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the accuracy at the end by setting: a point for each run, and a line of the means."""
+    """Draw the accuracy at the end by setting: a point for each run, and a line of the means.
+
+    Settings without an order have no line.
+    """
     names = list(dict.fromkeys(row["setting"] for row in rows))
     for split in ("test_ii", "test_c0", "test_oi", "test_io"):
         color = split_style(split)["color"]
@@ -233,8 +251,10 @@ def draw(ax: Axes, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
             [row["accuracy"][split] for row in rows if row["setting"] == name] for name in names
         ]
         for place, values in enumerate(points):
-            ax.plot([place] * len(values), values, "o", color=color, markersize=3, alpha=0.6)
-        ax.plot([np.mean(values) for values in points], color=color, linewidth=1.2, label=split)
+            label = "" if place else split
+            ax.plot([place] * len(values), values, "o", color=color, markersize=5, label=label)
+        if part == "weight":
+            ax.plot([np.mean(values) for values in points], color=color, linewidth=1.2)
     ax.set_xticks(range(len(names)), names)
     labels = {
         "weight": "weight of early supervision",
@@ -242,8 +262,8 @@ def draw(ax: Axes, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
         "layers": "supervised blocks of 4",
         "readout": "readout of the states",
     }
-    ax.set(xlabel=labels[part], ylabel="accuracy at the last step", ylim=(-0.02, 1.02))
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel=labels[part], ylim=(-0.02, 1.02), xlim=(-0.4, len(names) - 0.6))
+    ax.set_ylabel("accuracy at the last step" if part == "weight" else "")
 
 
 if __name__ == "__main__":
