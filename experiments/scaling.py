@@ -138,11 +138,16 @@ def data(base: ConfigDict, flags: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def train_in_rounds(sweep: Sweep, workdir: Path) -> Runs:
-    """Train all trials, except for the remaining rounds of trials that answer half of test_c0."""
+    """Train all trials, except for the remaining rounds of trials that answer half of test_c0.
+
+    A trial whose world cannot be made, because it has too few chains, is left out. The sweep says
+    which.
+    """
     steps, late = int(sweep.base.steps), list(sweep.trials)
     for stop in (steps // 4, steps // 2, steps):
         run_sweep(sweep, workdir, stop_at=stop, only=late)
         runs = Runs(workdir)
+        late = [name for name in late if name in runs.names]
         late = [name for name in late if best(runs[name].metrics, "test_c0") < HALF]
         print(f"step {stop:,}: {len(late)} of {len(sweep.trials)} trials go on", flush=True)
         if not late:
