@@ -114,6 +114,7 @@ def test_the_command_and_the_report(run, capsys, monkeypatch):
     assert "no checkpoint of step 7; choose from the steps 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_runs_each_keep_their_own_result(trained, run, tmp_path, capsys):
     other = Run(shutil.copytree(trained.files.workdir, tmp_path / "other"))
     alone = analyze(run, "lens", steps=[10], progress=False)

@@ -79,8 +79,16 @@ def measuring(run, steps, instrument=None, **named):
     return lambda: analyze(own, instrument or Probabilities(), steps=steps, progress=False, **named)
 
 
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("there", [(), (30,)])
+@pytest.mark.parametrize(
+    ("there", "again"),
+    [
+        ((30,), False),
+        *(
+            pytest.param(there, again, marks=pytest.mark.slow)
+            for there, again in (((), False), ((), True), ((30,), True))
+        ),
+    ],
+)
 def test_no_step_is_lost(run, monkeypatch, there, again):
     if there:
         measuring(run, there)()
@@ -126,6 +134,7 @@ analyze(Run(sys.argv[1]), "tests.analysis.test_runner:Probabilities", steps=[20]
 """
 
 
+@pytest.mark.slow
 def test_another_process_waits_until_a_result_is_written(run):
     """Another process must not read the saved result while we are about to write it."""
     measuring(run, [0])()

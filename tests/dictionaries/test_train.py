@@ -75,7 +75,7 @@ def test_they_are_opened_as_they_were_kept(run, made):
     [
         ("cold", (1, 1)),
         pytest.param("forwards", (1, 5), marks=pytest.mark.slow),
-        ("backwards", (4, 1)),
+        pytest.param("backwards", (4, 1), marks=pytest.mark.slow),
     ],
 )
 def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops):
@@ -139,9 +139,7 @@ def test_every_architecture_is_planned_and_measured(run, architecture, monkeypat
 @pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(
-            architecture, marks=pytest.mark.slow if architecture == "skip_transcoder" else ()
-        )
+        pytest.param(architecture, marks=() if architecture == "crosscoder" else pytest.mark.slow)
         for architecture in ARCHITECTURES
     ],
 )

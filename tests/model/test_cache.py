@@ -128,7 +128,12 @@ class Run:
         return self.values[get_act_name(name, layer)]
 
 
-@pytest.fixture(scope="module", params=SPECS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name == "no norms" else ()) for name in SPECS
+    ],
+)
 def run(request):
     return Run(SPECS[request.param])
 

@@ -61,6 +61,7 @@ def test_the_next_process_finds_what_was_compiled_and_computes_the_same(filled):
     assert without[:3] == ("it is switched off", 0, 0) and without[3] == result
 
 
+@pytest.mark.slow
 def test_two_processes_at_a_time(tmp_path):
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(process, [tmp_path] * 2))

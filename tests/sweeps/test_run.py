@@ -105,6 +105,7 @@ def test_started_again_it_does_nothing(tmp_path, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path, alone):
     """Train all to step 20, then two alone to 40, then all together with a new one."""
     sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path, 20))
@@ -311,9 +312,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    "launcher", ["vmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["vmap", "local", "ray"])
 def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
@@ -338,6 +338,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     assert Run(files.trial("seed=0").workdir).starts[-1]["step"] == status.step
 
 
+@pytest.mark.slow
 def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", "local")
     rows = files.trial("seed=0").metrics
@@ -371,7 +372,9 @@ def test_done_unheard_of_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["vmap", pytest.param("local", marks=pytest.mark.slow)])
-def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
+def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(
+    launcher, tmp_path, capfd, blank_figures
+):
     with small_disk(tmp_path / "disk", "2800k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
         # With one trial at a time, the first one fits.

@@ -82,7 +82,9 @@ def test_a_chain_that_does_not_begin_with_its_first_fact_has_no_early_answer():
         early_targets(dataset, "chains")
 
 
-@pytest.mark.parametrize(("layers", "read"), [((), (0, 1)), ((1,), (1,))])
+@pytest.mark.parametrize(
+    ("layers", "read"), [((), (0, 1)), pytest.param((1,), (1,), marks=pytest.mark.slow)]
+)
 def test_the_loss_is_that_of_the_whole_forward_pass(layers, read):
     """The trimmed last block and the shared readout change neither the loss nor the gradient."""
     early = EarlySettings(0.5, layers, "all")
@@ -150,6 +152,7 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_a_population_has_the_losses_of_runs_alone(alone, tmp_path):
     made = trials(tmp_path, WORLDS, **EARLY)
     train_population(made, Layout(tmp_path / "population"), 12, ShutdownRequest())

@@ -179,6 +179,13 @@ def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     assert_same(case.train(), whole)
 
 
+# tests/test_faults.py damages the state and limits the files of a run by default.
+OF_BOTH = pytest.mark.parametrize(
+    "kind", [pytest.param("model", marks=pytest.mark.slow), "dictionaries"], indirect=True
+)
+
+
+@OF_BOTH
 def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkeypatch, capfd):
     for _ in range(2):
         with stopped_after(monkeypatch, case.module, 1):
@@ -213,6 +220,7 @@ def test_a_second_process_is_refused_and_writes_nothing(case):
     assert {path.name for path in case.folder.iterdir()} == {".lock"}
 
 
+@OF_BOTH
 def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
     size = {"model": 15_000, "dictionaries": 3_000}[kind]  # less than a saved state needs
     with small_files(size), pytest.raises(OSError, match="File too large"):

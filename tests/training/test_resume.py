@@ -78,12 +78,9 @@ MOMENTS = {
 
 
 # (moments, how many of them must be hit; otherwise the test would test little)
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moments", "at_least"),
-    [
-        (("mid-save after a resume point",), 1),
-        pytest.param(tuple(MOMENTS), 4, marks=pytest.mark.slow),
-    ],
+    ("moments", "at_least"), [(("mid-save after a resume point",), 1), (tuple(MOMENTS), 4)]
 )
 def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
     moments, at_least, uninterrupted, tmp_path

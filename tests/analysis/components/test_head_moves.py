@@ -69,7 +69,9 @@ def test_the_vector_of_a_bridge_identifies_the_bridge_only(idle_copy):
     assert (first.identified_n.sel(variable=["r1", "e2", "prefix"]) == 0).all()
 
 
-@pytest.mark.parametrize("name", ["prefix_memoriser", "cluster_composer"])
+@pytest.mark.parametrize(
+    "name", ["prefix_memoriser", pytest.param("cluster_composer", marks=pytest.mark.slow)]
+)
 def test_codes_that_resemble_a_bridge_are_told_from_it(name):
     """One head copies an index of the prefix; the other a code that only chains set."""
     known = planted(name)

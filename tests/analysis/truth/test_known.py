@@ -114,6 +114,7 @@ def config(name, **changes):
     return tiny(task__name=name, steps=20, evaluation__every=20, **changes)
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once_and_goes_on_if_it_was_cut_short(tmp_path, monkeypatch):
     # This is the task that other tests train on, so its programs are already compiled.
     asked = tiny(steps=20, checkpoints__every=10)

@@ -121,6 +121,7 @@ def test_scores_are_written_for_people_and_for_programs(scores, tmp_path):
     assert "versions" in kept["made_with"]
 
 
+@pytest.mark.slow
 def test_the_lens_is_right_on_all_that_it_can_see(models, tmp_path):
     found = score(["lens"], cache=tmp_path, models=models, progress=False)
     verdicts = found.verdicts()["lens"]
