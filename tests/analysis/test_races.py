@@ -1,6 +1,7 @@
 """Processes that measure one run wait for each other; results that no longer fit are refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,19 +24,28 @@ from tests.training.tiny import tiny
 STEPS = (0, 10, 20, 30)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Return a run with untrained checkpoints."""
-    files, config = Layout(tmp_path / "run"), tiny()
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Return the folder of a run with untrained checkpoints."""
+    files, config = Layout(tmp_path_factory.mktemp("races") / "run"), tiny()
     directory.begin(files, config, DATASET)
     save(files, STEPS)
-    return Run(files.workdir)
+    return files.workdir
+
+
+@pytest.fixture
+def run(untrained, tmp_path):
+    """Return a copy of it, which a test may change."""
+    return Run(shutil.copytree(untrained, tmp_path / "run"))
+
+
+INIT = jax.jit(make_model(tiny().model.to_dict(), DATASET).init)
 
 
 def save(files, steps, seed=0):
-    model, store = make_model(tiny().model.to_dict(), DATASET), Checkpoints(files.checkpoints)
+    store = Checkpoints(files.checkpoints)
     for step in steps:
-        store.save(step, jax.jit(model.init)(jax.random.key(seed + step)))
+        store.save(step, INIT(jax.random.key(seed + step)))
     store.close()
 
 

@@ -169,7 +169,7 @@ def test_planted_shares_are_exact_and_controls_differ(idle):
     np.testing.assert_allclose(shares, 1, atol=1e-6)
     accuracy = found["accuracy"].sel(kind="zero", pos="all")
     needed = {str(c.unit) for c in Ablation().claims(idle.isel(step=0))}
-    for block in range(4):
+    for block in range(3):
         for head in range(3):
             there = str(Head(block, head)) in needed
             right = float(accuracy.sel(block=block, part=f"head {head}"))
