@@ -225,6 +225,7 @@ def test_das_of_another_variable_is_another_result(run):
     assert r1["variable"].values.tolist() == ["r1"]
 
 
+@pytest.mark.slow
 def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_another(run, capsys):
     class Before(Run):
         steps = (0, 10)  # the steps of the run before training continued

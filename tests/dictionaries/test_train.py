@@ -334,6 +334,7 @@ def test_baselines_are_measured_like_what_is_to_beat_them(run):
     assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_writes_the_page(
     run, beaten, capsys, monkeypatch, blank_figures
 ):
@@ -353,6 +354,25 @@ def test_the_command_trains_measures_and_writes_the_page(
         "Are there more directions than dimensions?",
     ):
         assert str(escape(title)) in page
+
+
+def test_the_command_opens_a_finished_set_and_hands_it_on(run, made, capsys, monkeypatch):
+    """Measuring and drawing take long, so they are only called here."""
+    called = []
+
+    def called_with(result):
+        return lambda *given, **_: called.append(given) or result
+
+    monkeypatch.setattr("implicit_reasoning.dictionaries.measure_dictionaries", called_with("all"))
+    monkeypatch.setattr("implicit_reasoning.dictionaries.dashboards.write_page", called_with(None))
+    monkeypatch.setattr("implicit_reasoning.report.write_report", called_with("page.html"))
+    flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
+    assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0
+    assert capsys.readouterr().out == f"{len(made)} dictionaries\nreport: page.html\n"
+    measured, written, _ = called
+    assert written[2] == "all"
+    same(measured[1], made)
+    same(written[1], made)
 
 
 def _text(value):

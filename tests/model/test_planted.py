@@ -98,7 +98,8 @@ def test_who_composes_knows_chains_that_it_was_not_given_and_who_looks_up_does_n
     some, every = knowledge(share=0.5), knowledge()
     given = {tuple(chain) for chain in some.chains}
     new = np.array([chain for chain in every.chains if tuple(chain) not in given])
-    for make, right in [(composer, 1), (parallel, 1), (memoriser, 0), (prefix_memoriser, 0)]:
+    every_case = [(composer, 1), (memoriser, 0), (parallel, 1), (prefix_memoriser, 0)]
+    for make, right in every_case if shared.THOROUGH else every_case[:2]:
         # If nothing was looked up, the logits of entities are equal and argmax returns the first.
         asked = new[new[:, -1] != 0]
         assert (answers(make(some), prompts(some, asked)) == asked[:, -1]).mean() == right

@@ -149,6 +149,7 @@ def chosen(reader):
     return {key: value.number_value for key, value in session.hparams.items()}
 
 
+@pytest.mark.slow
 def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
     """The table has all fields of all trials; instruments skip trials that they cannot measure."""
     lost = {"optimizer.learning_rate": 1e30, "optimizer.weight_decay": 7.0}
