@@ -176,6 +176,7 @@ def test_it_trains_the_same_run_on_eight_devices(tmp_path):
     assert said["split"] == {"W_value": both, "W_gate": both, "b_gate": only, "W_out": both[::-1]}
 
 
+@pytest.mark.slow
 def test_instruments_of_the_residual_stream_read_it(tmp_path):
     run = Run(shutil.copytree(finished(), tmp_path / "run"))
     lens = analyze(run, "lens", steps=[60], progress=False)

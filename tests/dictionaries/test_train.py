@@ -70,12 +70,13 @@ def test_they_are_opened_as_they_were_kept(run, made):
     same(again, made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "stops"),
     [
         ("cold", (1, 1)),
-        pytest.param("forwards", (1, 5), marks=pytest.mark.slow),
-        pytest.param("backwards", (4, 1), marks=pytest.mark.slow),
+        ("forwards", (1, 5)),
+        ("backwards", (4, 1)),
     ],
 )
 def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops):

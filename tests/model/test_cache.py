@@ -131,7 +131,8 @@ class Run:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name == "no norms" else ()) for name in SPECS
+        pytest.param(name, marks=() if name == "norms and a logit bias" else pytest.mark.slow)
+        for name in SPECS
     ],
 )
 def run(request):

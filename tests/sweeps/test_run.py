@@ -241,6 +241,7 @@ def test_a_launcher_of_processes_leaves_the_devices_to_them(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(
     tmp_path, capfd, blank_figures
 ):

@@ -172,17 +172,18 @@ def assert_same(found, whole):
     jax.tree.map(np.testing.assert_array_equal, dict(found), dict(whole))
 
 
+# By default, test_resume.py and tests/test_faults.py test this for the training of a model.
+OF_BOTH = pytest.mark.parametrize(
+    "kind", [pytest.param("model", marks=pytest.mark.slow), "dictionaries"], indirect=True
+)
+
+
+@OF_BOTH
 def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     with stopped_after(monkeypatch, case.module, 2):
         case.train()
     assert finished_steps(case.folder / "resume")
     assert_same(case.train(), whole)
-
-
-# tests/test_faults.py damages the state and limits the files of a run by default.
-OF_BOTH = pytest.mark.parametrize(
-    "kind", [pytest.param("model", marks=pytest.mark.slow), "dictionaries"], indirect=True
-)
 
 
 @OF_BOTH

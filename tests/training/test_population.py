@@ -82,6 +82,7 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
     assert [part.last for part in read_segments(made[1].files)] == [20, 40, None]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
     made, wish = trials(tmp_path), ShutdownRequest()
     wish.number = 15

@@ -102,6 +102,7 @@ def test_parameters_move_what_they_hold(data, made):
         figure.drawing.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_parameters_of_the_wrong_part_repair_nothing(data, made, monkeypatch):
     monkeypatch.setattr(
         parameters,
