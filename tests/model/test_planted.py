@@ -49,7 +49,7 @@ def answers(planted, tokens):
     "name, seed, world",
     [
         *(
-            pytest.param(name, seed, {}, marks=pytest.mark.slow if name in FORMS else ())
+            pytest.param(name, seed, {}, marks=pytest.mark.slow if seed or name in FORMS else ())
             for name, seed in MODELS
         ),
         *(
