@@ -115,13 +115,13 @@ def test_a_signal_to_the_command_saves_and_the_same_command_goes_on(
     """This process runs the command, and gets the signal before its third chunk of steps."""
     chunks, original = [], ResumableLoop._agree
 
-    def signalled(self, shutdown):
+    def stop_at_the_third(self, shutdown):
         chunks.append(None)
         if len(chunks) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, shutdown)
 
-    monkeypatch.setattr(ResumableLoop, "_agree", signalled)
+    monkeypatch.setattr(ResumableLoop, "_agree", stop_at_the_third)
     command = [*COMMAND[3:], f"--workdir={tmp_path / 'run'}"]
     command += [f"--config.{key}={value}" for key, value in TINY.items()]
     assert main(command) == 75
