@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 # This is set before anything imports jax, because a test must not take an accelerator that a run is
@@ -69,7 +70,11 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     width_and_height = (1).to_bytes(4, "big") * 2
 
     def savefig(self: Any, file: Any, **options: Any) -> None:
-        file.write(b"\x89PNG\r\n\x1a\n" + bytes(8) + width_and_height)
+        image = b"\x89PNG\r\n\x1a\n" + bytes(8) + width_and_height
+        if isinstance(file, (str, os.PathLike)):
+            Path(file).write_bytes(image)
+        else:
+            file.write(image)
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
     monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda self: None)

@@ -14,7 +14,7 @@ CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
 OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
 
 
-def test_train_then_report(tmp_path, capsys):
+def test_train_then_report(tmp_path, capsys, blank_figures):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert main(["train", CONFIG, workdir, "--stop_at=20", *OVERRIDES]) == 0
     assert Run(tmp_path / "run").metrics[-1]["step"] == 20

@@ -121,7 +121,7 @@ def damaged(draw, content):
 
 @pytest.mark.parametrize("name", FILES)
 @settings(
-    max_examples=settings().max_examples // 2,
+    max_examples=settings().max_examples // (2 if shared.THOROUGH else 3),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

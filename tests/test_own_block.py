@@ -167,6 +167,7 @@ print(json.dumps({"losses": [row["loss"] for row in run.metrics[1:]], "split": s
 """
 
 
+@pytest.mark.slow
 def test_it_trains_the_same_run_on_eight_devices(tmp_path):
     """Its state is split over `model`, and its weights also over `data`."""
     said = says(PROGRAM, str(tmp_path / "run"))
@@ -175,10 +176,16 @@ def test_it_trains_the_same_run_on_eight_devices(tmp_path):
     assert said["split"] == {"W_value": both, "W_gate": both, "b_gate": only, "W_out": both[::-1]}
 
 
+@pytest.mark.slow
 def test_instruments_of_the_residual_stream_read_it(tmp_path):
     run = Run(shutil.copytree(finished(), tmp_path / "run"))
     lens = analyze(run, "lens", steps=[60], progress=False)
     assert lens.sizes["layer"] == 3
+
+
+@pytest.mark.slow
+def test_activation_patching_has_one_part_for_its_block(tmp_path):
+    run = Run(shutil.copytree(finished(), tmp_path / "run"))
     patching = analyze(run, "activation_patching", steps=[60], progress=False)
     assert list(patching.part.values) == ["block"]
     # At the end of the query, the output of the last block is the state that the model reads.

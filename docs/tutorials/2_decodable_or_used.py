@@ -59,6 +59,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from implicit_reasoning.figures import VERMILION
+from implicit_reasoning.model.units import State
 
 CONTROLS = ["permuted means", "third value", "another variable"]  # the nulls of mean_swap
 ENOUGH = 20  # with fewer clusters, a number says little and is left out
@@ -92,7 +93,7 @@ def draw_cells(ax, values, title):
 def outline(ax, kind, positions):
     """Draw a frame around the cells where a claim of this kind about e2 is true."""
     for claim in known.mechanism.true:
-        if (claim.kind, claim.variable) == (kind, "e2"):
+        if (claim.kind, claim.variable) == (kind, "e2") and isinstance(claim.unit, State):
             corner = (positions.index(claim.unit.pos) - 0.5, claim.unit.layer - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
 

@@ -84,7 +84,7 @@ def write_page(notebook: Any, source: Path) -> Path:
 
     name = f"{source.stem}_files"
     shutil.rmtree(HERE / name, ignore_errors=True)
-    resources = {"output_files_dir": name, "unique_key": source.stem}
+    resources: Any = {"output_files_dir": name, "unique_key": source.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     texts = alternative_texts(notebook)
     text = re.sub(r"!\[png\]", lambda _: f"![{next(texts)}]", text)

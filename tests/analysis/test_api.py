@@ -114,6 +114,7 @@ def test_the_command_and_the_report(run, capsys, monkeypatch):
     assert "no checkpoint of step 7; choose from the steps 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_runs_each_keep_their_own_result(trained, run, tmp_path, capsys):
     other = Run(shutil.copytree(trained.files.workdir, tmp_path / "other"))
     alone = analyze(run, "lens", steps=[10], progress=False)
@@ -224,6 +225,7 @@ def test_das_of_another_variable_is_another_result(run):
     assert r1["variable"].values.tolist() == ["r1"]
 
 
+@pytest.mark.slow
 def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_another(run, capsys):
     class Before(Run):
         steps = (0, 10)  # the steps of the run before training continued

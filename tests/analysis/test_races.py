@@ -1,6 +1,7 @@
 """Processes that measure one run wait for each other; results that no longer fit are refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,19 +24,28 @@ from tests.training.tiny import tiny
 STEPS = (0, 10, 20, 30)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Return a run with untrained checkpoints."""
-    files, config = Layout(tmp_path / "run"), tiny()
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Return the folder of a run with untrained checkpoints."""
+    files, config = Layout(tmp_path_factory.mktemp("races") / "run"), tiny()
     directory.begin(files, config, DATASET)
     save(files, STEPS)
-    return Run(files.workdir)
+    return files.workdir
+
+
+@pytest.fixture
+def run(untrained, tmp_path):
+    """Return a copy of it, which a test may change."""
+    return Run(shutil.copytree(untrained, tmp_path / "run"))
+
+
+INIT = jax.jit(make_model(tiny().model.to_dict(), DATASET).init)
 
 
 def save(files, steps, seed=0):
-    model, store = make_model(tiny().model.to_dict(), DATASET), Checkpoints(files.checkpoints)
+    store = Checkpoints(files.checkpoints)
     for step in steps:
-        store.save(step, jax.jit(model.init)(jax.random.key(seed + step)))
+        store.save(step, INIT(jax.random.key(seed + step)))
     store.close()
 
 
@@ -79,8 +89,16 @@ def measuring(run, steps, instrument=None, **named):
     return lambda: analyze(own, instrument or Probabilities(), steps=steps, progress=False, **named)
 
 
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("there", [(), (30,)])
+@pytest.mark.parametrize(
+    ("there", "again"),
+    [
+        ((30,), False),
+        *(
+            pytest.param(there, again, marks=pytest.mark.slow)
+            for there, again in (((), False), ((), True), ((30,), True))
+        ),
+    ],
+)
 def test_no_step_is_lost(run, monkeypatch, there, again):
     if there:
         measuring(run, there)()
@@ -126,6 +144,7 @@ analyze(Run(sys.argv[1]), "tests.analysis.test_runner:Probabilities", steps=[20]
 """
 
 
+@pytest.mark.slow
 def test_another_process_waits_until_a_result_is_written(run):
     """Another process must not read the saved result while we are about to write it."""
     measuring(run, [0])()

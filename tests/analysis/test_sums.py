@@ -216,10 +216,9 @@ print("MB", (peak[0] - before) / 1e6)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("neurons", "most"), [(1024, 150), pytest.param(4096, 300, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("neurons", "most"), [(1024, 150), (4096, 300)])
 def test_many_cells_do_not_fill_the_memory(neurons, most):
     """Outcomes of 4,096 neurons, three positions, 2,000 examples and 20 checkpoints take 2 GB."""
     done = subprocess.run(

@@ -245,7 +245,8 @@ np.savez(sys.argv[2], **state.params)
 ON_DEVICES = {"topk": (TopK(max_k=4), (2.0, 3.0)), "relu": (ReLU(), (0.05, 0.1))}
 
 
-@pytest.mark.parametrize("name", ["topk", pytest.param("relu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["topk", "relu"])
 def test_members_and_features_are_dealt_out_to_devices(tmp_path, name):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     found = tmp_path / "found.npz"

@@ -1,16 +1,13 @@
-"""All measurements use float32 matrix products, even where a GPU would round.
+"""Measurements of dictionaries use float32 matrix products, even where a GPU would round.
 
-No device is needed, because a program states the precision of each of its products.
+`tests/analysis/test_instruments.py` tests the other instruments.
 """
-
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
 from implicit_reasoning.dictionaries import baselines, measure
 from implicit_reasoning.dictionaries.activations import ACTIVATIONS
 from implicit_reasoning.dictionaries.api import choose_instruments
@@ -20,61 +17,9 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDict
 from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.dictionaries.store import Member
-from implicit_reasoning.worlds import build
 from tests.analysis.subjects import DATASET, random_checkpoints
-from tests.analysis.tiny_states import make_dataset, make_model, random_subject
 from tests.dictionaries.small import SITE
-
-HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
-
-
-def products(jaxpr):
-    """Yield the precision of each floating-point product in a program, and its equation."""
-    for eqn in jaxpr.eqns:
-        multiplies = eqn.primitive.name in ("dot_general", "conv_general_dilated")
-        if multiplies and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
-            yield eqn.params["precision"], str(eqn)
-        for inner in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
-        ):
-            if hasattr(inner, "jaxpr"):
-                inner = inner.jaxpr
-            if hasattr(inner, "eqns"):
-                yield from products(inner)
-
-
-def assert_exact(function, *arguments, at_least=1):
-    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
-    assert len(found) >= at_least
-    assert all(precision == HIGHEST for precision, _ in found), [
-        text for precision, text in found if precision != HIGHEST
-    ]
-
-
-@pytest.fixture(scope="module")
-def subjects():
-    """Return random checkpoints for the task that an instrument needs."""
-    sums = build(
-        SimpleNamespace(
-            name="modular_addition", modulus=7, train_fraction=0.5, probes=40, world_seed=0
-        )
-    )
-    made = {"composition": make_dataset(), "modular_addition": sums}
-    return {
-        task: random_subject(make_model(dataset), dataset, n_checkpoints=3)
-        for task, dataset in made.items()
-    }
-
-
-@pytest.mark.parametrize("name", INSTRUMENTS)
-def test_an_instrument(subjects, name):
-    subject = subjects["modular_addition" if name == "fourier_progress" else "composition"]
-    instrument, model = find_instrument(name), subject.model
-    inputs = instrument.examples(model, subject.dataset).inputs
-    if instrument.reference:
-        inputs = inputs | {"reference": subject.checkpoints[0]}
-    runner = Runner(instrument, model)
-    assert_exact(runner.program(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
+from tests.precision import assert_exact, products
 
 
 def test_the_instruments_of_dictionaries():

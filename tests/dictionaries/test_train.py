@@ -70,11 +70,12 @@ def test_they_are_opened_as_they_were_kept(run, made):
     same(again, made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "stops"),
     [
         ("cold", (1, 1)),
-        pytest.param("forwards", (1, 5), marks=pytest.mark.slow),
+        ("forwards", (1, 5)),
         ("backwards", (4, 1)),
     ],
 )
@@ -139,9 +140,7 @@ def test_every_architecture_is_planned_and_measured(run, architecture, monkeypat
 @pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(
-            architecture, marks=pytest.mark.slow if architecture == "skip_transcoder" else ()
-        )
+        pytest.param(architecture, marks=() if architecture == "crosscoder" else pytest.mark.slow)
         for architecture in ARCHITECTURES
     ],
 )
@@ -336,6 +335,7 @@ def test_baselines_are_measured_like_what_is_to_beat_them(run):
     assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_writes_the_page(
     run, beaten, capsys, monkeypatch, blank_figures
 ):
@@ -355,6 +355,25 @@ def test_the_command_trains_measures_and_writes_the_page(
         "Are there more directions than dimensions?",
     ):
         assert str(escape(title)) in page
+
+
+def test_the_command_opens_a_finished_set_and_hands_it_on(run, made, capsys, monkeypatch):
+    """Measuring and drawing take long, so they are only called here."""
+    called = []
+
+    def called_with(result):
+        return lambda *given, **_: called.append(given) or result
+
+    monkeypatch.setattr("implicit_reasoning.dictionaries.measure_dictionaries", called_with("all"))
+    monkeypatch.setattr("implicit_reasoning.dictionaries.dashboards.write_page", called_with(None))
+    monkeypatch.setattr("implicit_reasoning.report.write_report", called_with("page.html"))
+    flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
+    assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0
+    assert capsys.readouterr().out == f"{len(made)} dictionaries\nreport: page.html\n"
+    measured, written, _ = called
+    assert written[2] == "all"
+    same(measured[1], made)
+    same(written[1], made)
 
 
 def _text(value):

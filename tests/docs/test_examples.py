@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.analysis import INSTRUMENTS, Claim, find_instrument, judge, measure
@@ -53,6 +54,7 @@ def test_the_example_of_the_cache_adds_up(tmp_path, monkeypatch, capsys):
     assert "L0H0" in Path("attention.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     example = python_of("how-to/dictionaries.md")
     assert len([line for line in example.splitlines() if line]) <= 20
@@ -131,11 +133,17 @@ def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch,
     # Its statement about the last layer is true: without the state at r2 there is no answer.
     last = result.isel(step=-1).sel(layer=2, change="mean").right
     np.testing.assert_array_equal(last.sel(pos="e1"), last.sel(pos="r1"))
-    # It is right on a model that composes, and on one that only seems to compose.
+
+
+@pytest.mark.slow
+def test_the_instrument_of_your_own_is_right_on_planted_models(tmp_path):
+    """It is right on a model that composes, and on one that only seems to compose."""
+    (tmp_path / "knock_out.py").write_text(python_of("how-to/instrument.md"), encoding="utf-8")
+    where = f"{tmp_path}/knock_out.py:KnockOut"
     for known in map(planted_subject.known, ("composer", "prefix_memoriser")):
         told = measure(find_instrument(where), known.subject, progress=False)
         claims = find_instrument(where).claims(told.isel(step=0))
-        assert Claim("carried", "r2", 4, "r2") in claims
+        assert Claim("carried", "r2", 3, "r2") in claims
         assert judge(claims, known.mechanism) == "right"
 
 

@@ -14,7 +14,8 @@ from implicit_reasoning.runs import Run
 from tests.experiments.scripts import FILES, load, run
 
 BENCHMARKS = {path.stem: path for path in FILES if path.parent.name == "benchmarks"}
-IN_PROCESS = ("train_step", "step_profile", "cross_query", "patch_grid", "dictionaries")
+IN_PROCESS = ("step_profile", "patch_grid")
+COMPILING = ("train_step", "cross_query", "dictionaries")  # left out of the default tests
 BY_SIDE = {"train_step": "milliseconds", "cross_query": "seconds", "patch_grid": "seconds"}
 
 
@@ -33,7 +34,9 @@ def result(out):
     return found
 
 
-@pytest.mark.parametrize("name", IN_PROCESS)
+@pytest.mark.parametrize(
+    "name", [*IN_PROCESS, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPILING)]
+)
 def test_runs(name, tmp_path):
     found = result(run(BENCHMARKS[name], tmp_path)["out"])
     if name in BY_SIDE:
@@ -80,6 +83,7 @@ def test_startup_times_a_first_step(capsys):
     assert json.loads(capsys.readouterr().out)["first step"] > 0
 
 
+@pytest.mark.slow
 def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys):
     script = load("default_set")
     # The script wraps this function to count seconds; it is restored after the test.
@@ -132,11 +136,13 @@ def test_populations_plan(tmp_path, capsys):
     assert files[0] == 2 < files[1]
 
 
+@pytest.mark.slow
 def test_population_worker_takes_steps_of_every_trial():
     trials = load("population_worker").Trials("experiments/smoke.py", "alone", 2)
     assert trials.steps(2) > 0 and trials.cost.step > 0
 
 
+@pytest.mark.slow
 def test_synthetic_dictionaries_are_trained_and_summed_up(tmp_path, monkeypatch):
     script = load("synth_sae_bench")
     monkeypatch.setattr(script, "BATCH", 16)

@@ -18,12 +18,12 @@ SPEC = Spec(n_layers=2, d_model=8, n_heads=2, d_mlp=16, d_vocab=11, n_ctx=3, nor
 @pytest.fixture(scope="module")
 def models():
     plain, extended = Transformer(SPEC), readout.WithReadout(SPEC, 1)
-    return plain, extended, extended.init(jax.random.key(0))
+    return plain, extended, jax.jit(extended.init)(jax.random.key(0))
 
 
 def test_the_transformer_starts_and_computes_as_without_maps(models):
     plain, extended, params = models
-    own = plain.init(jax.random.key(0))
+    own = jax.jit(plain.init)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, readout.without_maps(params), own)
     tokens = np.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(

@@ -55,6 +55,7 @@ def found(tmp_path_factory):
         return Path(run(SCRIPT, folder)["out"])
 
 
+@pytest.mark.slow
 def test_both_parts_train_and_write_small_files(found):
     files = {path.name: path.stat().st_size for path in found.iterdir()}
     curves = {f"{part}.{kind}" for part in ("ladder", "paper_wang") for kind in ("nc", "png")}
@@ -70,6 +71,7 @@ def test_both_parts_train_and_write_small_files(found):
             assert float(row[-1]) == pytest.approx(one["accuracy"]["test_ii"])
 
 
+@pytest.mark.slow
 def test_evaluation_is_one_program_and_training_compiles_nothing_later(found):
     for part in ("ladder", "paper_wang"):
         about = json.loads((found / "gpu.json").read_text())[part]
@@ -77,6 +79,7 @@ def test_evaluation_is_one_program_and_training_compiles_nothing_later(found):
         assert {one["compiled_after_first_evaluation"] for one in about["training"]} == {0}
 
 
+@pytest.mark.slow
 def test_the_step_is_counted_and_profiled(found):
     about = json.loads((found / "gpu.json").read_text())
     one, two = about["paper_wang"], about["ladder"]
@@ -88,6 +91,7 @@ def test_the_step_is_counted_and_profiled(found):
     assert 1 < one["flop_a_step_by_xla"] / one["flop_a_step"] < 4
 
 
+@pytest.mark.slow
 def test_a_speed_on_a_cpu_is_not_in_the_table(found):
     script = load("gpu")
     table = (found / "table.md").read_text().splitlines()

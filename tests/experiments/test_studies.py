@@ -21,7 +21,7 @@ def files(folder):
     return {path.name for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size}
 
 
-def test_grokking_of_a_run_that_is_there(smoke_run, tmp_path):
+def test_grokking_of_a_run_that_is_there(smoke_run, tmp_path, blank_figures):
     """The runs are where the script kept them before there was a table of runs."""
     shutil.copytree(smoke_run.files.workdir, tmp_path / "seed_0")
     out = run(STUDIES["grokking"], tmp_path)["out"]
@@ -49,6 +49,7 @@ def test_ladder_rules(tmp_path):
     assert "## pocket: 100/20/10, phi 5, 30 facts a rung" in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_launchers(tmp_path):
     out = run(STUDIES["launchers"], tmp_path)["out"]
     found = json.loads((Path(out) / "found.json").read_text())["complete"]
@@ -76,7 +77,7 @@ def test_phi_and_weight_decay_draws_what_is_kept(tmp_path):
         ("feature_birth", "feature_birth", {"births.png", "lasting.png", "use.png", "table.md"}),
     ],
 )
-def test_draws_what_is_kept_and_trains_nothing(study, kept, written, tmp_path):
+def test_draws_what_is_kept_and_trains_nothing(study, kept, written, tmp_path, blank_figures):
     shutil.copy(RESULTS / kept / "composition.nc", tmp_path)
     run(STUDIES[study], tmp_path, out=tmp_path)
     assert files(tmp_path) >= written
@@ -85,7 +86,7 @@ def test_draws_what_is_kept_and_trains_nothing(study, kept, written, tmp_path):
         assert set(table) <= set((RESULTS / kept / "table.md").read_text().splitlines())
 
 
-def test_transcoders_vs_saes_draws_what_is_kept(smoke_run, tmp_path):
+def test_transcoders_vs_saes_draws_what_is_kept(smoke_run, tmp_path, blank_figures):
     for path in (RESULTS / "transcoders_vs_saes").glob("*.nc"):
         shutil.copy(path, tmp_path)
     run(STUDIES["transcoders_vs_saes"], tmp_path, run=smoke_run.files.workdir, out=tmp_path)

@@ -128,7 +128,13 @@ class Run:
         return self.values[get_act_name(name, layer)]
 
 
-@pytest.fixture(scope="module", params=SPECS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name == "norms and a logit bias" else pytest.mark.slow)
+        for name in SPECS
+    ],
+)
 def run(request):
     return Run(SPECS[request.param])
 

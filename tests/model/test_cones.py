@@ -123,7 +123,7 @@ def test_a_cone_from_the_clean_state_is_the_clean_run(spec):
 @pytest.mark.parametrize(
     ("spec", "length"),
     [
-        pytest.param(SPEC, 4, id="gpt2-4"),
+        pytest.param(SPEC, 4, id="gpt2-4", marks=pytest.mark.slow),
         pytest.param(UNNORMALIZED, 1, id="none-1"),
         pytest.param(SPEC, 1, id="gpt2-1", marks=pytest.mark.slow),
         pytest.param(LOOPED, 1, id="looped-1", marks=pytest.mark.slow),

@@ -102,7 +102,7 @@ def test_intervals_hold_the_accuracy_and_count_bridges(page, reported):
     assert int(cells[5]) == len(np.unique(dataset.truth["e2"][probes]))
 
 
-def test_a_report_compiles_nothing(trained, tmp_path):
+def test_a_report_compiles_nothing(trained, tmp_path, blank_figures):
     """The report reads what training and instruments saved, and runs no model."""
     run = Run(shutil.copytree(trained, tmp_path / "tiny"))
     compiled: list[str] = []

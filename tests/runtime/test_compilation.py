@@ -61,6 +61,7 @@ def test_the_next_process_finds_what_was_compiled_and_computes_the_same(filled):
     assert without[:3] == ("it is switched off", 0, 0) and without[3] == result
 
 
+@pytest.mark.slow
 def test_two_processes_at_a_time(tmp_path):
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(process, [tmp_path] * 2))
@@ -68,6 +69,7 @@ def test_two_processes_at_a_time(tmp_path):
     assert not any("warning" in each[5].lower() for each in found)
 
 
+@pytest.mark.slow
 def test_what_a_crash_left_half_written_is_compiled_again(filled, tmp_path):
     cache, (_, _, misses, result, folder, _) = filled
     for entry in Path(folder).glob("*-cache"):

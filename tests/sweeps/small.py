@@ -32,6 +32,18 @@ def sweep_mixed():
     yield {"task.phi": 99.0}
 
 
+def sweep_few():
+    """Yield two points, one with two seeds and one with one; as many trials as `sweep_seeds`."""
+    for decay, phi, seed in ((0.1, 1.2, 0), (0.1, 1.2, 1), (1.0, 1.5, 0)):
+        yield {"optimizer.weight_decay": decay, "task.phi": phi, "seed": seed}
+
+
+def sweep_lost():
+    """Yield one population of as many trials as `sweep_seeds`; the first diverges."""
+    for seed, rate in enumerate((1e30, 1e-3, 1e-3)):
+        yield {"seed": seed, "optimizer.learning_rate": rate}
+
+
 def space_rates():
     return {"optimizer.learning_rate": Real(1e-4, 1e-2, log=True), "seed": _Seed()}
 

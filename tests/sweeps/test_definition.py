@@ -140,9 +140,7 @@ def test_names_are_what_is_set_and_fit_any_file_system():
     assert len(set(long)) == 2 and max(map(len, long)) <= 80
 
 
-def test_ten_thousand_trials_are_planned_in_seconds():
-    """Planning by whole configurations took 20 s."""
-    sweep = make_sweep(
-        tiny(), list(grid({"seed": range(5_000), "optimizer.weight_decay": [0.1, 1]}))
-    )
-    assert len(sweep.trials) == 10_000
+def test_a_thousand_trials_are_planned_at_once():
+    """Planning ten thousand by whole configurations took 20 s."""
+    sweep = make_sweep(tiny(), list(grid({"seed": range(500), "optimizer.weight_decay": [0.1, 1]})))
+    assert len(sweep.trials) == 1_000

@@ -48,13 +48,15 @@ def slurm(workdir, only=None, **options):
     return run_sweep(define(FILE, "seeds"), workdir, launcher="slurm", only=only, options=options)
 
 
-@pytest.mark.parametrize("names", [SEEDS[:1], pytest.param(SEEDS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [SEEDS[:1], SEEDS])
 def test_submitit_trains_the_same_trials(names, tmp_path):
     slurm(tmp_path, only=names, slurm="timeout_min=5")
     assert_all_done(tmp_path, names)
     assert set(json.loads((tmp_path / "slurm" / "jobs.json").read_text())) == set(names)
 
 
+@pytest.mark.slow
 def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     """At SIGUSR2 submitit calls the handler: the worker saves, and the same work is submitted
     again.
@@ -285,6 +287,7 @@ def test_a_search_that_was_stopped_trains_what_it_would_have(
     }
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsys, blank_figures):
     assert search(tmp_path, metric="los") == 2
     assert "unknown choice 'los'; did you mean loss" in capsys.readouterr().err

@@ -22,20 +22,20 @@ FILE = shared.SWEEP
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("points")
-    run_sweep(define(FILE, "points"), workdir)
+    workdir = tmp_path_factory.mktemp("few")
+    run_sweep(define(FILE, "few"), workdir)
     return Runs(workdir)
 
 
 def test_trials_are_runs_by_name_and_number(runs):
-    assert len(runs) == 8 and len(list(runs)) == 8
-    assert isinstance(runs[0], Run) and runs[-1].config.seed == 1
-    assert runs["weight_decay=1.0,phi=1.2,seed=0"].config.task.phi == 1.2
+    assert len(runs) == 3 and len(list(runs)) == 3
+    assert isinstance(runs[0], Run) and runs[-1].config.task.phi == 1.5
+    assert runs["weight_decay=0.1,phi=1.2,seed=1"].config.task.phi == 1.2
     assert [run.config.seed for run in runs[:2]] == [0, 1]
     with pytest.raises(InputError, match=r"trial 'x' of .* has not started"):
         runs["x"]
-    few = Runs(runs.files.workdir, chosen=lambda overrides: overrides["seed"] == 1)
-    assert len(few) == 4 and {run.config.seed for run in few} == {1}
+    few = Runs(runs.files.workdir, chosen=lambda overrides: overrides["seed"] == 0)
+    assert len(few) == 2 and {run.config.seed for run in few} == {0}
 
 
 def test_metrics_have_the_axis_of_trials_and_what_each_sets(runs):
@@ -45,29 +45,28 @@ def test_metrics_have_the_axis_of_trials_and_what_each_sets(runs):
         last = runs[name].metrics[-1]["accuracy/test_ii"]
         assert float(accuracy.sel(trial=name, step=60)) == last
     decayed = accuracy.isel(trial=(accuracy["optimizer.weight_decay"] == 1.0).values)
-    assert decayed.sizes["trial"] == 4
+    assert decayed.sizes["trial"] == 1
     with pytest.raises(InputError, match=r"no trial of .* has a metric 'loos'"):
         runs.metric("loos")
 
 
 def test_an_instrument_is_mapped_over_trials_and_checkpoints(runs):
     both = runs.analyze("lens", steps=[0, 60], progress=False)
-    assert both.sizes["trial"] == 8 and list(both.step.values) == [0, 60]
-    alone = runs[3].result("lens").sel(step=[0, 60])
+    assert both.sizes["trial"] == 3 and list(both.step.values) == [0, 60]
+    alone = runs[1].result("lens").sel(step=[0, 60])
     name = next(iter(alone.data_vars))
-    np.testing.assert_array_equal(both[name].isel(trial=3).values, alone[name].values)
-    assert both["task.phi"].values.tolist() == [1.2, 1.2, 1.5, 1.5] * 2
+    np.testing.assert_array_equal(both[name].isel(trial=1).values, alone[name].values)
+    assert both["task.phi"].values.tolist() == [1.2, 1.2, 1.5]
 
 
 def test_runs_of_one_point_differ_in_seeds_only(runs):
-    assert set(runs.points.values()) == {
-        f"weight_decay {decay}, phi {phi}" for decay in (0.1, 1.0) for phi in (1.2, 1.5)
-    }
+    one, other = "weight_decay 0.1, phi 1.2", "weight_decay 1.0, phi 1.5"
+    assert list(runs.points.values()) == [one, one, other]
 
 
 def test_phases_not_reached_are_nan(runs):
     phases = runs.phases()
-    assert np.isnan(phases["in_distribution"].values).all() and phases.sizes["trial"] == 8
+    assert np.isnan(phases["in_distribution"].values).all() and phases.sizes["trial"] == 3
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_the_page_has_every_trial_and_figure(runs):
     ]
     for name in runs.names:
         assert name in page
-    assert page.count("<tr>") == 1 + 8
+    assert page.count("<tr>") == 1 + 3
     assert not re.findall(r'(?:src|href)="(?!data:|figures/|\.\./trials/|#)', page)  # a single file
     links = set(re.findall(r'href="(figures/[^"]+)"', page))
     assert len(links) == 4 * 3
@@ -121,9 +120,9 @@ def test_before_anything_has_begun_there_is_a_page(tmp_path):
 
 
 def test_tensorboard_has_what_was_chosen_and_the_final_and_best_outcome(runs):
-    run = runs["weight_decay=0.1,phi=1.5,seed=1"]
+    run = runs["weight_decay=0.1,phi=1.2,seed=1"]
     reader = events_of(run)
-    assert chosen(reader) == {"optimizer.weight_decay": 0.1, "task.phi": 1.5, "seed": 1}
+    assert chosen(reader) == {"optimizer.weight_decay": 0.1, "task.phi": 1.2, "seed": 1}
     experiment = content(reader, "experiment").experiment
     tags = {info.name.tag for info in experiment.metric_infos}
     assert {"accuracy/test_ii", "best_accuracy/test_ii"} <= tags
@@ -150,17 +149,19 @@ def chosen(reader):
     return {key: value.number_value for key, value in session.hparams.items()}
 
 
+@pytest.mark.slow
 def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
     """The table has all fields of all trials; instruments skip trials that they cannot measure."""
     lost = {"optimizer.learning_rate": 1e30, "optimizer.weight_decay": 7.0}
-    run_sweep(make_sweep(tiny(), [{"seed": 3}, lost]), tmp_path)
+    run_sweep(make_sweep(tiny(), [{"seed": 3}, lost, {"seed": 4}]), tmp_path)
     runs = Runs(tmp_path)
     rows = [chosen(events_of(run)) for run in runs]
-    assert [set(row) for row in rows] == [set(runs.sweep.keys)] * 2
-    assert [row["seed"] for row in rows] == [3, 0]
-    assert [row["optimizer.weight_decay"] for row in rows] == [0.5, 7.0]
+    assert [set(row) for row in rows] == [set(runs.sweep.keys)] * 3
+    assert [row["seed"] for row in rows] == [3, 0, 4]
+    assert [row["optimizer.weight_decay"] for row in rows] == [0.5, 7.0, 0.5]
     found = runs.analyze("lens", steps=[0, 60], progress=False)
-    assert found.trial.values.tolist() == [runs.names[0]] and found["seed"].values.tolist() == [3]
+    assert found.trial.values.tolist() == [runs.names[0], runs.names[2]]
+    assert found["seed"].values.tolist() == [3, 4]
     assert "trials without checkpoints of all steps" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"no trial of .* has checkpoints of all steps"):
         runs.analyze("lens", steps=[7], progress=False)
@@ -169,4 +170,4 @@ def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
 def test_the_command_analyzes_all_trials(runs, capsys):
     words = ["analyze", f"--workdir={runs.files.workdir}", "--instruments=lens", "--steps=last"]
     assert main(words) == 0
-    assert capsys.readouterr().out.count("lens.nc") == 8
+    assert capsys.readouterr().out.count("lens.nc") == 3

@@ -20,7 +20,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.launchers.base import last_saved_step
-from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
+from implicit_reasoning.sweeps.run import default_launcher
 from implicit_reasoning.training import directory
 from implicit_reasoning.training.loop import ResumableLoop
 from tests import shared
@@ -48,11 +48,14 @@ def by_vmap():
 
 @pytest.fixture(scope="module")
 def by_local(tmp_path_factory):
-    """Run two trials by processes, kill one before it saves, and return directory and statuses."""
+    """Run two trials by processes, of which one is killed before it saves, and that one again.
+
+    The other one ends at once without training. Return the directory and the first statuses.
+    """
     workdir, original = tmp_path_factory.mktemp("local"), subprocess.Popen
 
     def killing(words, **options):
-        process = original(words, **options)
+        process = original(words if "seed=1" in words else ["true"], **options)
         if "seed=1" in words:
             process.kill()
         return process
@@ -66,13 +69,13 @@ def by_local(tmp_path_factory):
 
 
 def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, alone):
-    for workdir, attempts in ((by_vmap, [1, 1, 1]), (by_local[0], [1, 2])):
-        names = SEEDS[: len(attempts)]
-        np.testing.assert_allclose(losses(workdir, names), alone[: len(names)], rtol=1e-5)
-        statuses = read_journal(SweepLayout(workdir))
-        assert {name: status[:3] for name, status in statuses.items()} == {
-            name: ("done", 60, tried) for name, tried in zip(names, attempts, strict=True)
-        }
+    np.testing.assert_allclose(losses(by_vmap), alone, rtol=1e-5)
+    statuses = read_journal(SweepLayout(by_vmap))
+    assert {name: status[:3] for name, status in statuses.items()} == {
+        name: ("done", 60, 1) for name in SEEDS
+    }
+    np.testing.assert_allclose(losses(by_local[0], ["seed=1"]), alone[1:2], rtol=1e-5)
+    assert read_journal(SweepLayout(by_local[0]))["seed=1"][:3] == ("done", 60, 2)
 
 
 def test_a_killed_worker_fails_its_trial_alone(by_local):
@@ -105,6 +108,7 @@ def test_started_again_it_does_nothing(tmp_path, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path, alone):
     """Train all to step 20, then two alone to 40, then all together with a new one."""
     sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path, 20))
@@ -166,27 +170,26 @@ def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tm
     assert states[1].exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
 
 
-def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
-    lost = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1.0}
-    trials = [{"seed": 0, **lost}, {"seed": 1, **lost, "optimizer.learning_rate": 1e-3}]
-    sweep = make_sweep(tiny(resume_every=10), trials)
-    wish_from = {"step": None}
-    original = ResumableLoop._agree
+def test_a_signal_saves_the_others_and_who_diverged_stays_so(tmp_path, capfd, blank_figures):
+    """This process gets the signal once one of three trials has diverged."""
+    words = ["sweep", f"--config={FILE}", "--sweep=lost", f"--workdir={tmp_path}"]
+    signals, original = [], ResumableLoop._agree
 
     def stop_once_one_is_lost(self, shutdown):
-        if any(record.diverged for record in self._training.records) and wish_from["step"] is None:
-            wish_from["step"], shutdown.number = True, int(signal.SIGTERM)
+        if any(record.diverged for record in self._training.records) and not signals:
+            signals.append(os.kill(os.getpid(), signal.SIGTERM))
         return original(self, shutdown)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumableLoop, "_agree", stop_once_one_is_lost)
-        with pytest.raises(SweepInterrupted, match="0 of 2 trials are done"):
-            run_sweep(sweep, tmp_path, launcher="vmap")
+        assert main(words) == 75
+    assert "SIGTERM: 0 of 3 trials are done" in capfd.readouterr().err
     states = {status.state for status in read_journal(SweepLayout(tmp_path)).values()}
     assert states == {"diverged", "stopped"}
-    statuses = list(run_sweep(sweep, tmp_path, launcher="vmap").values())
-    assert [status.state for status in statuses] == ["diverged", "done"]
-    assert [status.attempts for status in statuses] == [1, 2]
+    assert main(words) == 3
+    statuses = list(read_journal(SweepLayout(tmp_path)).values())
+    assert [status.state for status in statuses] == ["diverged", "done", "done"]
+    assert [status.attempts for status in statuses] == [1, 2, 2]
 
 
 def test_a_shape_that_no_model_can_have_fails_alone(tmp_path):
@@ -238,6 +241,7 @@ def test_a_launcher_of_processes_leaves_the_devices_to_them(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(
     tmp_path, capfd, blank_figures
 ):
@@ -311,9 +315,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    "launcher", ["vmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["vmap", "local", "ray"])
 def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
@@ -338,6 +341,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     assert Run(files.trial("seed=0").workdir).starts[-1]["step"] == status.step
 
 
+@pytest.mark.slow
 def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", "local")
     rows = files.trial("seed=0").metrics
@@ -349,6 +353,34 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
     wait_for(lambda: last_saved_step(files.trial("seed=0")) >= 100)
     wait_for(lambda: is_free(files.trial("seed=0")))  # an orphaned worker would hold the lock
     assert not files.trial("seed=1").metrics.exists()  # no worker began another trial
+
+
+# The child waits for SIGTERM; its parent starts it, and is then killed.
+CHILD = """
+import signal, sys
+from pathlib import Path
+from implicit_reasoning.sweeps.worker import _end_with_parent
+signal.signal(signal.SIGTERM, lambda *_: (Path(sys.argv[1]).touch(), sys.exit()))
+_end_with_parent()
+print("waits", flush=True)
+signal.pause()
+"""
+PARENT = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]]).wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child")
+def test_a_worker_gets_sigterm_when_its_launcher_is_killed(tmp_path):
+    words = [sys.executable, "-c", PARENT, CHILD, str(tmp_path / "told")]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout.readline() == "waits\n"
+    parent.kill()
+    parent.wait()
+    wait_for((tmp_path / "told").exists, 30)
+    parent.stdout.close()
 
 
 def is_free(files):
@@ -370,8 +402,11 @@ def test_done_unheard_of_is_noticed(tmp_path):
     assert {status[:3] for status in statuses.values()} == {("done", 60, 1)}
 
 
-@pytest.mark.parametrize("launcher", ["vmap", pytest.param("local", marks=pytest.mark.slow)])
-def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["vmap", "local"])
+def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(
+    launcher, tmp_path, capfd, blank_figures
+):
     with small_disk(tmp_path / "disk", "2800k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
         # With one trial at a time, the first one fits.
@@ -396,10 +431,10 @@ def test_in_an_unwritable_directory_it_says_so(tmp_path, capfd):
 
 
 def test_a_dry_run_prints_trials_and_cost_and_writes_nothing(tmp_path, capsys):
-    words = ["sweep", f"--config={FILE}", "--sweep=points", "--dry-run"]
+    words = ["sweep", f"--config={FILE}", "--sweep=few", "--dry-run"]
     assert main([*words, f"--workdir={tmp_path / 'sweep'}"]) == 0
     said = capsys.readouterr().out
-    assert "8 trials, launcher vmap" in said and "weight_decay=0.1,phi=1.2,seed=0" in said
+    assert "3 trials, launcher vmap" in said and "weight_decay=0.1,phi=1.2,seed=0" in said
     assert "matrix products" in said and "one after the other" in said
     assert not list(tmp_path.iterdir())
 

@@ -51,7 +51,7 @@ def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
     def loss(params):
         return answer_loss(forward_at(model, params, tokens, positions)[0], answers)
 
-    params = model.init(jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     cost = step_cost(spec, batch_size=BATCH, n_pos=POSITIONS, n_slots=SLOTS)
     assert cost.forward == traced_flops(jax.make_jaxpr(loss)(params).jaxpr)
     assert cost.step == traced_flops(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)

@@ -82,7 +82,9 @@ def test_a_chain_that_does_not_begin_with_its_first_fact_has_no_early_answer():
         early_targets(dataset, "chains")
 
 
-@pytest.mark.parametrize(("layers", "read"), [((), (0, 1)), ((1,), (1,))])
+@pytest.mark.parametrize(
+    ("layers", "read"), [((), (0, 1)), pytest.param((1,), (1,), marks=pytest.mark.slow)]
+)
 def test_the_loss_is_that_of_the_whole_forward_pass(layers, read):
     """The trimmed last block and the shared readout change neither the loss nor the gradient."""
     early = EarlySettings(0.5, layers, "all")
@@ -117,7 +119,9 @@ def test_the_loss_is_that_of_the_whole_forward_pass(layers, read):
             total -= 0.5 * said[where[0], where[1], tokens].sum()
         return total / supervised.sum()
 
-    params = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(1)))
+    params = jax.jit(lambda key: jax.tree.map(lambda x: x + 0.1, model.init(key)))(
+        jax.random.key(1)
+    )
     ours = jax.jit(jax.value_and_grad(lambda p: recipe.loss(p, batch, None), has_aux=True))
     (loss, parts), gradient = ours(params)
     theirs, its_gradient = jax.jit(jax.value_and_grad(by_hand))(params)
@@ -150,6 +154,7 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_a_population_has_the_losses_of_runs_alone(alone, tmp_path):
     made = trials(tmp_path, WORLDS, **EARLY)
     train_population(made, Layout(tmp_path / "population"), 12, ShutdownRequest())

@@ -29,6 +29,7 @@ def test_sizes_are_those_of_the_run():
     assert planned.seconds is None and "steps/s" not in planned.describe()
 
 
+@pytest.mark.slow
 def test_a_measured_plan_estimates_time():
     config = tiny()
     planned = plan(config)

@@ -45,6 +45,7 @@ def test_step_0_is_the_checkpoint_and_training_goes_on_from_it(source, tmp_path,
     assert run.metrics[0]["step"] == 0 and run.metrics[0]["learning_rate"] == 0
 
 
+@pytest.mark.slow
 def test_the_source_is_not_needed_to_resume(source, tmp_path):
     copy = shutil.copytree(source.files.workdir, tmp_path / "source")
     config = from_(Run(copy))
@@ -56,6 +57,7 @@ def test_the_source_is_not_needed_to_resume(source, tmp_path):
     assert "init_from" not in resumed.starts[1]
 
 
+@pytest.mark.slow
 def test_trials_of_a_population_begin_with_their_own_checkpoints(source, tmp_path):
     names = {"init_from__workdir": str(source.files.workdir)}
     changes = ({}, names, {**names, "init_from__step": 25, "task__world_seed": 2})

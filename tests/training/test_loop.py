@@ -172,6 +172,13 @@ def assert_same(found, whole):
     jax.tree.map(np.testing.assert_array_equal, dict(found), dict(whole))
 
 
+# By default, test_resume.py and tests/test_faults.py test this for the training of a model.
+OF_BOTH = pytest.mark.parametrize(
+    "kind", [pytest.param("model", marks=pytest.mark.slow), "dictionaries"], indirect=True
+)
+
+
+@OF_BOTH
 def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     with stopped_after(monkeypatch, case.module, 2):
         case.train()
@@ -179,6 +186,7 @@ def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     assert_same(case.train(), whole)
 
 
+@OF_BOTH
 def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkeypatch, capfd):
     for _ in range(2):
         with stopped_after(monkeypatch, case.module, 1):
@@ -213,6 +221,7 @@ def test_a_second_process_is_refused_and_writes_nothing(case):
     assert {path.name for path in case.folder.iterdir()} == {".lock"}
 
 
+@OF_BOTH
 def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
     size = {"model": 15_000, "dictionaries": 3_000}[kind]  # less than a saved state needs
     with small_files(size), pytest.raises(OSError, match="File too large"):

@@ -60,6 +60,7 @@ def begin(project):
     return files
 
 
+@pytest.mark.slow
 def test_a_moved_run_trains_on_to_the_same_bits(project, tmp_path):
     train(config_of(project), project / "whole")
     train(config_of(project), project / "run", stop_at=10)

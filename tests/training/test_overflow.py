@@ -42,6 +42,7 @@ def test_the_step_is_named_where_a_chunk_goes_on_after_it(tmp_path, monkeypatch)
     assert_finite(run)
 
 
+@pytest.mark.slow
 def test_a_trial_keeps_the_parameters_from_before_the_step(tmp_path):
     """Each step ends a chunk, so the state after the second step could be saved by mistake."""
     changes = ({}, OVERFLOWS)

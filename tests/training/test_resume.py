@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.training import train
+from implicit_reasoning.training.loop import ResumableLoop
 from tests import shared
 from tests.training.tiny import LONG, TINY, assert_same_run, saved_state, tiny
 
@@ -78,12 +80,9 @@ MOMENTS = {
 
 
 # (moments, how many of them must be hit; otherwise the test would test little)
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moments", "at_least"),
-    [
-        (("mid-save after a resume point",), 1),
-        pytest.param(tuple(MOMENTS), 4, marks=pytest.mark.slow),
-    ],
+    ("moments", "at_least"), [(("mid-save after a resume point",), 1), (tuple(MOMENTS), 4)]
 )
 def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
     moments, at_least, uninterrupted, tmp_path
@@ -110,9 +109,30 @@ def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
     assert_same_run(uninterrupted, workdir)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+def test_a_signal_to_the_command_saves_and_the_same_command_goes_on(
+    uninterrupted, tmp_path, capfd, monkeypatch
+):
+    """This process runs the command, and gets the signal before its third chunk of steps."""
+    chunks, original = [], ResumableLoop._agree
+
+    def stop_at_the_third(self, shutdown):
+        chunks.append(None)
+        if len(chunks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, shutdown)
+
+    monkeypatch.setattr(ResumableLoop, "_agree", stop_at_the_third)
+    command = [*COMMAND[3:], f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{key}={value}" for key, value in TINY.items()]
+    assert main(command) == 75
+    step = int(saved_state(tmp_path / "run")["at"])
+    assert 0 < step < 60 and f"SIGTERM: saved at step {step}" in capfd.readouterr().err
+    assert main(command) == 0
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_its_own_exit_code(number, tmp_path):
     """While the process trains, no other process can train in the same directory."""
     workdir = tmp_path / "run"

@@ -301,6 +301,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
     assert (np.abs(other - losses) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_population_is_its_trials(start):
     """Mapped over hyperparameters, trials equal separate runs while rounding errors are small."""
     rates, decays = ([1e-3, 1e-2, 3e-2], [0.0, 0.5, 1.0])

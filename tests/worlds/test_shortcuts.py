@@ -16,6 +16,7 @@ from implicit_reasoning.worlds.shortcuts import (
     modal_given_last,
     row_completion,
 )
+from tests import shared
 
 OF_CHAINS = ("modal_r2", "modal_e1_r2", "modal_r1_r2", "row_completion", "cluster_oracle")
 
@@ -121,7 +122,7 @@ def plain_oracle(asked, last, known, clusters):
         [{}, {"end_token": True}, {"order": "r r e"}, {"names": 4}, {"names": 4, "order": "r r e"}]
     ),
 )
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=60 if shared.THOROUGH else 30)
 def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, name, spelling):
     try:
         dataset = make(

@@ -29,7 +29,7 @@ def counted(method, **options):
     return sum(flops)
 
 
-@pytest.mark.parametrize("by_position", [True, False])
+@pytest.mark.parametrize("by_position", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_exact_scores(by_position):
     costs = score_costs(EdgeGraph(SPEC, 4), PAIRS, by_position=by_position)
     wanted = counted(scores.exact, by_position=by_position)

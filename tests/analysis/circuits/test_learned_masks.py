@@ -10,17 +10,23 @@ from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.circuits import curves, learned_masks, scores
 from implicit_reasoning.analysis.circuits.acdc import divergence_from
 from implicit_reasoning.analysis.circuits.evaluation import scorable
+from implicit_reasoning.analysis.truth.known import planted_model
 from implicit_reasoning.model.graph import EdgeGraph
 from implicit_reasoning.model.units import Edge
-from tests.analysis.planted_subject import dataset, known
+from tests.analysis.planted_subject import dataset
 
 WEIGHTS = np.array([0.0, 0.5], np.float32)
 
 
 @functools.cache
+def composer():
+    return planted_model("composer", dataset(), ("train_ii",))
+
+
+@functools.cache
 def trained():
     """Train masks of the planted composer; the corrupt prompts are those of other rows."""
-    subject = known("composer").subject
+    subject = composer().subject
     rows = dataset().rows("train_ii")[:8]
     clean = queries.prompt_tokens(dataset(), queries.queries_of_rows(dataset(), rows).parts)
     corrupt = np.random.default_rng(0).permutation(dataset().rows("train_ii"))[:8]
@@ -41,7 +47,7 @@ def trained():
 
 def test_trained_masks_find_the_planted_edges():
     graph, found, can = trained()
-    claims = known("composer").mechanism.true
+    claims = composer().mechanism.true
     edges = [claim.unit for claim in claims if claim.kind == "part"]
     true = graph.mask(edge for edge in edges if isinstance(edge, Edge)) == 1
     # Queries and keys of planted heads read positions, which are the same in both prompts.

@@ -169,7 +169,7 @@ def test_planted_shares_are_exact_and_controls_differ(idle):
     np.testing.assert_allclose(shares, 1, atol=1e-6)
     accuracy = found["accuracy"].sel(kind="zero", pos="all")
     needed = {str(c.unit) for c in Ablation().claims(idle.isel(step=0))}
-    for block in range(4):
+    for block in range(3):
         for head in range(3):
             there = str(Head(block, head)) in needed
             right = float(accuracy.sel(block=block, part=f"head {head}"))
@@ -186,7 +186,7 @@ def test_planted_shares_are_exact_and_controls_differ(idle):
 def test_cumulative_ablation_keeps_answers_until_a_needed_head_is_gone(idle):
     found = idle.isel(step=0).sel(group="train_ii", kind="resample")["cumulative"]
     largest, smallest = (found.sel(order=order) for order in ablation.ORDERS[:2])
-    np.testing.assert_array_equal(smallest[:11], 1)  # 10 of 12 heads are not needed
-    assert smallest[11] < 0.3 and largest[0] == 1 and largest[1] < 0.3
+    np.testing.assert_array_equal(smallest[:8], 1)  # 7 of 9 heads are not needed
+    assert smallest[8] < 0.3 and largest[0] == 1 and largest[1] < 0.3
     for figure in Ablation().figures(idle):
         figure.drawing.draw_without_rendering()

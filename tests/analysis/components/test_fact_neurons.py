@@ -11,7 +11,8 @@ from implicit_reasoning.analysis.components.fact_chains import choose_facts
 from implicit_reasoning.analysis.components.fact_neurons import FactNeurons
 from implicit_reasoning.analysis.components.neuron_importance import NeuronImportance, _spearman
 from implicit_reasoning.analysis.runner import measure
-from implicit_reasoning.analysis.truth.known import planted_model, small_world
+from implicit_reasoning.analysis.truth.known import small_world
+from tests.analysis.planted_subject import planted_model
 
 SMALL = {"n_entities": 28, "n_relations": 6, "out_degree": 6, "phi": 4.0}
 MOST = 28  # facts

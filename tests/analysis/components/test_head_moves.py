@@ -11,9 +11,10 @@ from implicit_reasoning.analysis.components import head_moves
 from implicit_reasoning.analysis.components.head_moves import GROUPS, HeadMoves
 from implicit_reasoning.analysis.components.moved_vectors import identify, identify_pairs
 from implicit_reasoning.analysis.runner import measure
-from implicit_reasoning.analysis.truth.known import planted_model, scored_world
+from implicit_reasoning.analysis.truth.known import scored_world
 from implicit_reasoning.model.planted import MECHANISMS
 from implicit_reasoning.worlds import build
+from tests.analysis.planted_subject import planted_model
 from tests.model.exchange.models import initial
 
 
@@ -69,6 +70,7 @@ def test_the_vector_of_a_bridge_identifies_the_bridge_only(idle_copy):
     assert (first.identified_n.sel(variable=["r1", "e2", "prefix"]) == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prefix_memoriser", "cluster_composer"])
 def test_codes_that_resemble_a_bridge_are_told_from_it(name):
     """One head copies an index of the prefix; the other a code that only chains set."""

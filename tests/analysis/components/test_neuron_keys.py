@@ -22,7 +22,8 @@ from implicit_reasoning.analysis.components.triggers import position_states
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.subject import InMemory
-from implicit_reasoning.analysis.truth.known import planted_model, small_world
+from implicit_reasoning.analysis.truth.known import small_world
+from tests.analysis.planted_subject import planted_model
 from tests.model.exchange.models import filled
 
 SMALL = {"n_entities": 16, "n_relations": 6, "out_degree": 5, "phi": 1.5}

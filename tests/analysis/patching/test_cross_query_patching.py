@@ -133,6 +133,7 @@ def test_the_unit_is_the_sources_bridge(data):
     assert len(set(by_cluster.values())) == len(by_cluster)
 
 
+@pytest.mark.slow
 def test_one_program_for_all_cells_and_checkpoints(data):
     model, params = composer(data)
     runner = Runner(CrossQueryPatching(), model)
@@ -159,6 +160,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch):
     path, change = MUTATIONS[name]

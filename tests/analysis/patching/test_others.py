@@ -65,6 +65,7 @@ def test_a_late_bridge_is_repaired_at_its_place_only(data):
         figure.drawing.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_back_patching_with_layers_exchanged_fails(data, monkeypatch):
     real = back_patching._from_all_layers
     monkeypatch.setattr(
@@ -101,6 +102,7 @@ def test_parameters_move_what_they_hold(data, made):
         figure.drawing.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_parameters_of_the_wrong_part_repair_nothing(data, made, monkeypatch):
     monkeypatch.setattr(
         parameters,

@@ -240,6 +240,7 @@ def margin(logits, pair):
 """
 
 
+@pytest.mark.slow
 def test_the_command_takes_functions_of_ones_own(tmp_path, capsys):
     run = Run(shared.finished_copy(tmp_path / "run"))
     mine = tmp_path / "mine.py"

@@ -163,6 +163,7 @@ def test_claims_are_of_the_bottleneck_only(dataset, examples, planted):
         assert claims(**{through: 1.0, "immediate": 1.0, **none_other, other: 1.0}) == {HERE}
 
 
+@pytest.mark.slow
 def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
     """A composer has e1 at r1 after block 0, and looks the bridge up in block 2.
 

@@ -72,6 +72,7 @@ def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
         assert found[layer].all()
 
 
+@pytest.mark.slow
 def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
     """Published code puts a state one block later than the block that it came from."""
     inputs = Decoding().examples(model, dataset).inputs

@@ -114,7 +114,7 @@ def test_options_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="ascending"):
         Steering(alphas=(1.0, 0.0))
     model = known("composer").subject.model
-    with pytest.raises(InputError, match="there is no layer 9; choose layers from 0 to 4"):
+    with pytest.raises(InputError, match="there is no layer 9; choose layers from 0 to 3"):
         Steering(layers=(9,)).examples(model, dataset())
     with pytest.raises(InputError, match="no position 'r9'"):
         Steering(pos="r9").examples(model, dataset())

@@ -46,19 +46,14 @@ def result(name, instrument):
     return measured(name, instrument)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, whole, instrument",
     [
         ("cluster_composer", {FACTORS}, CrossQueryPatching),
-        *(
-            # tests/analysis/patching/test_cross_query_patching.py has another composer.
-            pytest.param(name, whole, instrument, marks=pytest.mark.slow)
-            for name, whole, instrument in (
-                ("composer", {FACTORS, GROUNDED}, CrossQueryPatching),
-                ("composer", {FACTORS, GROUNDED}, MeanSwap),
-                ("cluster_composer", {FACTORS}, MeanSwap),
-            )
-        ),
+        ("composer", {FACTORS, GROUNDED}, CrossQueryPatching),
+        ("composer", {FACTORS, GROUNDED}, MeanSwap),
+        ("cluster_composer", {FACTORS}, MeanSwap),
     ],
 )
 def test_a_code_from_chains_factors_and_only_the_code_of_facts_is_grounded(name, whole, instrument):
@@ -67,6 +62,7 @@ def test_a_code_from_chains_factors_and_only_the_code_of_facts_is_grounded(name,
     assert describe(claims, known(name).mechanism)["false"] == []
 
 
+@pytest.mark.slow
 def test_sources_that_chains_identify_would_make_every_code_grounded(monkeypatch):
     """Mutation: sources whose facts begin training chains take the place of `O` sources."""
     right = queries.have_roles

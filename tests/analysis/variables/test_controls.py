@@ -128,6 +128,7 @@ class WrongReason(MeanSwap):
         return examples
 
 
+@pytest.mark.slow
 def test_a_swap_that_follows_because_the_old_code_is_gone_is_found_out(forgetful, monkeypatch):
     one, lost = forgetful
     instrument = WrongReason()

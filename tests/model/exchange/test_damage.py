@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.exchange import load_gpt2, load_weights, save_gpt2, save_weights
+from tests import shared
 from tests.model.exchange.models import SPEC, filled
 
 # Large numbers are excluded, because a model that is too large for the machine is another case.
@@ -56,7 +57,7 @@ def restored(path):
         path.write_bytes(before)
 
 
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=100 if shared.THOROUGH else 40)
 @hypothesis.given(data=st.data())
 def test_of_configs(saved, data):
     read, path = saved[data.draw(st.sampled_from(sorted(saved)))]
@@ -68,7 +69,7 @@ def test_of_configs(saved, data):
             read()
 
 
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=100 if shared.THOROUGH else 40)
 @hypothesis.given(data=st.data())
 def test_of_weights(saved, data):
     path = data.draw(st.sampled_from(sorted(saved)))

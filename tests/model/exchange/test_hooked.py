@@ -19,6 +19,7 @@ from implicit_reasoning.model.exchange import (
     unflatten_params,
     unroll,
 )
+from tests import shared
 from tests.model.exchange.models import (
     SPEC,
     assert_equal,
@@ -30,7 +31,7 @@ from tests.model.exchange.models import (
 )
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=25 if shared.THOROUGH else 10)
 @hypothesis.given(
     spec=specs(normalization=st.sampled_from(["LN", "none"]), unembed_bias=st.booleans()),
     suffix=st.sampled_from([".npz", ".safetensors"]),

@@ -188,7 +188,10 @@ def test_without_cold_facts_the_order_of_rows_is_that_of_composition(make):
     [
         # Row completion and oracle on c0, c1, c2: the numbers noted when the task was designed.
         ((100, 20, 10, 0.05, 5.0), 30, [0.03, 0.07, 0.84, 0.88, 0.96, 1.0]),
-        ((250, 30, 15, 0.1, 8.0), 70, [0.02, 0.03, 0.90, 0.91, 0.97, 1.0]),
+        pytest.param(
+            *((250, 30, 15, 0.1, 8.0), 70, [0.02, 0.03, 0.90, 0.91, 0.97, 1.0]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_rules_climb_the_ladder(make, size, facts_per_rung, noted):
