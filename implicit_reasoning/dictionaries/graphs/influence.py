@@ -54,6 +54,36 @@ def influence(
     return jnp.zeros_like(weights).at[by_order].set(solved - weights[by_order])
 
 
+def share_through(
+    normalized: Adjacency,
+    weights: Float[Array, " node"],
+    order: Float[Array, " node"],
+    sources: Bool[Array, " node"],
+    through: Bool[Array, " node"],
+) -> Float[Array, ""]:
+    """Return the share of the influence of some sources that passes through some nodes.
+
+    With the embeddings of e1 and r1 as sources and features of the bridge e2 as nodes, this is the
+    bridge share. It is 1 if every path passes through the bridge, and 0 if a graph skips it.
+
+    Args:
+      normalized: the shares, as from `shares`.
+      weights: the weight of each node, such as the probabilities of the logits.
+      order: a number for each node, as in `influence`.
+      sources: whether each node is a source.
+      through: whether each node is one of those to pass through.
+
+    Returns:
+      The share; nan if the sources have no influence.
+    """
+    around = jnp.where(through[:, None] | through[None], 0, normalized)
+    whole, past = (
+        jnp.where(sources, influence(paths, weights, order), 0).sum()
+        for paths in (normalized, around)
+    )
+    return jnp.where(whole > _LEAST, 1 - past / jnp.maximum(whole, _LEAST), jnp.nan)
+
+
 class GraphScores(NamedTuple):
     """How much of a graph the features explain.
 

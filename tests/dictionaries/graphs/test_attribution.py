@@ -9,7 +9,13 @@ from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
-from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, prune, shares
+from implicit_reasoning.dictionaries.graphs.influence import (
+    graph_scores,
+    influence,
+    prune,
+    share_through,
+    shares,
+)
 from implicit_reasoning.dictionaries.replacement import (
     Replacement,
     frozen_edits,
@@ -212,6 +218,11 @@ def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism):
         used = [
             (int(graph.layer[f]), int(graph.pos[f])) for f in np.flatnonzero(kept.node[:PLACES])
         ]
+        # e1 and r1 act through features at r1 in the composer only, where the bridge is.
+        sources = kinds.token & (jnp.cumsum(kinds.token) <= 2)
+        bridge = kinds.feature & (jnp.pad(graph.pos, (0, len(kinds.order) - PLACES)) == 1)
+        share = share_through(normalized, kinds.weights, kinds.order, sources, bridge)
+        np.testing.assert_allclose(share, {"composer": 1, "memoriser": 0}[mechanism], atol=1e-5)
         # The composer looks the bridge up at r1, and then the answer at r2.
         assert used == {"composer": [(0, 1), (2, 2)], "memoriser": [(1, 2)]}[mechanism]
 

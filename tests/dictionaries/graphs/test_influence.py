@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, prune, shares
+from implicit_reasoning.dictionaries.graphs.influence import (
+    graph_scores,
+    influence,
+    prune,
+    share_through,
+    shares,
+)
 
 # Nodes: 6 features in three layers, 2 errors, 2 embeddings, 2 logits.
 LAYERS = np.array([0, 0, 1, 1, 2, 2])
@@ -57,6 +63,29 @@ def test_scores_follow_their_definitions():
     missing = np.asarray(normalized)[:, ERROR].sum(1)
     expected = (total * (1 - missing)).sum() / total.sum()
     np.testing.assert_allclose(scores.completeness, expected, rtol=1e-5)
+
+
+def test_the_share_through_nodes_is_that_of_the_paths_through_them():
+    normalized = np.asarray(shares(drawn(2)), np.float64)
+    sources, through = np.arange(12) == 8, np.isin(np.arange(12), [1, 3])
+    whole, passing = 0.0, 0.0
+
+    def walk(node, amount, passed):
+        nonlocal whole, passing
+        for source in np.flatnonzero(normalized[node]):
+            part = amount * normalized[node, source]
+            if sources[source]:
+                whole, passing = whole + part, passing + part * passed
+            walk(source, part, passed or through[source])
+
+    for node in np.flatnonzero(np.asarray(WEIGHTS)):
+        walk(node, float(WEIGHTS[node]), False)
+    one, arrays = jnp.asarray(normalized, jnp.float32), (jnp.asarray(sources), jnp.asarray(through))
+    found = share_through(one, WEIGHTS, ORDER, *arrays)
+    assert 0.1 < passing / whole < 0.9
+    np.testing.assert_allclose(found, passing / whole, rtol=1e-5)
+    nothing = jnp.zeros_like(one)
+    assert np.isnan(share_through(nothing, WEIGHTS, ORDER, *arrays))
 
 
 def pruned_by_hand(adjacency, nodes, edges):
