@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
@@ -197,7 +198,7 @@ def local_run(
     model_params: Params,
     replacement: Replacement,
     params: Sequence[Params],
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
 ) -> LocalRun:
     """Run the model, and write the outputs of its MLPs as features and errors.
 
@@ -245,7 +246,7 @@ def transport(
     model_params: Params,
     replacement: Replacement,
     weights: Weights,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
 ) -> Callable[[Read], Written]:
     """Return the function that pulls linear targets back to the places that are written.
 
@@ -286,7 +287,7 @@ def _write_only(value: Array, hooks: HookContext, args: tuple[Array, Array], rea
 
 
 def frozen_edits(
-    model: Transformer, model_params: Params, tokens: Int[Array, "batch pos"]
+    model: Transformer, model_params: Params, tokens: Int[Array | np.ndarray, "batch pos"]
 ) -> dict[str, Edit]:
     """Return edits that set attention patterns and the scales of norms to those of a run.
 

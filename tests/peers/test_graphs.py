@@ -1,5 +1,7 @@
 """circuit-tracer makes the same attribution graphs from exported weights and transcoders."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from implicit_reasoning.dictionaries.activations import JumpReLU, ReLU
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
 from implicit_reasoning.dictionaries.exchange import save_cross_layer, save_transcoder_set
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
+from implicit_reasoning.dictionaries.graphs.exchange import save_graph
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, prune, shares
 from implicit_reasoning.dictionaries.replacement import Replacement, mlp_sites
 from implicit_reasoning.model import Transformer
@@ -63,6 +66,16 @@ def made_by_both(tmp_path_factory):
                 model, params, replacement, own, tokens, max_features=PLACES
             )
         )(params, own, jnp.asarray(tokens))
+        for row in range(QUERIES):
+            one = jax.tree.map(lambda x, row=row: x[row], graphs[kind])
+            save_graph(
+                folder / kind,
+                f"ours_{row}",
+                one,
+                tokens=tokens[row].tolist(),
+                names=[str(token) for token in range(model.spec.d_vocab)],
+                n_layers=model.spec.n_layers,
+            )
     run_in("circuit_tracer", "circuit_tracer_graphs", folder)
     return folder, graphs, model.spec
 
@@ -99,6 +112,31 @@ def test_edges_scores_and_pruning_are_those_of_circuit_tracer(made_by_both, kind
         np.testing.assert_allclose(scores, theirs["scores"], atol=1e-4)
         np.testing.assert_array_equal(np.asarray(pruned.node)[order], theirs["node"])
         np.testing.assert_array_equal(np.asarray(pruned.edge)[np.ix_(order, order)], theirs["edge"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_the_front_end_are_those_of_circuit_tracer(made_by_both, kind):
+    folder, *_ = made_by_both
+    for row in range(QUERIES):
+        ours, theirs = (
+            json.loads((folder / kind / f"{name}_{row}.json").read_text())
+            for name in ("ours", "graph")
+        )
+        nodes, their_nodes = ({n["node_id"]: n for n in g["nodes"]} for g in (ours, theirs))
+        assert nodes.keys() == their_nodes.keys()
+        for name, node in their_nodes.items():
+            for field, value in node.items():
+                if isinstance(value, float):
+                    assert nodes[name][field] == pytest.approx(value, abs=1e-4), (name, field)
+                elif field == "clerp":
+                    assert nodes[name][field].partition("(")[0] == value.partition("(")[0]
+                else:
+                    assert nodes[name][field] == value, (name, field)
+        links, their_links = (
+            {(link["source"], link["target"]): link["weight"] for link in g["links"]}
+            for g in (ours, theirs)
+        )
+        assert links.keys() == their_links.keys()
 
 
 def _judged(graph, n_layers):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.dictionaries.replacement import (
@@ -78,7 +79,7 @@ def attribute(
     model_params: Params,
     replacement: Replacement,
     params: Sequence[Params],
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
     *,
     max_features: int,
     max_logits: int = LOGITS,
@@ -92,13 +93,15 @@ def attribute(
       replacement: the transcoders.
       params: the parameters of each transcoder.
       tokens: the prompts.
-      max_features: the number of places for features.
+      max_features: the number of places for features; at most the number of all features at all
+        positions.
       max_logits: the number of places for logits.
       probability: the logit nodes are the fewest tokens whose probabilities sum to this number.
     """
     weights = replacement.weights(params)
     local = local_run(model, model_params, replacement, params, tokens)
     pull_back = transport(model, model_params, replacement, weights, tokens)
+    max_features = min(max_features, local.acts[0].size)
     chosen = _choose_features(local.acts, weights, max_features)
     token, share = _choose_logits(local.logits, max_logits, probability)
     reads = _targets(local, weights, chosen, token)

@@ -9,6 +9,7 @@ from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
+from implicit_reasoning.dictionaries.graphs.exchange import save_graph
 from implicit_reasoning.dictionaries.graphs.influence import (
     graph_scores,
     influence,
@@ -24,6 +25,7 @@ from implicit_reasoning.dictionaries.replacement import (
     reconstruct,
 )
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json
 from implicit_reasoning.model import Edit, Spec, Transformer
 from implicit_reasoning.model.edits import set_to
 
@@ -92,8 +94,9 @@ def _through_skip(value, hooks, args, read):
     return written + jnp.einsum("bpi,oi->bpo", hooks.read(read), skip)
 
 
-def frozen_targets(model, params, replacement, own, graph, written, embed):
+def frozen_targets(arguments, written, embed):
     """Return the pre-activations and logits of a model whose MLPs write given vectors."""
+    model, params, replacement, own, graph = arguments
     weights = replacement.weights(own)
     edits = dict(frozen_edits(model, params, TOKENS)) | {"hook_embed": Edit(set_to, embed)}
     for layer, (read, write) in enumerate(zip(*replacement.sites, strict=True)):
@@ -149,8 +152,8 @@ def test_incoming_edges_and_the_constant_sum_to_the_target(made):
     graph = arguments[-1]
     shape = written.shape
     nothing = jnp.broadcast_to(weights.constant[None, None], shape)
-    constant = frozen_targets(*arguments, nothing, jnp.zeros_like(embed))
-    total = frozen_targets(*arguments, written, embed)
+    constant = frozen_targets(arguments, nothing, jnp.zeros_like(embed))
+    total = frozen_targets(arguments, written, embed)
     there = counted(graph)
     total, summed, wanted = (
         np.where(there, x, 0) for x in (total, rows_of(graph).sum(-1) + constant, graph.total)
@@ -163,13 +166,13 @@ def test_incoming_edges_and_the_constant_sum_to_the_target(made):
 def test_doubling_a_feature_moves_every_target_as_its_edges_say(made):
     arguments, _, weights, written, embed = made
     graph = arguments[-1]
-    before = frozen_targets(*arguments, written, embed)
+    before = frozen_targets(arguments, written, embed)
     tried = 0
     for place in range(0, PLACES, 9):
         rows = weights.decoder[graph.layer[:, place], graph.feature[:, place]]
         more = graph.activation[:, place, None, None] * rows
         moved = written.at[np.arange(len(TOKENS)), graph.pos[:, place]].add(more)
-        change = frozen_targets(*arguments, moved, embed) - before
+        change = frozen_targets(arguments, moved, embed) - before
         there = counted(graph) & np.asarray(graph.counts[:, place, None])
         predicted = rows_of(graph)[:, :, place]
         change, predicted = (np.where(there, x, 0) for x in (change, predicted))
@@ -188,8 +191,8 @@ def test_too_many_active_features_are_counted_and_the_strongest_are_nodes(made):
     np.testing.assert_allclose(jnp.sort(kept, 1), strongest, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mechanism", ["composer", "memoriser"])
-def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism):
+def planted_graphs(mechanism, n_rows):
+    """Return rows of test_ii, and the graphs of a planted model whose neurons are the features."""
     dataset = scored_world(0)
     known = planted_model(mechanism, dataset, dataset.splits)
     model = known.subject.model
@@ -202,12 +205,17 @@ def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism):
     ]
     neurons = InferenceDictionary(Transcoder(spec.d_model, spec.d_model, spec.d_mlp), "standard")
     replacement = Replacement((neurons,) * spec.depth, mlp_sites(model))
-    rows = dataset.rows("test_ii")[:4]
+    rows = dataset.rows("test_ii")[:n_rows]
     tokens = jnp.asarray(dataset.tokens[rows][:, :3])
-    graphs = graphs_of(model, params, replacement, own, tokens)
+    return dataset, rows, graphs_of(model, params, replacement, own, tokens), spec.depth
+
+
+@pytest.mark.parametrize("mechanism", ["composer", "memoriser"])
+def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism, tmp_path):
+    dataset, rows, graphs, depth = planted_graphs(mechanism, 4)
     for place, row in enumerate(rows):
         graph = jax.tree.map(lambda x, place=place: x[place], graphs)
-        kinds = node_kinds(graph, 3, spec.depth)
+        kinds = node_kinds(graph, 3, depth)
         normalized = shares(graph.adjacency)
         found = influence(normalized, kinds.weights, kinds.order)
         scores = graph_scores(normalized, found, kinds.weights, kinds.error, kinds.token)
@@ -225,6 +233,38 @@ def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism):
         np.testing.assert_allclose(share, {"composer": 1, "memoriser": 0}[mechanism], atol=1e-5)
         # The composer looks the bridge up at r1, and then the answer at r2.
         assert used == {"composer": [(0, 1), (2, 2)], "memoriser": [(1, 2)]}[mechanism]
+        check_file(tmp_path, graph, dataset, row, depth, used)
+
+
+def check_file(folder, graph, dataset, row, depth, used):
+    """Check the file of a graph, and that a second graph of a name replaces the first."""
+    tokens = dataset.tokens[row][:3].tolist()
+    names = [f"t{token}" for token in range(dataset.n_vocab)]
+    label = {(int(graph.layer[0]), int(graph.feature[0])): "the first"}
+    for _ in range(2):
+        save_graph(
+            folder, "a-chain", graph, tokens=tokens, names=names, n_layers=depth, labels=label
+        )
+    assert [one["slug"] for one in read_json(folder / "graph-metadata.json")["graphs"]] == [
+        "a-chain"
+    ]
+    made = read_json(folder / "a-chain.json")
+    of_kind = {}
+    for node in made["nodes"]:
+        of_kind.setdefault(node["feature_type"], []).append(node)
+    features = of_kind["cross layer transcoder"]
+    assert [(int(node["layer"]), node["ctx_idx"]) for node in features] == used
+    assert features[0]["clerp"] == "the first"
+    assert [node["node_id"] for node in of_kind["embedding"]] == [
+        f"E_{token}_{pos}" for pos, token in enumerate(tokens)
+    ]
+    [logit] = of_kind["logit"]
+    assert logit["clerp"].startswith(f'Output "t{dataset.truth["answer"][row]}"')
+    named = {node["node_id"] for node in made["nodes"]}
+    assert made["links"] and all({e["source"], e["target"]} <= named for e in made["links"])
+    assert made["metadata"]["prompt_tokens"] == [f"t{token}" for token in tokens]
+    with pytest.raises(InputError, match="slug is 'a/b'"):
+        save_graph(folder, "a/b", graph, tokens=tokens, names=names, n_layers=depth)
 
 
 def test_what_no_graph_can_be_made_of_is_refused():

@@ -1,21 +1,25 @@
 """circuit-tracer's attribution graphs of this package's model and transcoders.
 
 The folder has `ours.safetensors` and `ours.json` (the model), `tokens.npy`, and a folder for each
-set of transcoders. For every set, the script writes `<set>/graph_<row>.npz`.
+set of transcoders. For every set, the script writes `<set>/graph_<row>.npz` and
+`<set>/graph_<row>.json`, and checks that `<set>/ours_<row>.json` is a graph of its front end.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.frontend.graph_models import Model
 from circuit_tracer.graph import compute_graph_scores, prune_graph
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from circuit_tracer.utils.create_graph_files import create_nodes, create_used_nodes_and_edges
 from our_file import model_of
 
 CPU = torch.device("cpu")
@@ -57,6 +61,11 @@ for named in sorted(path for path in folder.iterdir() if path.is_dir()):
     for row, tokens in enumerate(np.load(folder / "tokens.npy")):
         graph = attribute(torch.as_tensor(tokens, dtype=torch.long), model)
         pruned = prune_graph(graph)
+        nodes = create_nodes(graph, pruned.node_mask, model.tokenizer, pruned.cumulative_scores)
+        used, links = create_used_nodes_and_edges(graph, nodes, pruned.edge_mask)
+        Model(**json.loads((named / f"ours_{row}.json").read_text()))  # our file is a valid one
+        written = {"nodes": [node.model_dump() for node in used], "links": links}
+        (named / f"graph_{row}.json").write_text(json.dumps(written))
         np.savez(
             named / f"graph_{row}.npz",
             adjacency=graph.adjacency_matrix.detach().numpy(),
