@@ -161,3 +161,21 @@ def test_every_configuration_is_in_the_table_of_worlds():
     table = page.split("\n## Worlds\n")[1].split("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE))))
     assert named - {"configuration"} == {path.stem for path in Path("configs").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_the_example_of_graphs_runs():
+    """The blocks are indented, and belong to one program."""
+    text = Path("docs", "how-to/attribution-graphs.md").read_text(encoding="utf-8")
+    code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    found: dict = {"run": Run(shared.finished())}
+    exec(
+        compile(
+            f"{code}\nscores = graph_scores(normalized, flow, kinds.weights, "
+            "kinds.error, kinds.token)",
+            "attribution-graphs.md",
+            "exec",
+        ),
+        found,
+    )
+    assert 0 < float(found["scores"].replacement) <= 1

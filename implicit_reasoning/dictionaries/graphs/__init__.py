@@ -1,0 +1,1 @@
+"""Attribution graphs of models whose MLPs are replaced by transcoders."""
