@@ -110,7 +110,10 @@ def frozen_targets(arguments, written, embed):
     return jnp.concatenate([of_features, jnp.take_along_axis(centred, graph.token, 1)], 1)
 
 
-@pytest.fixture(scope="module", params=["transcoder", "skip", "cross_layer"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("transcoder", marks=pytest.mark.slow), "skip", "cross_layer"],
+)
 def made(request):
     """Return a replacement model of one kind, its run, its graph and what its MLPs write."""
     model, params, replacement, own = drawn(request.param)
