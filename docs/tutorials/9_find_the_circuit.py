@@ -179,8 +179,8 @@ plt.show()
 #   is what the second block reads at e1.
 #
 # We do this at checkpoints over training, from the step on at which the model answers a tenth of
-# the training chains. The parameters are an argument of the compiled function, so all checkpoints use
-# one program.
+# the training chains. The parameters are an argument of the compiled function, so all checkpoints
+# use one program.
 
 # %%
 reads = np.array([str(edge).endswith(("<k>", "<v>")) for edge in graph.edges])
