@@ -97,9 +97,9 @@ def bridge_share(
       sources: whether the embedding at each position is a source, such as those of e1 and r1.
     """
     stands = features.value[graph.pos, graph.layer, graph.feature] == bridge
-    n_rest = len(kinds.order) - len(stands)
+    n_rest = len(kinds.weights) - len(stands)
     through = jnp.concatenate([stands & graph.counts, jnp.zeros(n_rest, bool)])
     n_pos = len(sources)
-    start = len(kinds.order) - len(graph.token) - n_pos
-    chosen = jnp.zeros(len(kinds.order), bool).at[start : start + n_pos].set(sources)
-    return share_through(shares(graph.adjacency), kinds.weights, kinds.order, chosen, through)
+    start = len(kinds.weights) - len(graph.token) - n_pos
+    chosen = jnp.zeros(len(kinds.weights), bool).at[start : start + n_pos].set(sources)
+    return share_through(shares(graph.adjacency), kinds.weights, chosen, through)

@@ -237,7 +237,7 @@ def _judged(
     """Return the outcomes of one graph."""
     kinds = node_kinds(graph, n_pos, n_layers)
     normalized = shares(graph.adjacency)
-    flow = influence(normalized, kinds.weights, kinds.order)
+    flow = influence(normalized, kinds.weights)
     scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
     sources = jnp.arange(n_pos) < n_pos - 1  # all tokens of the first fact
     own, null = (bridge_share(graph, kinds, features, one, sources) for one in (bridge, other))
