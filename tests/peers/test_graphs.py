@@ -142,7 +142,7 @@ def test_files_of_the_front_end_are_those_of_circuit_tracer(made_by_both, kind):
 def _judged(graph, n_layers):
     kinds = node_kinds(graph, POSITIONS, n_layers)
     normalized = shares(graph.adjacency)
-    flow = influence(normalized, kinds.weights, kinds.order)
+    flow = influence(normalized, kinds.weights)
     scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
     always = kinds.token | (kinds.weights > 0)
-    return scores, prune(graph.adjacency, kinds.weights, kinds.order, kinds.feature, always)
+    return scores, prune(graph.adjacency, kinds.weights, kinds.feature, always)

@@ -202,14 +202,13 @@ def _terms(
 
 
 class NodeKinds(NamedTuple):
-    """Masks and order of the nodes of one graph, for `influence.py`; arrays [node].
+    """Masks of the nodes of one graph, for `influence.py`; arrays [node].
 
     Attributes:
       feature: whether each node is a feature.
       error: whether each node is an error.
       token: whether each node is an embedding.
       logit: whether each node is a logit.
-      order: a number for each node. Each edge goes from a smaller to a larger number.
       weights: the probability of each logit node, and 0 for other nodes.
     """
 
@@ -217,7 +216,6 @@ class NodeKinds(NamedTuple):
     error: Bool[Array, " node"]
     token: Bool[Array, " node"]
     logit: Bool[Array, " node"]
-    order: Float[Array, " node"]
     weights: Float[Array, " node"]
 
 
@@ -226,12 +224,5 @@ def node_kinds(graph: Graph, n_pos: int, n_layers: int) -> NodeKinds:
     sizes = len(graph.layer), n_layers * n_pos, n_pos, len(graph.token)
     number = jnp.repeat(jnp.arange(4), jnp.array(sizes), total_repeat_length=sum(sizes))
     feature, error, token, logit = (number == kind for kind in range(4))
-    order = jnp.concatenate(
-        [
-            1.0 + graph.layer,
-            jnp.zeros(sizes[1] + sizes[2]),
-            jnp.full(sizes[3], n_layers + 1.0),
-        ]
-    )
     weights = jnp.concatenate([jnp.zeros(sum(sizes[:3])), graph.probability])
-    return NodeKinds(feature, error, token, logit, order, weights)
+    return NodeKinds(feature, error, token, logit, weights)

@@ -108,12 +108,11 @@ def graph_json(
     The arguments are those of `save_graph`.
     """
     kinds = node_kinds(graph, len(tokens), n_layers)
-    flow = influence(shares(graph.adjacency), kinds.weights, kinds.order)
+    flow = influence(shares(graph.adjacency), kinds.weights)
     always = kinds.token | (kinds.weights > 0)
     kept = prune(
         graph.adjacency,
         kinds.weights,
-        kinds.order,
         kinds.feature,
         always,
         nodes=nodes,

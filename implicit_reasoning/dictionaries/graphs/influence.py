@@ -2,8 +2,10 @@
 
 Rows of the adjacency are targets and columns are sources. The weights into a node are divided by
 the sum of their sizes. The influence of a node on the logits is the sum over all paths of the
-products of these shares, weighted by the probabilities of the logits. Since edges go forward, the
-sum is the solution of a triangular system.
+products of these shares, weighted by the probabilities of the logits. Edges go forward, so paths are
+not longer than the number of layers plus 1, and the sum has few terms. A triangular solve gives the
+same sum. It is not used, because programs that solve in a loop sometimes do not end on CPUs with
+jax 0.10.2.
 
 Sources: Ameisen et al. 2025, "Circuit tracing", methods (influence, pruning, scores); Hanna et al.
 2025, circuit-tracer (the same conventions).
@@ -34,30 +36,31 @@ def shares(adjacency: Adjacency) -> Adjacency:
 
 
 @highest_precision
-def influence(
-    normalized: Adjacency, weights: Float[Array, " node"], order: Float[Array, " node"]
-) -> Float[Array, " node"]:
+def influence(normalized: Adjacency, weights: Float[Array, " node"]) -> Float[Array, " node"]:
     """Return the influence of each node on the weighted nodes, over all paths of one edge or more.
 
     Args:
       normalized: the shares, as from `shares`.
       weights: the weight of each node, such as the probabilities of the logits.
-      order: a number for each node. Each edge goes from a smaller to a larger number.
     """
-    by_order = jnp.argsort(order, stable=True)
-    lower = normalized[by_order][:, by_order]
-    identity = jnp.eye(len(order))
-    # w A + w A^2 + ... = w (I - A)^-1 - w. A is strictly lower triangular in this order.
-    solved = jax.scipy.linalg.solve_triangular(
-        identity - lower, weights[by_order], trans=1, lower=True, unit_diagonal=True
-    )
-    return jnp.zeros_like(weights).at[by_order].set(solved - weights[by_order])
+
+    def follow(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        found, flow, length = state
+        flow = flow @ normalized
+        return found + flow, flow, length + 1
+
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        _, flow, length = state
+        # No path is longer than the number of nodes. This also ends a loop over nan.
+        return (flow != 0).any() & (length < len(weights))
+
+    start = jnp.zeros_like(weights), weights, jnp.array(0)
+    return jax.lax.while_loop(goes_on, follow, start)[0]
 
 
 def share_through(
     normalized: Adjacency,
     weights: Float[Array, " node"],
-    order: Float[Array, " node"],
     sources: Bool[Array, " node"],
     through: Bool[Array, " node"],
 ) -> Float[Array, ""]:
@@ -69,7 +72,6 @@ def share_through(
     Args:
       normalized: the shares, as from `shares`.
       weights: the weight of each node, such as the probabilities of the logits.
-      order: a number for each node, as in `influence`.
       sources: whether each node is a source.
       through: whether each node is one of those to pass through.
 
@@ -78,8 +80,7 @@ def share_through(
     """
     around = jnp.where(through[:, None] | through[None], 0, normalized)
     whole, past = (
-        jnp.where(sources, influence(paths, weights, order), 0).sum()
-        for paths in (normalized, around)
+        jnp.where(sources, influence(paths, weights), 0).sum() for paths in (normalized, around)
     )
     return jnp.where(whole > _LEAST, 1 - past / jnp.maximum(whole, _LEAST), jnp.nan)
 
@@ -136,7 +137,6 @@ class Pruned(NamedTuple):
 def prune(
     adjacency: Adjacency,
     weights: Float[Array, " node"],
-    order: Float[Array, " node"],
     feature: Bool[Array, " node"],
     always: Bool[Array, " node"],
     *,
@@ -148,18 +148,17 @@ def prune(
     Args:
       adjacency: the weights of the edges.
       weights: the probability of each logit node, and 0 for other nodes.
-      order: a number for each node, as in `influence`.
       feature: whether each node is a feature. A feature without incoming edges is dropped.
       always: whether each node is always kept, such as embeddings and logits. Any other node
         without outgoing edges is dropped.
       nodes: the share of the influence of all nodes that the kept nodes have.
       edges: the share of the scores of all edges that the kept edges have.
     """
-    found = influence(shares(adjacency), weights, order)
+    found = influence(shares(adjacency), weights)
     node = ((found >= _threshold(found, nodes)) & (found > 0)) | always
     kept = jnp.where(node[:, None] & node[None], adjacency, 0)
     normalized = shares(kept)
-    scores = normalized * (influence(normalized, weights, order) + weights)[:, None]
+    scores = normalized * (influence(normalized, weights) + weights)[:, None]
     edge = (scores >= _threshold(scores.ravel(), edges)) & (scores > 0)
 
     def drop(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

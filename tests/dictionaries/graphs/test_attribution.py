@@ -220,19 +220,19 @@ def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism, tmp_path):
         graph = jax.tree.map(lambda x, place=place: x[place], graphs)
         kinds = node_kinds(graph, 3, depth)
         normalized = shares(graph.adjacency)
-        found = influence(normalized, kinds.weights, kinds.order)
+        found = influence(normalized, kinds.weights)
         scores = graph_scores(normalized, found, kinds.weights, kinds.error, kinds.token)
         np.testing.assert_allclose(scores, 1, atol=1e-5)
         assert graph.token[0] == dataset.truth["answer"][row]
         always = kinds.token | (kinds.weights > 0)
-        kept = prune(graph.adjacency, kinds.weights, kinds.order, kinds.feature, always)
+        kept = prune(graph.adjacency, kinds.weights, kinds.feature, always)
         used = [
             (int(graph.layer[f]), int(graph.pos[f])) for f in np.flatnonzero(kept.node[:PLACES])
         ]
         # e1 and r1 act through features at r1 in the composer only, where the bridge is.
         sources = kinds.token & (jnp.cumsum(kinds.token) <= 2)
-        bridge = kinds.feature & (jnp.pad(graph.pos, (0, len(kinds.order) - PLACES)) == 1)
-        share = share_through(normalized, kinds.weights, kinds.order, sources, bridge)
+        bridge = kinds.feature & (jnp.pad(graph.pos, (0, len(kinds.weights) - PLACES)) == 1)
+        share = share_through(normalized, kinds.weights, sources, bridge)
         np.testing.assert_allclose(share, {"composer": 1, "memoriser": 0}[mechanism], atol=1e-5)
         # The composer looks the bridge up at r1, and then the answer at r2.
         assert used == {"composer": [(0, 1), (2, 2)], "memoriser": [(1, 2)]}[mechanism]

@@ -46,13 +46,13 @@ def by_paths(normalized, weights):
 def test_influence_is_the_sum_over_all_paths():
     normalized = np.asarray(shares(drawn(0)), np.float64)
     np.testing.assert_allclose(normalized.sum(1)[FEATURE | LOGIT], 1, atol=1e-6)
-    found = influence(jnp.asarray(normalized, jnp.float32), WEIGHTS, ORDER)
+    found = influence(jnp.asarray(normalized, jnp.float32), WEIGHTS)
     np.testing.assert_allclose(found, by_paths(normalized, np.asarray(WEIGHTS)), atol=1e-6)
 
 
 def test_scores_follow_their_definitions():
     normalized = shares(drawn(1))
-    flow = influence(normalized, WEIGHTS, ORDER)
+    flow = influence(normalized, WEIGHTS)
     found = np.asarray(flow)
     scores = graph_scores(normalized, flow, WEIGHTS, jnp.asarray(ERROR), jnp.asarray(TOKEN))
     of_tokens, of_errors = found[TOKEN].sum(), found[ERROR].sum()
@@ -81,11 +81,11 @@ def test_the_share_through_nodes_is_that_of_the_paths_through_them():
     for node in np.flatnonzero(np.asarray(WEIGHTS)):
         walk(node, float(WEIGHTS[node]), False)
     one, arrays = jnp.asarray(normalized, jnp.float32), (jnp.asarray(sources), jnp.asarray(through))
-    found = share_through(one, WEIGHTS, ORDER, *arrays)
+    found = share_through(one, WEIGHTS, *arrays)
     assert 0.1 < passing / whole < 0.9
     np.testing.assert_allclose(found, passing / whole, rtol=1e-5)
     nothing = jnp.zeros_like(one)
-    assert np.isnan(share_through(nothing, WEIGHTS, ORDER, *arrays))
+    assert np.isnan(share_through(nothing, WEIGHTS, *arrays))
 
 
 def pruned_by_hand(adjacency, nodes, edges):
@@ -123,7 +123,6 @@ def test_pruning_is_the_published_one():
         lambda adjacency, nodes, edges: prune(
             adjacency,
             WEIGHTS,
-            ORDER,
             jnp.asarray(FEATURE),
             jnp.asarray(TOKEN | LOGIT),
             nodes=nodes,

@@ -1,0 +1,105 @@
+"""Which features stand for a bridge, and which share of a graph's influence passes through them.
+
+A feature at a position stands for the bridge b if "the feature is active" predicts "e2 is b" with
+an F1 of at least .5. The value b is chosen on one half of the first facts (e1, r1), and F1 is
+computed on the other half. Cross-layer transcoders can write the answer without features of the
+bridge, although the model computes the bridge; the bridge share shows this.
+
+Source: Lange, Dearstyne and Maher 2026 (cross-layer transcoders rewrite circuits of several hops as
+sums of one hop).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.dictionaries.graphs.attribution import Graph, NodeKinds
+from implicit_reasoning.dictionaries.graphs.influence import share_through, shares
+from implicit_reasoning.runtime.machine import highest_precision
+
+MIN_F1 = 0.5
+
+
+class BridgeFeatures(NamedTuple):
+    """The bridge for which each feature stands, at each position.
+
+    Attributes:
+      value: the index of the bridge; -1 if the feature stands for no bridge.
+      f1: F1 on the facts that did not choose the value.
+    """
+
+    value: Int[Array, "pos layer feature"]
+    f1: Float[Array, "pos layer feature"]
+
+
+@highest_precision
+def bridge_features(
+    acts: Float[Array, "state pos layer feature"],
+    bridge: Int[Array | np.ndarray, " state"],
+    second: Bool[Array | np.ndarray, " state"],
+    counted: Bool[Array | np.ndarray, "state pos"],
+    n_values: int,
+    *,
+    least: float = MIN_F1,
+) -> BridgeFeatures:
+    """Find the features that stand for a bridge.
+
+    Args:
+      acts: the activations of all features for some prompts.
+      bridge: the bridge of each prompt.
+      second: whether the first fact of each prompt is in the second half, on which F1 is computed.
+      counted: whether the state at each position counts. States of equal prefixes are equal, so
+        count one of them.
+      n_values: the number of entities.
+      least: the least F1.
+    """
+    active = (acts > 0).astype(jnp.float32)
+    one_hot = jnp.asarray(np.eye(n_values, dtype=np.float32))[jnp.asarray(bridge)]
+    in_second = jnp.asarray(second)[:, None]
+    first_half, second_half = (
+        _f1(active, one_hot, jnp.asarray(counted) & half) for half in (~in_second, in_second)
+    )
+    chosen = first_half.argmax(-1)
+    score = jnp.take_along_axis(second_half, chosen[..., None], -1)[..., 0]
+    return BridgeFeatures(jnp.where(score >= least, chosen, -1), score)
+
+
+def _f1(
+    active: Array, one_hot: Array, counted: Bool[Array, "state pos"]
+) -> Float[Array, "pos layer feature value"]:
+    """Return F1 of every feature for every value, over the states that count."""
+    weight = counted.astype(jnp.float32)
+    both = jnp.einsum("splf,sv,sp->plfv", active, one_hot, weight)
+    fires = jnp.einsum("splf,sp->plf", active, weight)
+    present = jnp.einsum("sv,sp->pv", one_hot, weight)
+    total = fires[..., None] + present[:, None, None]
+    return jnp.where(total > 0, 2 * both / jnp.maximum(total, 1), 0.0)
+
+
+def bridge_share(
+    graph: Graph,
+    kinds: NodeKinds,
+    features: BridgeFeatures,
+    bridge: Int[Array, ""],
+    sources: Bool[Array, " pos"],
+) -> Float[Array, ""]:
+    """Return the share of influence of some embeddings that passes through features of a bridge.
+
+    Args:
+      graph: the graph of one prompt (a `Graph` without the batch axis).
+      kinds: the kinds of its nodes.
+      features: the bridges for which features stand.
+      bridge: the bridge of the prompt, or another one as a null.
+      sources: whether the embedding at each position is a source, such as those of e1 and r1.
+    """
+    stands = features.value[graph.pos, graph.layer, graph.feature] == bridge
+    n_rest = len(kinds.weights) - len(stands)
+    through = jnp.concatenate([stands & graph.counts, jnp.zeros(n_rest, bool)])
+    n_pos = len(sources)
+    start = len(kinds.weights) - len(graph.token) - n_pos
+    chosen = jnp.zeros(len(kinds.weights), bool).at[start : start + n_pos].set(sources)
+    return share_through(shares(graph.adjacency), kinds.weights, chosen, through)

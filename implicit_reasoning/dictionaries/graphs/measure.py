@@ -1,0 +1,284 @@
+"""Make the attribution graphs of chains for all replacement models of a set of dictionaries.
+
+A set has one replacement model for each checkpoint, sparsity and seed: one cross-layer transcoder,
+or the transcoders of all MLPs. All replacement models and prompts are one compiled program.
+
+    found = measure_graphs(run, load(run, "transcoder"))
+    found.bridge_share.sel(bridge="own")
+
+For each chain, the result has the scores of the graph, the number of active features, and the
+bridge share (`bridge.py`). The null of the bridge share takes the features of the bridge of another
+chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Int
+
+from implicit_reasoning.analysis.facts import first_occurrences
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts, state_keys
+from implicit_reasoning.analysis.subject import Subject, stack_trees
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.graphs.attribution import Graph, attribute, node_kinds
+from implicit_reasoning.dictionaries.graphs.bridge import (
+    BridgeFeatures,
+    bridge_features,
+    bridge_share,
+)
+from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, shares
+from implicit_reasoning.dictionaries.replacement import Replacement, local_run, mlp_sites
+from implicit_reasoning.dictionaries.store import Dictionaries
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.statistics import ClusterIntervals
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
+
+BRIDGES = ("own", "another chain's")
+OUTCOMES = ("replacement", "completeness", "n_active", "bridge_share")
+_MAX_CHAINS = 60  # of each split
+_MAX_STATES = 2_000  # chains on which features are labeled
+_SEED = 0
+
+
+class Group(NamedTuple):
+    """The members of a set that replace all MLPs of a model together.
+
+    Attributes:
+      step: the checkpoint.
+      sparsity: the sparsity of the transcoders.
+      seed: their seed.
+      numbers: the indices of the members, in the order of the layers.
+    """
+
+    step: int
+    sparsity: float
+    seed: int
+    numbers: tuple[int, ...]
+
+
+def replacement_groups(model: Transformer, made: Dictionaries) -> tuple[Replacement, list[Group]]:
+    """Find the replacement models of a set of dictionaries.
+
+    Returns:
+      The replacement model without parameters, and the members of each replacement model.
+
+    Raises:
+      InputError: the set has no transcoders of all MLPs.
+    """
+    sites = mlp_sites(model)
+    by_key: dict[tuple[int, float, int], dict[tuple[str, ...], int]] = {}
+    for number, member in enumerate(made.members):
+        if len(member.steps) == 1:
+            key = member.step, member.sparsity, member.seed
+            by_key.setdefault(key, {})[member.write] = number
+    layers = [(site,) for site in sites.write]
+    groups = []
+    for key, members in by_key.items():
+        if sites.write in members:
+            groups.append(Group(*key, (members[sites.write],)))
+        elif all(layer in members for layer in layers):
+            groups.append(Group(*key, tuple(members[layer] for layer in layers)))
+    if not groups:
+        raise InputError(
+            f"the set {made.config.name!r} has no transcoders of all MLPs at one checkpoint; train "
+            "a set with --config=implicit_reasoning.dictionaries.defaults:transcoder or "
+            ":cross_layer"
+        )
+    dictionaries: Sequence[InferenceDictionary] = [made.dictionary] * len(groups[0].numbers)
+    return Replacement(tuple(dictionaries), sites), groups
+
+
+class Chains(NamedTuple):
+    """Chains whose graphs are made, and prompts on which features are labeled.
+
+    Attributes:
+      tokens: the prompts of the chains.
+      bridge: the bridge of each chain.
+      other: the bridge of another chain with another bridge, for the null.
+      states: prompts on which features are labeled.
+      of_states: the bridge of each of these prompts.
+      second: whether the first fact of each of these prompts is in the second half.
+      distinct: whether the prefix at each position is the first of its kind.
+      n_values: the number of entities.
+    """
+
+    tokens: Int[np.ndarray, "chain pos"]
+    bridge: Int[np.ndarray, " chain"]
+    other: Int[np.ndarray, " chain"]
+    states: Int[np.ndarray, "state pos"]
+    of_states: Int[np.ndarray, " state"]
+    second: Bool[np.ndarray, " state"]
+    distinct: Bool[np.ndarray, "state pos"]
+    n_values: int
+
+
+def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
+    """Choose the prompts on which features are labeled, for some chains."""
+    random = np.random.default_rng(_SEED)
+    bridge = dataset.truth["e2"][rows]
+    other = random.permutation(bridge)
+    clash = np.flatnonzero(other == bridge)
+    for place in clash:
+        other[place] = random.choice(bridge[bridge != bridge[place]])
+    chains = np.concatenate([dataset.rows(split) for split in chain_splits(dataset)])
+    states = random.permutation(chains)[:_MAX_STATES]
+    halves = random.random(int(dataset.truth["fact1"].max()) + 1) < 0.5
+    world = dataset.world
+    assert world is not None  # A dataset of chains has a world.
+    return Chains(
+        prompts(dataset, rows),
+        bridge,
+        other,
+        prompts(dataset, states),
+        dataset.truth["e2"][states],
+        halves[dataset.truth["fact1"][states]],
+        first_occurrences(state_keys(dataset, states)).T,
+        world.n_entities,
+    )
+
+
+def measure_graphs(
+    run: Subject,
+    made: Dictionaries,
+    *,
+    splits: Sequence[str] = (),
+    max_features: int = 256,
+) -> xr.Dataset:
+    """Make the graphs of chains for all replacement models of a set, and measure them.
+
+    Args:
+      run: the run whose model the dictionaries were trained on.
+      made: the set of dictionaries.
+      splits: the splits of the chains; default: all splits of chains.
+      max_features: the number of places for features. `n_active` shows whether it is enough.
+
+    Returns:
+      A dataset with the dimension `group` (replacement models, with the coordinates `step`,
+      `sparsity` and `seed`) and the dimension `split`. Means have intervals that are clustered by
+      bridge, as `<name>_low` and `<name>_high`, and the number of bridges that count as `<name>_n`.
+
+    Raises:
+      InputError: the set has no transcoders of all MLPs.
+      NotApplicable: the task has no chains.
+    """
+    dataset, model = run.dataset, run.model
+    chosen = tuple(splits) or chain_splits(dataset)
+    rows, split = choose_rows(dataset, chosen, _MAX_CHAINS)
+    chains = choose_chains(dataset, rows)
+    replacement, groups = replacement_groups(model, made)
+    steps = sorted({group.step for group in groups})
+    items = (
+        np.array([steps.index(group.step) for group in groups]),
+        [
+            stack_trees(*(made.params_of(group.numbers[place]) for group in groups))
+            for place in range(len(groups[0].numbers))
+        ],
+    )
+    outcomes = jax.device_get(
+        _program(model, replacement, chains, max_features)(run.params(steps), items)
+    )
+    return _labeled(outcomes, groups, chosen, split, clusters_of(dataset, rows))
+
+
+def _program(
+    model: Transformer, replacement: Replacement, chains: Chains, max_features: int
+) -> Any:
+    """Return the compiled function that measures the chains for all replacement models."""
+
+    @jax.jit
+    def program(params: Params, items: tuple[Array, list[Params]]) -> dict[str, Array]:
+        def one(item: tuple[Array, list[Params]]) -> dict[str, Array]:
+            number, own = item
+            at_step = jax.tree.map(lambda leaf: leaf[number], params)
+            return _outcomes(model, at_step, replacement, own, chains, max_features)
+
+        found: dict[str, Array] = jax.lax.map(one, items)
+        return found
+
+    return program
+
+
+def _outcomes(
+    model: Transformer,
+    params: Params,
+    replacement: Replacement,
+    own: Sequence[Params],
+    chains: Chains,
+    max_features: int,
+) -> dict[str, Array]:
+    """Return the outcomes of every chain for one replacement model."""
+    arguments = model, params, replacement, own
+    acts = local_run(*arguments, jnp.asarray(chains.states)).acts
+    features = bridge_features(
+        acts, chains.of_states, chains.second, chains.distinct, chains.n_values
+    )
+    graphs = attribute(*arguments, chains.tokens, max_features=max_features)
+    judge = partial(_judged, features, chains.tokens.shape[1], replacement.n_layers)
+    return jax.vmap(judge)(graphs, jnp.asarray(chains.bridge), jnp.asarray(chains.other))
+
+
+def _judged(
+    features: BridgeFeatures,
+    n_pos: int,
+    n_layers: int,
+    graph: Graph,
+    bridge: Array,
+    other: Array,
+) -> dict[str, Array]:
+    """Return the outcomes of one graph."""
+    kinds = node_kinds(graph, n_pos, n_layers)
+    normalized = shares(graph.adjacency)
+    flow = influence(normalized, kinds.weights)
+    scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
+    sources = jnp.arange(n_pos) < n_pos - 1  # all tokens of the first fact
+    own, null = (bridge_share(graph, kinds, features, one, sources) for one in (bridge, other))
+    return {
+        "replacement": scores.replacement,
+        "completeness": scores.completeness,
+        "n_active": graph.n_active.astype(jnp.float32),
+        "bridge_share": jnp.stack([own, null]),
+    }
+
+
+def _labeled(
+    outcomes: dict[str, np.ndarray],
+    groups: Sequence[Group],
+    splits: Sequence[str],
+    split: Int[np.ndarray, " chain"],
+    clusters: Int[np.ndarray, " chain"],
+) -> xr.Dataset:
+    """Average the outcomes of the chains of each split, with clustered intervals."""
+    arrays: dict[str, Any] = {}
+    for name in OUTCOMES:
+        # The chains come last. Chains whose first fact has no influence have no bridge share.
+        values = np.moveaxis(np.asarray(outcomes[name], np.float64), 1, -1)
+        known = np.isfinite(values)
+        parts: dict[str, list[np.ndarray]] = {"": [], "_low": [], "_high": [], "_n": []}
+        for number in range(len(splits)):
+            of = split == number
+            intervals = ClusterIntervals(clusters[of])
+            found = intervals.interval_given(np.where(known, values, 0)[..., of], known[..., of])
+            ends = found.mean, found.low, found.high, found.n_clusters
+            for part, end in zip(parts.values(), ends, strict=True):
+                part.append(np.asarray(end))
+        dims = ("group", "split", "bridge")[: values.ndim]
+        for end, part in parts.items():
+            arrays[f"{name}{end}"] = dims, np.stack(part, axis=1)
+    coords = {
+        "split": list(splits),
+        "bridge": list(BRIDGES),
+        **{
+            name: ("group", [getattr(group, name) for group in groups])
+            for name in ("step", "sparsity", "seed")
+        },
+    }
+    return xr.Dataset(arrays, coords)
