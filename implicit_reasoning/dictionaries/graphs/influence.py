@@ -2,8 +2,8 @@
 
 Rows of the adjacency are targets and columns are sources. The weights into a node are divided by
 the sum of their sizes. The influence of a node on the logits is the sum over all paths of the
-products of these shares, weighted by the probabilities of the logits. Edges go forward, so paths are
-not longer than the number of layers plus 1, and the sum has few terms. A triangular solve gives the
+products of these shares, weighted by the probabilities of the logits. Edges go forward, so no path
+is longer than the number of layers plus 1, and the sum has few terms. A triangular solve gives the
 same sum. It is not used, because programs that solve in a loop sometimes do not end on CPUs with
 jax 0.10.2.
 
