@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 from circuit_formation_rules import agreement
-from components_figures import draw_accuracy, draw_runs
+from components_figures import (
+    add_legend,
+    draw_accuracy,
+    draw_runs,
+    save_drawings,
+    with_node,
+)
 from components_rules import STAGES, at_stage, known
 from reasoning_or_shortcut_arms import Arm
 
@@ -50,14 +56,7 @@ def draw_all(out: Path, arms: Mapping[str, Arm]) -> None:
         "routes": draw_routes(arms),
         "estimates": draw_estimates(arms),
     }
-    for name, drawing in drawings.items():
-        if drawing is not None:
-            drawing.savefig(out / f"{name}.png", dpi=130)
-
-
-def shown(arms: Mapping[str, Arm], node: str) -> dict[str, Arm]:
-    """Return the arms that have results of an instrument, in the order of `TITLES`."""
-    return {name: arms[name] for name in TITLES if name in arms and node in arms[name].parts}
+    save_drawings(out, drawings)
 
 
 def panels(arms: Mapping[str, Arm]) -> tuple[Any, list[Any]]:
@@ -79,19 +78,13 @@ def panels(arms: Mapping[str, Arm]) -> tuple[Any, list[Any]]:
 def finish(drawing: Any, axes: list[Any], label: str) -> Any:
     """Set the label of the vertical axis and the legend."""
     axes[0].set_ylabel(label)
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    drawing.legend(
-        entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=8
-    )
+    add_legend(drawing, axes)
     return drawing
 
 
 def draw_faithfulness(arms: Mapping[str, Arm]) -> Any:
     """Draw faithfulness at the end by the share of edges, for several orders."""
-    chosen = shown(arms, "discovery")
+    chosen = with_node(arms, "discovery", TITLES)
     if not chosen:
         return None
     drawing, axes = panels(chosen)
@@ -114,7 +107,7 @@ def draw_faithfulness(arms: Mapping[str, Arm]) -> Any:
 
 def draw_routes(arms: Mapping[str, Arm]) -> Any:
     """Draw the faithfulness of both routes over training, and the accuracies."""
-    chosen = shown(arms, "routes")
+    chosen = with_node(arms, "routes", TITLES)
     if not chosen:
         return None
     drawing, axes = panels(chosen)
@@ -133,7 +126,7 @@ def draw_routes(arms: Mapping[str, Arm]) -> Any:
 
 def draw_estimates(arms: Mapping[str, Arm]) -> Any:
     """Draw the rank correlation of every estimate with exact scores at the stages."""
-    chosen = shown(arms, "estimates")
+    chosen = with_node(arms, "estimates", TITLES)
     if not chosen:
         return None
     drawing, axes = panels(chosen)

@@ -229,7 +229,15 @@ def _block(node: str) -> int:
     return int(found[1]) if found else -1
 
 
-class YearsDiscovery(CircuitDiscovery):
+class _OfYears:
+    """Which pairs of spans of years count."""
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return where right years are more probable than wrong years."""
+        return year_difference(batch.clean_logits, batch) > 0
+
+
+class YearsDiscovery(_OfYears, CircuitDiscovery):
     """Instrument `circuit_discovery` for spans of years."""
 
     name = "discovery_of_years"
@@ -238,12 +246,8 @@ class YearsDiscovery(CircuitDiscovery):
         """Set the function that makes the pairs, and the metric."""
         super().__init__(pairs_of, (year_difference,))
 
-    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
-        """Return where right years are more probable than wrong years."""
-        return year_difference(batch.clean_logits, batch) > 0
 
-
-class YearsPatching(EdgePatching):
+class YearsPatching(_OfYears, EdgePatching):
     """Instrument `edge_patching` for spans of years."""
 
     name = "patching_of_years"
@@ -252,12 +256,8 @@ class YearsPatching(EdgePatching):
         """Set the function that makes the pairs, and the metric."""
         super().__init__(pairs_of, (year_difference,))
 
-    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
-        """Return where right years are more probable than wrong years."""
-        return year_difference(batch.clean_logits, batch) > 0
 
-
-class YearsEstimates(Estimates):
+class YearsEstimates(_OfYears, Estimates):
     """Instrument `estimates` for spans of years."""
 
     name = "estimates_of_years"
@@ -265,10 +265,6 @@ class YearsEstimates(Estimates):
     def __init__(self) -> None:
         """Set the metric."""
         super().__init__(year_difference)
-
-    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
-        """Return where right years are more probable than wrong years."""
-        return year_difference(batch.clean_logits, batch) > 0
 
 
 def _overlap(

@@ -20,7 +20,7 @@ FORMED, SUDDEN_FACTOR = 0.8, 1.5
 THERE, GONE = 0.5, 0.2
 SAME = -0.1
 OTHER = -0.3
-RELIABLE, MISLEADING, ACDC_AGREES = 0.9, 0.8, 0.8
+ACDC_AGREES = 0.8
 EXACT = "exact, grown"
 
 
@@ -166,16 +166,6 @@ def acdc_overlap(arm: Arm, stage: str) -> np.ndarray:
     counted = part["acdc_overlap"].where(part["acdc_size"] > 0)
     counted = counted.where(part["n_pairs"] >= MIN_CLUSTERS)
     return np.asarray(counted.mean(("tau", "order")).values, float)
-
-
-def reliability(values: np.ndarray, arm: Arm) -> str:
-    """Return the answer to question 5 for the rank correlations of the runs of an arm."""
-    if np.isfinite(values).sum() < MOST + FEWEST:
-        return f"too few runs ({int(np.isfinite(values).sum())})"
-    found = over(values, arm)
-    return (
-        "reliable" if found.low > RELIABLE else "misleading" if found.high < MISLEADING else "open"
-    )
 
 
 def same_over_time(arm: Arm, steps: slice) -> np.ndarray:

@@ -16,14 +16,13 @@ from circuit_formation_rules import (
     fine_tuning,
     formation,
     memorizing,
-    reliability,
     route,
     same_circuit,
     sizes,
     sparse,
 )
-from components_rules import STAGES, enough, known, over
-from components_tables import steps_of, table
+from components_rules import STAGES, enough, known, over, reliability
+from components_tables import steps_of, table, write_answers
 from reasoning_or_shortcut_arms import Arm, number, over_worlds
 
 from implicit_reasoning.analysis.circuits.scores import ESTIMATES
@@ -52,9 +51,7 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "5. Which estimates agree with exact scores?": estimates,
         "6. Does further training enhance the circuit that is there?": taught,
     }
-    for title, make in sections.items():
-        text.append(f"## {title}\n\n" + "\n".join(make(arms)))
-    (out / "answers.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    write_answers(out, text, sections, arms)
     (out / "runs.md").write_text(runs_table(arms), encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,21 @@ def draw_all(out: Path, arms: Mapping[str, Arm]) -> None:
         "code": draw_code(arms),
         "steering": draw_steering(arms),
     }
+    save_drawings(out, drawings)
+
+
+def save_drawings(out: Path, drawings: Mapping[str, Any]) -> None:
+    """Save drawings by name. A drawing without results is None, and is not saved."""
     for name, drawing in drawings.items():
         if drawing is not None:
             drawing.savefig(out / f"{name}.png", dpi=130)
 
 
-def with_node(arms: Mapping[str, Arm], node: str) -> dict[str, Arm]:
-    """Return the arms that have results of an instrument, in the order of `TITLES`."""
-    return {name: arms[name] for name in TITLES if name in arms and node in arms[name].parts}
+def with_node(
+    arms: Mapping[str, Arm], node: str, titles: Mapping[str, str] = TITLES
+) -> dict[str, Arm]:
+    """Return the arms that have results of an instrument, in the order of the titles."""
+    return {name: arms[name] for name in titles if name in arms and node in arms[name].parts}
 
 
 def grid(arms: Mapping[str, Arm], rows: int, *, sharey: Any = True, height: float = 2.5) -> Any:
@@ -113,6 +120,18 @@ def draw_accuracy(ax: Axes, arm: Arm, splits: Sequence[str] = ("train_ii", "test
             draw_runs(ax, curves.sel(split=split), GREY, f"accuracy, {split}", linestyle=line)
 
 
+def add_legend(drawing: Any, axes: Iterable[Any]) -> None:
+    """Add one legend for several axes, with an entry for each label."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        handles, names = ax.get_legend_handles_labels()
+        for handle, name in zip(handles, names, strict=True):
+            entries.setdefault(name, handle)
+    drawing.legend(
+        entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=8
+    )
+
+
 def finish(drawing: Any, table: Any, arms: Mapping[str, Arm], labels: Sequence[str]) -> Any:
     """Set the axes and the legend of a figure with a column for each arm."""
     for place, (row, label) in enumerate(zip(table, labels, strict=True)):
@@ -122,14 +141,7 @@ def finish(drawing: Any, table: Any, arms: Mapping[str, Arm], labels: Sequence[s
             ax.set_xlim(left=10)
             ax.set_xlabel("training step (log)" if place == len(table) - 1 else "", fontsize=9)
             ax.tick_params(labelsize=8)
-    entries: dict[str, Any] = {}
-    for ax in table.flat:
-        handles, names = ax.get_legend_handles_labels()
-        for handle, name in zip(handles, names, strict=True):
-            entries.setdefault(name, handle)
-    drawing.legend(
-        entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=8
-    )
+    add_legend(drawing, table.flat)
     return drawing
 
 

@@ -67,10 +67,19 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "8. Composition through a shared code": codes,
         "9. Steering": directions,
     }
-    for title, make in sections.items():
-        text.append(f"## {title}\n\n" + "\n".join(make(arms)))
-    (out / "answers.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    write_answers(out, text, sections, arms)
     (out / "runs.md").write_text(runs_table(arms), encoding="utf-8")
+
+
+def write_answers(
+    out: Path,
+    text: Sequence[str],
+    sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]],
+    arms: Mapping[str, Arm],
+) -> None:
+    """Write `answers.md`: some text, and a section for each question, made from the arms."""
+    parts = [f"## {title}\n\n" + "\n".join(make(arms)) for title, make in sections.items()]
+    (out / "answers.md").write_text("\n\n".join([*text, *parts]) + "\n", encoding="utf-8")
 
 
 def having(arms: Mapping[str, Arm], node: str, *, claims: bool = False) -> dict[str, Arm]:

@@ -16,6 +16,7 @@ instruments, pairs_of = (
     load("circuit_formation_pairs").pairs_of,
 )
 rules, results = load("circuit_formation_rules"), load("reasoning_or_shortcut_arms")
+components = load("components_rules")
 WORLDS = np.array([0, 1, 2, 3] * 2)
 STAGES = ("untrained", "memorised", "half", "end")
 STEPS = [0, 100, 150, 200]
@@ -122,7 +123,7 @@ def test_few_pairs_and_few_runs_give_no_answer():
     )
     one = arm(estimates=part)
     np.testing.assert_allclose(rules.agreement(one, "half", "EAP"), 1)
-    assert rules.reliability(rules.agreement(one, "half", "EAP"), one) == "reliable"
+    assert components.reliability(rules.agreement(one, "half", "EAP"), one) == "reliable"
     assert abs(rules.agreement(one, "half", "magnitude")).max() < 0.35
     assert np.isnan(rules.agreement(one, "end", "EAP")).all()
-    assert rules.reliability(rules.agreement(one, "end", "EAP"), one) == "too few runs (0)"
+    assert components.reliability(rules.agreement(one, "end", "EAP"), one) == "too few runs (0)"
