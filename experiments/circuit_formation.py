@@ -88,21 +88,21 @@ VERSION = 1
 """Version of the saved data."""
 
 DISCOVERY = Part(("faithfulness", "kept", "rank", "score"), {})
-PATCHING = Part(("effect", "broken"), {"donor": ["pair", "another pair"]})
+EFFECTS = Part(("effect", "broken"), {"donor": ["pair", "another pair"]})
 ESTIMATES = Part(("score", "acdc_size", "acdc_overlap", "n_pairs"), {})
 PARTS = {
     "discovery": DISCOVERY,
-    "patching": PATCHING,
+    "effects": EFFECTS,
     "estimates": ESTIMATES,
     "routes": Part(("faithfulness", "kept"), {}),
 }
 CLASSES = {
     "discovery": "Discovery",
-    "patching": "Patching",
+    "effects": "Effects",
     "estimates": "Estimates",
     "routes": "Routes",
     "discovery_of_years": "YearsDiscovery",
-    "patching_of_years": "YearsPatching",
+    "effects_of_years": "YearsEffects",
     "estimates_of_years": "YearsEstimates",
 }
 _FILE = Path(__file__).with_name("circuit_formation_instruments.py")
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 def instruments(run: Run) -> dict[str, str]:
     """Return the instruments of a run: the name of the kept part, and of the instrument."""
     years = "_of_years" if run.config.task.name == "greater_than" else ""
-    found = {name: f"{name}{years}" for name in ("discovery", "patching", "estimates")}
+    found = {name: f"{name}{years}" for name in ("discovery", "effects", "estimates")}
     return found | ({"routes": "routes"} if "r2" in run.dataset.truth else {})
 
 

@@ -1,6 +1,6 @@
 """The instruments of `circuit_formation.py`.
 
-`Discovery` and `Patching` are the built-in instruments with the pairs of the study. `Estimates`
+`Discovery` and `Effects` are the built-in instruments with the pairs of the study. `Estimates`
 compares estimates of edge scores and ACDC with exact scores. `Routes` runs the circuits through and
 around the first relation.
 """
@@ -54,10 +54,10 @@ class Discovery(CircuitDiscovery):
         super().__init__(pairs_of)
 
 
-class Patching(EdgePatching):
+class Effects(EdgePatching):
     """Instrument `edge_patching` with the pairs of the study."""
 
-    name = "patching"
+    name = "effects"
 
     def __init__(self) -> None:
         """Set the function that makes the pairs, and one metric."""
@@ -247,10 +247,10 @@ class YearsDiscovery(_OfYears, CircuitDiscovery):
         super().__init__(pairs_of, (year_difference,))
 
 
-class YearsPatching(_OfYears, EdgePatching):
+class YearsEffects(_OfYears, EdgePatching):
     """Instrument `edge_patching` for spans of years."""
 
-    name = "patching_of_years"
+    name = "effects_of_years"
 
     def __init__(self) -> None:
         """Set the function that makes the pairs, and the metric."""

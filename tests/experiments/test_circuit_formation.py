@@ -8,6 +8,7 @@ from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.model.graph import EdgeGraph
+from implicit_reasoning.runs.results import current_instrument
 from implicit_reasoning.worlds import build
 from tests.experiments.scripts import load
 
@@ -16,7 +17,7 @@ instruments, pairs_of = (
     load("circuit_formation_pairs").pairs_of,
 )
 rules, results = load("circuit_formation_rules"), load("reasoning_or_shortcut_arms")
-components = load("components_rules")
+components, study = load("components_rules"), load("circuit_formation")
 WORLDS = np.array([0, 1, 2, 3] * 2)
 STAGES = ("untrained", "memorised", "half", "end")
 STEPS = [0, 100, 150, 200]
@@ -72,6 +73,12 @@ def test_routes_of_planted_models(mechanism, through):
     way, other = ("through r1", "around r1")[:: 1 if through else -1]
     assert float(faithful.sel(route=way)) > 0.99
     assert float(faithful.sel(route=other)) < 0.01
+
+
+def test_no_part_has_the_old_name_of_an_instrument():
+    """Files are read with the present names of instruments, so such a part would be renamed."""
+    assert [name for name in study.PARTS if current_instrument(name) != name] == []
+    assert [name for name in study.CLASSES if current_instrument(name) != name] == []
 
 
 def test_routes_share_no_edge_that_only_one_may_carry():
