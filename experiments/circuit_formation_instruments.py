@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from typing import Any, ClassVar
 
 import jax
@@ -24,6 +23,7 @@ from implicit_reasoning.analysis.circuits.acdc import acdc, visiting_orders
 from implicit_reasoning.analysis.circuits.circuit_discovery import CircuitDiscovery
 from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
 from implicit_reasoning.analysis.circuits.edge_patching import EdgePatching
+from implicit_reasoning.analysis.circuits.routes import around, through
 from implicit_reasoning.analysis.instrument import Examples, NotApplicable
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with, divergence
@@ -40,6 +40,7 @@ ORDERS = 5
 """Orders in which ACDC visits the edges."""
 
 ROUTES = ("through r1", "around r1")
+_R1 = 1  # the position of r1
 _AT_ONCE = 32
 _MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
 
@@ -195,6 +196,8 @@ class Routes(EdgeInstrument):
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
         runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
 
+        circuits = np.stack([through(graph, _R1), around(graph, _R1)])  # the order of `ROUTES`
+
         def run(live: Array) -> dict[str, Array]:
             logits = forward_edges(model, params, batch.clean, graph, live, runs.other)[0][:, 0]
             metric = over_cells(self.metrics, logits, batch)[0]
@@ -203,30 +206,8 @@ class Routes(EdgeInstrument):
                 "kept": answers_with(logits, batch.answer),
             }
 
-        found: dict[str, Array] = jax.lax.map(run, jnp.asarray(routes(graph), jnp.float32))
+        found: dict[str, Array] = jax.lax.map(run, jnp.asarray(circuits, jnp.float32))
         return found | {"measured": counted & wide}
-
-
-def routes(graph: EdgeGraph) -> Bool[np.ndarray, "route edge pos"]:
-    """Return the circuits of `ROUTES`, for prompts (e1, r1, r2)."""
-    e1, r1, r2 = range(3)
-    half = graph.spec.depth // 2
-    senders = np.array([_block(edge.sender) for edge in graph.edges])
-    receivers = np.array([_block(edge.receiver) for edge in graph.edges])
-    reads = np.array([edge.receiver.endswith(("<k>", "<v>")) for edge in graph.edges])
-    early = (senders >= 0) & (senders < half)
-    late_reads = reads & (receivers >= half)
-    through, around = np.ones((2, *graph.alive.shape), bool)
-    through[early, r2] = False
-    through[late_reads, e1] = False
-    around[late_reads & early, r1] = False
-    return np.stack([through, around])
-
-
-def _block(node: str) -> int:
-    """Return the block of a head, of one of its inputs or of an MLP; -1 for other nodes."""
-    found = re.match(r"[am](\d+)", node)
-    return int(found[1]) if found else -1
 
 
 class _OfYears:

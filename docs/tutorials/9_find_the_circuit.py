@@ -183,15 +183,10 @@ plt.show()
 # use one program.
 
 # %%
-reads = np.array([str(edge).endswith(("<k>", "<v>")) for edge in graph.edges])
-in_last = np.array([str(edge).partition("->")[2].startswith(("a1", "m1")) for edge in graph.edges])
-of_first = np.array([str(edge).startswith(("a0", "m0")) for edge in graph.edges])
-e1, r1, r2 = range(3)
-around = np.ones((len(graph.edges), 3), bool)
-around[reads & of_first & in_last, r1] = False
-through = np.ones((len(graph.edges), 3), bool)
-through[of_first, r2] = False
-through[reads & in_last, e1] = False
+from implicit_reasoning.analysis.circuits import routes
+
+r1 = 1  # the position of r1
+around, through = routes.around(graph, r1), routes.through(graph, r1)
 ways = np.stack([np.zeros_like(around), around, through, np.ones_like(around)])
 
 rows = [row for row in run.metrics if "accuracy/test_ii" in row]

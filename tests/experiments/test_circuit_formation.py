@@ -7,7 +7,6 @@ import xarray as xr
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.config import apply_overrides, load_config
-from implicit_reasoning.model.graph import EdgeGraph
 from implicit_reasoning.runs.results import current_instrument
 from implicit_reasoning.worlds import build
 from tests.experiments.scripts import load
@@ -79,15 +78,6 @@ def test_no_part_has_the_old_name_of_an_instrument():
     """Files are read with the present names of instruments, so such a part would be renamed."""
     assert [name for name in study.PARTS if current_instrument(name) != name] == []
     assert [name for name in study.CLASSES if current_instrument(name) != name] == []
-
-
-def test_routes_share_no_edge_that_only_one_may_carry():
-    dataset = scored_world(0)
-    model = planted_model("composer", dataset, ("train_ii",)).subject.model
-    graph = EdgeGraph(model.spec, 3)
-    through, around = instruments.routes(graph)
-    assert not through[graph.index("m0->m1"), 2] and around[graph.index("m0->m1"), 2]
-    assert through[graph.index("m0->a2.h0<v>"), 1] and not around[graph.index("m0->a2.h0<v>"), 1]
 
 
 def test_a_route_is_bypassed_or_remains():

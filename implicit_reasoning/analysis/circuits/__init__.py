@@ -16,6 +16,7 @@ scores.py              effects of patching each edge, exact or estimated from gr
 cost.py                FLOPs of the scores, before anything runs
 nodes.py               effects of patching all edges of a sender together
 paths.py               effects of a value that travels along one path only
+routes.py              circuits through and around a position
 hypotheses.py          what parts of a run stand for, and prompts that can replace them
 scrubbing.py           runs whose parts are replaced
 corruptions.py         values of edges outside of a circuit: means, zeros, noise
