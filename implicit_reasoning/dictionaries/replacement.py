@@ -147,7 +147,7 @@ class Replacement:
     def encode(self, params: Sequence[Params], x: States) -> Activations:
         """Return the activations of all features for the inputs of the MLPs."""
         flat = x.reshape(-1, *x.shape[2:])
-        if len(self.dictionaries) == 1 and self.n_layers > 1:
+        if isinstance(self.dictionaries[0].architecture, CrossLayer):
             acts = self.dictionaries[0].encode(params[0], flat.reshape(len(flat), -1))
             return acts.reshape(*x.shape[:3], self.n_features)
         layers = [

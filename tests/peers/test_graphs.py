@@ -11,7 +11,7 @@ from implicit_reasoning.dictionaries.activations import JumpReLU, ReLU
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
 from implicit_reasoning.dictionaries.exchange import save_cross_layer, save_transcoder_set
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
-from implicit_reasoning.dictionaries.graphs.exchange import save_graph
+from implicit_reasoning.dictionaries.graphs.exchange import graph_json, save_graph
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, prune, shares
 from implicit_reasoning.dictionaries.replacement import Replacement, mlp_sites
 from implicit_reasoning.model import Transformer
@@ -68,14 +68,14 @@ def made_by_both(tmp_path_factory):
         )(params, own, jnp.asarray(tokens))
         for row in range(QUERIES):
             one = jax.tree.map(lambda x, row=row: x[row], graphs[kind])
-            save_graph(
-                folder / kind,
+            made = graph_json(
                 f"ours_{row}",
                 one,
                 tokens=tokens[row].tolist(),
                 names=[str(token) for token in range(model.spec.d_vocab)],
                 n_layers=model.spec.n_layers,
             )
+            save_graph(folder / kind, made)
     run_in("circuit_tracer", "circuit_tracer_graphs", folder)
     return folder, graphs, model.spec
 
@@ -144,5 +144,4 @@ def _judged(graph, n_layers):
     normalized = shares(graph.adjacency)
     flow = influence(normalized, kinds.weights)
     scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
-    always = kinds.token | (kinds.weights > 0)
-    return scores, prune(graph.adjacency, kinds.weights, kinds.feature, always)
+    return scores, prune(graph.adjacency, kinds.weights, kinds.feature, kinds.always)

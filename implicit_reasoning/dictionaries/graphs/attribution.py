@@ -218,6 +218,11 @@ class NodeKinds(NamedTuple):
     logit: Bool[Array, " node"]
     weights: Float[Array, " node"]
 
+    @property
+    def always(self) -> Bool[Array, " node"]:
+        """Whether each node is always kept by `prune`: embeddings, and logits that count."""
+        return self.token | (self.weights > 0)
+
 
 def node_kinds(graph: Graph, n_pos: int, n_layers: int) -> NodeKinds:
     """Return the kinds of the nodes of a graph of one prompt (a `Graph` without the batch axis)."""

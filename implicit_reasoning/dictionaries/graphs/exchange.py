@@ -4,7 +4,8 @@ A folder contains one file `<slug>.json` for each graph, and `graph-metadata.jso
 them. Only nodes and edges that pruning keeps are written. Layers of features start at 0. The layer
 of embeddings is "E", and the layer of logits is the number of layers plus 1.
 
-    save_graph(folder, "who-is-it", graph, tokens=(3, 41, 57), names=vocabulary, n_layers=2)
+    made = graph_json("who-is-it", graph, tokens=(3, 41, 57), names=vocabulary, n_layers=2)
+    save_graph(folder, made)
 
 Source: circuit-tracer 0.5.0, `frontend/graph_models.py` and `utils/create_graph_files.py`.
 """
@@ -39,8 +40,7 @@ _LIST = "graph-metadata.json"
 _SLUG = re.compile(r"[\w-]+")
 
 
-def save_graph(
-    folder: str | os.PathLike[str],
+def graph_json(
     slug: str,
     graph: Graph,
     *,
@@ -51,11 +51,10 @@ def save_graph(
     scan: str = "implicit_reasoning",
     nodes: float = NODES,
     edges: float = EDGES,
-) -> None:
-    """Prune the graph of one prompt, and save it. A graph with the same slug is replaced.
+) -> dict[str, Any]:
+    """Prune the graph of one prompt, and return the JSON of circuit-tracer's front end.
 
     Args:
-      folder: the folder, which is created if missing.
       slug: the name of the graph and of its file: letters, digits, `_` and `-`.
       graph: the graph of one prompt (a `Graph` without the batch axis).
       tokens: the tokens of the prompt.
@@ -73,48 +72,13 @@ def save_graph(
         raise InputError(
             f"slug is {slug!r}; it names a file, so use letters, digits, '_' and '-' only"
         )
-    folder = local_folder(folder, "folder")
-    made = graph_json(
-        slug,
-        graph,
-        tokens=tokens,
-        names=names,
-        n_layers=n_layers,
-        labels=labels,
-        scan=scan,
-        nodes=nodes,
-        edges=edges,
-    )
-    listed = read_json(folder / _LIST)["graphs"] if (folder / _LIST).exists() else []
-    listed = [one for one in listed if one["slug"] != slug]
-    write_json(folder / f"{slug}.json", made)
-    write_json(folder / _LIST, {"graphs": [*listed, made["metadata"]]})
-
-
-def graph_json(
-    slug: str,
-    graph: Graph,
-    *,
-    tokens: Sequence[int],
-    names: Sequence[str],
-    n_layers: int,
-    labels: Mapping[Feature, str] | None = None,
-    scan: str = "implicit_reasoning",
-    nodes: float = NODES,
-    edges: float = EDGES,
-) -> dict[str, Any]:
-    """Prune the graph of one prompt, and return the JSON of circuit-tracer's front end.
-
-    The arguments are those of `save_graph`.
-    """
     kinds = node_kinds(graph, len(tokens), n_layers)
     flow = influence(shares(graph.adjacency), kinds.weights)
-    always = kinds.token | (kinds.weights > 0)
     kept = prune(
         graph.adjacency,
         kinds.weights,
         kinds.feature,
-        always,
+        kinds.always,
         nodes=nodes,
         edges=edges,
     )
@@ -157,6 +121,20 @@ def graph_json(
         ],
         "links": links,
     }
+
+
+def save_graph(folder: str | os.PathLike[str], made: Mapping[str, Any]) -> None:
+    """Save a graph that `graph_json` made. A graph with the same slug is replaced.
+
+    Args:
+      folder: the folder, which is created if missing.
+      made: the graph.
+    """
+    folder, about = local_folder(folder, "folder"), made["metadata"]
+    listed = read_json(folder / _LIST)["graphs"] if (folder / _LIST).exists() else []
+    others = [one for one in listed if one["slug"] != about["slug"]]
+    write_json(folder / f"{about['slug']}.json", made)
+    write_json(folder / _LIST, {"graphs": [*others, about]})
 
 
 def _nodes(

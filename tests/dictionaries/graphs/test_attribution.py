@@ -9,7 +9,7 @@ from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
-from implicit_reasoning.dictionaries.graphs.exchange import save_graph
+from implicit_reasoning.dictionaries.graphs.exchange import graph_json, save_graph
 from implicit_reasoning.dictionaries.graphs.influence import (
     graph_scores,
     influence,
@@ -224,8 +224,7 @@ def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism, tmp_path):
         scores = graph_scores(normalized, found, kinds.weights, kinds.error, kinds.token)
         np.testing.assert_allclose(scores, 1, atol=1e-5)
         assert graph.token[0] == dataset.truth["answer"][row]
-        always = kinds.token | (kinds.weights > 0)
-        kept = prune(graph.adjacency, kinds.weights, kinds.feature, always)
+        kept = prune(graph.adjacency, kinds.weights, kinds.feature, kinds.always)
         used = [
             (int(graph.layer[f]), int(graph.pos[f])) for f in np.flatnonzero(kept.node[:PLACES])
         ]
@@ -244,10 +243,9 @@ def check_file(folder, graph, dataset, row, depth, used):
     tokens = dataset.tokens[row][:3].tolist()
     names = [f"t{token}" for token in range(dataset.n_vocab)]
     label = {(int(graph.layer[0]), int(graph.feature[0])): "the first"}
+    about = {"tokens": tokens, "names": names, "n_layers": depth}
     for _ in range(2):
-        save_graph(
-            folder, "a-chain", graph, tokens=tokens, names=names, n_layers=depth, labels=label
-        )
+        save_graph(folder, graph_json("a-chain", graph, **about, labels=label))
     assert [one["slug"] for one in read_json(folder / "graph-metadata.json")["graphs"]] == [
         "a-chain"
     ]
@@ -267,7 +265,7 @@ def check_file(folder, graph, dataset, row, depth, used):
     assert made["links"] and all({e["source"], e["target"]} <= named for e in made["links"])
     assert made["metadata"]["prompt_tokens"] == [f"t{token}" for token in tokens]
     with pytest.raises(InputError, match="slug is 'a/b'"):
-        save_graph(folder, "a/b", graph, tokens=tokens, names=names, n_layers=depth)
+        graph_json("a/b", graph, **about)
 
 
 def test_what_no_graph_can_be_made_of_is_refused():
