@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.truth.known import planted_model, scored_world
-from implicit_reasoning.dictionaries.architectures import CrossLayer, SkipTranscoder, Transcoder
+from implicit_reasoning.dictionaries.architectures import Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
 from implicit_reasoning.dictionaries.graphs.exchange import graph_json, save_graph
@@ -28,6 +28,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
 from implicit_reasoning.model import Edit, Spec, Transformer
 from implicit_reasoning.model.edits import set_to
+from tests.dictionaries.graphs.replacements import drawn
 
 SPEC = Spec(
     d_vocab=13,
@@ -41,43 +42,6 @@ SPEC = Spec(
 )
 TOKENS = jnp.array([[1, 5, 9, 2], [4, 4, 12, 0]])
 N_FEATURES, PLACES = 8, 96
-
-
-def drawn(kind):
-    """Return a random model, transcoders of a kind with random weights, and their parameters."""
-    model = Transformer(SPEC)
-    params = jax.jit(model.init)(jax.random.key(1))
-    random = np.random.default_rng(0)
-
-    def weights(*shape):
-        return jnp.asarray(random.normal(size=shape) / 8, jnp.float32)
-
-    depth, width = SPEC.n_layers, SPEC.d_model
-    if kind == "cross_layer":
-        shape = depth * width, depth * width, depth * N_FEATURES
-        made = [InferenceDictionary(CrossLayer(*shape, n_layers=depth), "standard")]
-        own = [
-            {
-                "W_enc": weights(depth, width, N_FEATURES),
-                "b_enc": weights(depth * N_FEATURES),
-                "W_dec": weights(depth, N_FEATURES, depth, width),
-                "b_dec": weights(depth * width),
-            }
-        ]
-    else:
-        architecture = {"transcoder": Transcoder, "skip": SkipTranscoder}[kind]
-        made = [InferenceDictionary(architecture(width, width, N_FEATURES), "standard")] * depth
-        own = [
-            {
-                "W_enc": weights(width, N_FEATURES),
-                "b_enc": weights(N_FEATURES),
-                "W_dec": weights(N_FEATURES, width),
-                "b_dec": weights(width),
-                **({"W_skip": weights(width, width)} if kind == "skip" else {}),
-            }
-            for _ in range(depth)
-        ]
-    return model, params, Replacement(tuple(made), mlp_sites(model)), own
 
 
 def graphs_of(model, params, replacement, own, tokens, **options):
@@ -116,7 +80,7 @@ def frozen_targets(arguments, written, embed):
 )
 def made(request):
     """Return a replacement model of one kind, its run, its graph and what its MLPs write."""
-    model, params, replacement, own = drawn(request.param)
+    model, params, replacement, own = drawn(request.param, SPEC, N_FEATURES)
     graph = graphs_of(model, params, replacement, own, TOKENS)
     local = local_run(model, params, replacement, own, TOKENS)
     weights = replacement.weights(own)
