@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "field", "figures", "formatting", "renames", "__version__"},
     {"paths"},
     {"files", "imports", "statistics"},
-    {"survival"},
+    {"pages", "survival"},
     {"config"},
     {"runtime"},
     {"worlds", "model"},

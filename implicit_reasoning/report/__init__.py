@@ -5,7 +5,8 @@
     tables.py    text and tables of the report of a run
     page.py      the report of a run (page.html) and its further pages (extra.html)
     sweep.py     the report of a sweep (sweep.html)
-    base.html    the common layout of all pages
+
+The common layout of all pages is `base.html` in the folder of the package (`pages.py`).
 
 The report does not depend on specific instruments. Figures and pages come from providers. A
 provider is a module that defines `figures(run)`, `pages(run)` or both functions. `PROVIDERS` lists

@@ -6,11 +6,12 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Page
 from implicit_reasoning.files import atomic_write
+from implicit_reasoning.pages import make_environment
 from implicit_reasoning.report import tables
 from implicit_reasoning.report.collect import (
     FORMATS,
@@ -23,6 +24,9 @@ from implicit_reasoning.report.collect import (
     write_tensorboard,
 )
 from implicit_reasoning.runs import Layout, Run
+
+TEMPLATES = "implicit_reasoning.report"
+"""The package whose folder has the templates of reports."""
 
 
 def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
@@ -47,7 +51,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
             "evaluation, at step 0"
         )
     rendered = [render(figure) for figure in collect(run, providers)]
-    pages, environment = collect_pages(run, providers), make_environment()
+    pages, environment = collect_pages(run, providers), make_environment(TEMPLATES)
     _write_pages(run, environment, pages)
     page = _fill(run, environment, rendered, pages)
     write_files(rendered, run.files.report.parent / "figures")
@@ -56,17 +60,6 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
     with atomic_write(run.files.report) as file:
         file.write(page)
     return run.files.report
-
-
-def make_environment() -> Environment:
-    """Create the Jinja environment for the templates in this folder."""
-    return Environment(
-        loader=PackageLoader("implicit_reasoning.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> None:

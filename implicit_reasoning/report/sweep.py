@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from implicit_reasoning.config import to_json
 from implicit_reasoning.files import atomic_write
+from implicit_reasoning.pages import make_environment
 from implicit_reasoning.report.collect import FORMATS, Rendered, render, write_files
-from implicit_reasoning.report.page import data_url, make_environment
+from implicit_reasoning.report.page import TEMPLATES, data_url
 from implicit_reasoning.sweeps import Status
 from implicit_reasoning.sweeps.definition import short_keys
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, PRUNED, RUNNING, STOPPED
@@ -65,7 +66,7 @@ def _fill(runs: Runs, rendered: Sequence[Rendered]) -> str:
     columns, rows = _table(runs, statuses)
     left_out = len(runs.sweep.trials) - len(rows)
     filled: str = (
-        make_environment()
+        make_environment(TEMPLATES)
         .get_template("sweep.html")
         .render(
             name=runs.files.workdir.resolve().name,

@@ -6,18 +6,16 @@ loads nothing. Without scripts, it shows the last checkpoint.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from implicit_reasoning.analysis.circuits.edge_figures import about_pairs, node_places
 from implicit_reasoning.analysis.claims import MIN_CLUSTERS, known_means
 from implicit_reasoning.figures import Page
 from implicit_reasoning.model.units import Edge
+from implicit_reasoning.pages import json_for_script, make_environment, read_source
 from implicit_reasoning.runs import Run, result_names
 
 _LEAST = 0.02  # edges whose effect is always smaller are left out of the page
@@ -26,13 +24,7 @@ _MARGIN = (200, 40)  # pixels left of the first position and above the highest r
 _INPUTS = {"q": -7, "k": 0, "v": 7}  # pixels by which the end of a line is moved
 _SHOWN = 0.05  # the first value of the slider for the smallest effect
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("implicit_reasoning.analysis.circuits", ""),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = make_environment("implicit_reasoning.analysis.circuits")
 
 
 class Line(NamedTuple):
@@ -76,7 +68,7 @@ def make_page(result: xr.Dataset) -> Page:
     }
     rows = sorted({row for row, _ in places.values()})
     body = _TEMPLATES.get_template("circuit.html").render(
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("</", "<\\/")),
+        data=json_for_script(data),
         lines=lines,
         nodes=[
             (name, *_point(pos, place, places))
@@ -92,10 +84,11 @@ def make_page(result: xr.Dataset) -> Page:
         last=len(steps) - 1,
         shown=_SHOWN,
         fewest=MIN_CLUSTERS,
-        script=Markup(_source("circuit.js")),
+        script=read_source(_TEMPLATES, "circuit.js"),
     )
     lead = f"{about_pairs(result)} Move the slider to see which edges matter at each checkpoint."
-    return Page("circuit", "Which edges compute the answer?", lead, body, _source("circuit.css"))
+    style = read_source(_TEMPLATES, "circuit.css")
+    return Page("circuit", "Which edges compute the answer?", lead, body, style)
 
 
 def _numbers(values: xr.DataArray, chosen: np.ndarray) -> list[Any]:
@@ -134,9 +127,3 @@ def _row_label(row: int, places: dict[str, tuple[int, float]]) -> str:
     if name in ("input", "logits"):
         return {"input": "embeddings"}.get(name, name)
     return f"heads {name[1:].partition('.')[0]}" if ".h" in name else f"MLP {name[1:]}"
-
-
-def _source(name: str) -> str:
-    loader = _TEMPLATES.loader
-    assert loader is not None
-    return loader.get_source(_TEMPLATES, name)[0]

@@ -18,7 +18,6 @@ import hashlib
 from collections.abc import Sequence
 
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from implicit_reasoning.dictionaries.dashboards import cards, labels
@@ -35,19 +34,14 @@ from implicit_reasoning.dictionaries.store import (
 )
 from implicit_reasoning.figures import Page
 from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json, write_json
+from implicit_reasoning.pages import make_environment
 from implicit_reasoning.runs import Run
 
 __all__ = ["make_page", "pages", "write_page"]
 
 _FORMAT = 1
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("implicit_reasoning.dictionaries.dashboards", ""),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = make_environment("implicit_reasoning.dictionaries.dashboards")
 
 
 def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
