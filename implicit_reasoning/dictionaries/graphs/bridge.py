@@ -61,17 +61,27 @@ def bridge_features(
     one_hot = jnp.asarray(np.eye(n_values, dtype=np.float32))[jnp.asarray(bridge)]
     in_second = jnp.asarray(second)[:, None]
     first_half, second_half = (
-        _f1(active, one_hot, jnp.asarray(counted) & half) for half in (~in_second, in_second)
+        f1_of_values(active, one_hot, jnp.asarray(counted) & half)
+        for half in (~in_second, in_second)
     )
     chosen = first_half.argmax(-1)
     score = jnp.take_along_axis(second_half, chosen[..., None], -1)[..., 0]
     return BridgeFeatures(jnp.where(score >= least, chosen, -1), score)
 
 
-def _f1(
-    active: Array, one_hot: Array, counted: Bool[Array, "state pos"]
+@highest_precision
+def f1_of_values(
+    active: Float[Array, "state pos layer feature"],
+    one_hot: Float[Array, "state value"],
+    counted: Bool[Array, "state pos"],
 ) -> Float[Array, "pos layer feature value"]:
-    """Return F1 of every feature for every value, over the states that count."""
+    """Return F1 of every feature as a predictor of every value of a variable.
+
+    Args:
+      active: 1 where a feature is active, otherwise 0.
+      one_hot: 1 at the value of each state. A state without a value has zeros.
+      counted: whether the state at each position counts.
+    """
     weight = counted.astype(jnp.float32)
     both = jnp.einsum("splf,sv,sp->plfv", active, one_hot, weight)
     fires = jnp.einsum("splf,sp->plf", active, weight)

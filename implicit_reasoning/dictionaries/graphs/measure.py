@@ -105,6 +105,7 @@ class Chains(NamedTuple):
       bridge: the bridge of each chain.
       other: the bridge of another chain with another bridge, for the null.
       states: prompts on which features are labeled.
+      state_rows: the rows of these prompts in the dataset.
       of_states: the bridge of each of these prompts.
       second: whether the first fact of each of these prompts is in the second half.
       distinct: whether the prefix at each position is the first of its kind.
@@ -115,6 +116,7 @@ class Chains(NamedTuple):
     bridge: Int[np.ndarray, " chain"]
     other: Int[np.ndarray, " chain"]
     states: Int[np.ndarray, "state pos"]
+    state_rows: Int[np.ndarray, " state"]
     of_states: Int[np.ndarray, " state"]
     second: Bool[np.ndarray, " state"]
     distinct: Bool[np.ndarray, "state pos"]
@@ -127,9 +129,11 @@ def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
     bridge = dataset.truth["e2"][rows]
     other = random.permutation(bridge)
     clash = np.flatnonzero(other == bridge)
-    for place in clash:
-        other[place] = random.choice(bridge[bridge != bridge[place]])
     chains = np.concatenate([dataset.rows(split) for split in chain_splits(dataset)])
+    for place in clash:
+        # If all chains have one bridge, the other bridge is that of any chain of the dataset.
+        of = bridge if (bridge != bridge[place]).any() else dataset.truth["e2"][chains]
+        other[place] = random.choice(of[of != bridge[place]])
     states = random.permutation(chains)[:_MAX_STATES]
     halves = random.random(int(dataset.truth["fact1"].max()) + 1) < 0.5
     world = dataset.world
@@ -139,6 +143,7 @@ def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
         bridge,
         other,
         prompts(dataset, states),
+        states,
         dataset.truth["e2"][states],
         halves[dataset.truth["fact1"][states]],
         first_occurrences(state_keys(dataset, states)).T,
