@@ -7,6 +7,7 @@
 #   make test         the default tests: about ten minutes on two cores
 #   make test-all     the slow tests too, with XLA's full optimization: an hour or more
 #   make test-peers   tests against other packages, each in its own environment under .peers/
+#   make test-browser pages in Debian's Chromium, and our graphs in circuit-tracer's front end
 #   make test-slurm   sweeps on a real Slurm, from Debian's packages, on this machine
 #   make test-counts  record how many programs each test file compiles (see tests/compile_counts.py)
 #   make studies-runs train what is missing of the runs that studies read: see experiments/runs.py
@@ -28,7 +29,7 @@ PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcar
 
 PROSE := implicit_reasoning configs docs experiments results tests .ci .github $(wildcard *.md) Makefile
 
-.PHONY: demo docs docs-serve tutorials test test-all test-peers test-slurm test-counts studies-runs lint clean venv
+.PHONY: demo docs docs-serve tutorials test test-all test-peers test-browser test-slurm test-counts studies-runs lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -43,7 +44,8 @@ test: $(INSTALLED)
 
 # Every file alone, two at a time; programs that several files compile are compiled once.
 test-counts: $(INSTALLED)
-	find tests -name 'test_*.py' -not -path 'tests/peers/*' -not -path 'tests/slurm/*' | sort | \
+	find tests -name 'test_*.py' -not -path 'tests/peers/*' -not -path 'tests/slurm/*' \
+		-not -path 'tests/browser/*' | sort | \
 		JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/programs xargs -P 2 -n 1 \
 		$(BIN)/python -m pytest -q --programs=write $(PYTEST_ARGS)
 
@@ -51,11 +53,16 @@ test-counts: $(INSTALLED)
 # The last command trains dictionaries on SAELens's synthetic data, beside SAELens: half an hour, and
 # 5 GB in runs/.
 test-all: $(INSTALLED) .peers/sae_lens/.installed
-	TESTS=thorough $(BIN)/python -m pytest -q $(PARALLEL) -m "not peers and not slurm" --durations=20 $(PYTEST_ARGS)
+	TESTS=thorough $(BIN)/python -m pytest -q $(PARALLEL) -m "not peers and not slurm and not browser" --durations=20 $(PYTEST_ARGS)
 	$(BIN)/python experiments/benchmarks/synth_sae_bench.py --out=runs/synth_sae_bench/found.json
 
 test-peers: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m pytest -q -m peers tests/peers $(PYTEST_ARGS)
+
+# The driver is playwright's, and the browser is Debian's: apt-get install chromium.
+test-browser: $(INSTALLED) .peers/circuit_tracer/.installed .peers/front_end/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(BIN)/python -m pytest -q -m browser tests/browser $(PYTEST_ARGS)
 
 # Slurm's programs are Debian's: apt-get install slurmctld slurmd slurm-client. It is started in a
 # folder of its own, by root, and ends with the tests.
@@ -102,6 +109,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	rm -rf .peers/$*
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# The libraries that circuit-tracer's front end loads from other hosts, from npm.
+.peers/front_end/.installed: tests/browser/front_end/package.json tests/browser/front_end/package-lock.json
+	rm -rf .peers/front_end
+	mkdir -p .peers/front_end
+	cp $^ .peers/front_end
+	cd .peers/front_end && npm ci --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 clean:
