@@ -232,6 +232,15 @@ def test_claims_say_the_same():
     )
 
 
+def test_layer_norm_leaves_both_claims_about_every_query_and_key_edge_open():
+    """An ablation decides which of these edges are needed, so neither claim can be false."""
+    planted, _ = made("layer_norm_composer", 3)
+    of_edges = {unit for unit in all_units(planted) if is_attention_pattern(unit)}
+    for kind in ("part", "idle"):
+        assert {unit for one, _, unit in planted.open if one == kind} == of_edges
+        assert not of_edges & {unit for one, _, unit in planted.true if one == kind}
+
+
 @pytest.mark.parametrize("seed", [None, 3, 4])
 def test_the_circuit_of_a_memoriser_has_no_head_of_its_bridge(seed):
     """The head copies e1 to r1 in the last block for atomic prompts; chains do not need it."""

@@ -8,7 +8,7 @@ ablations of every head, neuron and edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,7 +154,7 @@ def component_claims(
     routes: Sequence[Circuit],
     moves: Mapping[Head, str],
     stores: Mapping[Neuron, Fact | tuple[int, int, int]],
-    edges: Iterable[Edge],
+    edges: Collection[Edge],
     *,
     rescaled: bool = False,
 ) -> tuple[Claims, Claims]:
@@ -162,9 +162,9 @@ def component_claims(
 
     An open claim counts neither as true nor as false. If there are two routes, every claim that a
     unit is a part of a circuit, or idle, is open: answers are computed through the unit, but
-    ablating the unit alone changes no answer. In a model with layer norm, the claims about query
-    and key edges are open: without the edge, the head copies a mean over positions, which contains
-    a weaker code, and layer norm makes the weaker code stronger again.
+    ablating the unit alone changes no answer. In a model with layer norm, both claims about every
+    query and key edge are open: without the edge, the head copies a mean over positions, which
+    contains a weaker code, and layer norm makes the weaker code stronger again.
 
     Args:
       routes: the circuits through which answers are computed.
@@ -182,7 +182,8 @@ def component_claims(
     if len(routes) > 1:
         seen = {("idle", "answer", unit) for unit in used}
         return frozenset(true | idle), frozenset(parts | seen)
-    weak = {claim for claim in parts | idle if rescaled and is_attention_pattern(claim[2])}
+    unknown = {edge for edge in edges if rescaled and is_attention_pattern(edge)}
+    weak = {(kind, "answer", edge) for kind in ("part", "idle") for edge in unknown}
     return frozenset(true | ((parts | idle) - weak)), frozenset(weak)
 
 
