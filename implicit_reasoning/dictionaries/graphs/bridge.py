@@ -66,7 +66,9 @@ def bridge_features(
     )
     chosen = first_half.argmax(-1)
     score = jnp.take_along_axis(second_half, chosen[..., None], -1)[..., 0]
-    return BridgeFeatures(jnp.where(score >= least, chosen, -1), score)
+    # A feature that is inactive on all facts of the first half has no best bridge.
+    stands = (score >= least) & (first_half.max(-1) > 0)
+    return BridgeFeatures(jnp.where(stands, chosen, -1), score)
 
 
 @highest_precision

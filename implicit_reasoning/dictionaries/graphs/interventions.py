@@ -14,7 +14,9 @@ from what the edges of a graph predict to what the model does:
 
 The effect within `edges` is the sum of the direct edges of the features that are set. The effect
 within `paths` is the sum over all paths of edges. `predicted_effects` computes both from a graph,
-and `Interventions` also for features that are inactive in the run and are therefore no nodes.
+and `Interventions` also for features that are inactive in the run and are therefore no nodes. These
+predictions are linear: they know no feature that becomes active, and the activation of a feature
+that becomes inactive is negative. The replacement model shows how much this matters.
 Within `frozen` and `real`, the decoder rows of the changes are added to the outputs of the MLPs.
 
     run = Interventions.of(model, model_params, replacement, params, tokens)
@@ -144,10 +146,13 @@ def random_features(
       acts: the activations of all features.
       weights: the weights of the transcoders.
     """
-    n_layers, n_features = acts.shape[2:]
-    shift = jax.random.randint(key, (len(acts), n_layers), 1, n_features)
-    source = (jnp.arange(n_features)[None, None] + shift[:, :, None]) % n_features
     norms = jnp.sqrt((weights.decoder**2).sum((-2, -1)))
+    # Features that write something come first, and are exchanged among themselves.
+    order = jnp.argsort(norms == 0, 1, stable=True)
+    rank, count = jnp.argsort(order, 1), (norms > 0).sum(1)[:, None]
+    shift = jax.random.randint(key, (len(acts), acts.shape[2], 1), 1, jnp.maximum(count, 2)[None])
+    place = jnp.where(rank < count, (rank[None] + shift) % jnp.maximum(count, 1)[None], rank[None])
+    source = jnp.take_along_axis(jnp.broadcast_to(order[None], place.shape), place, 2)
     size = jnp.where(change.where, change.value - acts, 0) * norms[None, None]
     where, size = (jnp.take_along_axis(x, source[:, None], 3) for x in (change.where, size))
     return Intervention(where, acts + size / jnp.maximum(norms, 1e-10)[None, None])

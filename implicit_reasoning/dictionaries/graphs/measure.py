@@ -13,7 +13,7 @@ chain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 BRIDGES = ("own", "another chain's")
 OUTCOMES = ("replacement", "completeness", "n_active", "bridge_share")
+Measure = Callable[[Transformer, Params, Replacement, Sequence[Params]], dict[str, Array]]
 _MAX_CHAINS = 60  # of each split
 _MAX_STATES = 2_000  # chains on which features are labeled
 _SEED = 0
@@ -110,6 +111,7 @@ class Chains(NamedTuple):
       second: whether the first fact of each of these prompts is in the second half.
       distinct: whether the prefix at each position is the first of its kind.
       n_values: the number of entities.
+      sources: whether each position has a token of the first fact.
     """
 
     tokens: Int[np.ndarray, "chain pos"]
@@ -121,6 +123,7 @@ class Chains(NamedTuple):
     second: Bool[np.ndarray, " state"]
     distinct: Bool[np.ndarray, "state pos"]
     n_values: int
+    sources: Bool[np.ndarray, " pos"]
 
 
 def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
@@ -148,6 +151,7 @@ def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
         halves[dataset.truth["fact1"][states]],
         first_occurrences(state_keys(dataset, states)).T,
         world.n_entities,
+        np.isin(dataset.positions, ("e1", "r1")),
     )
 
 
@@ -175,10 +179,38 @@ def measure_graphs(
       InputError: the set has no transcoders of all MLPs.
       NotApplicable: the task has no chains.
     """
-    dataset, model = run.dataset, run.model
+    dataset = run.dataset
     chosen = tuple(splits) or chain_splits(dataset)
     rows, split = choose_rows(dataset, chosen, _MAX_CHAINS)
     chains = choose_chains(dataset, rows)
+
+    def measured(
+        model: Transformer, params: Params, replacement: Replacement, own: Sequence[Params]
+    ) -> dict[str, Array]:
+        return _outcomes(model, params, replacement, own, chains, max_features)
+
+    outcomes, groups = over_groups(run, made, measured)
+    return _labeled(outcomes, groups, chosen, split, clusters_of(dataset, rows))
+
+
+def over_groups(
+    run: Subject, made: Dictionaries, measure: Measure
+) -> tuple[dict[str, np.ndarray], list[Group]]:
+    """Measure all replacement models of a set, in one compiled program.
+
+    Args:
+      run: the run whose model the dictionaries were trained on.
+      made: the set of dictionaries.
+      measure: function of the model, its parameters at the checkpoint, the replacement model and
+        the parameters of its transcoders. It returns arrays by name.
+
+    Returns:
+      The arrays, with a leading axis for the replacement models, and the members of each.
+
+    Raises:
+      InputError: the set has no transcoders of all MLPs.
+    """
+    model = run.model
     replacement, groups = replacement_groups(model, made)
     steps = sorted({group.step for group in groups})
     items = (
@@ -188,28 +220,18 @@ def measure_graphs(
             for place in range(len(groups[0].numbers))
         ],
     )
-    outcomes = jax.device_get(
-        _program(model, replacement, chains, max_features)(run.params(steps), items)
-    )
-    return _labeled(outcomes, groups, chosen, split, clusters_of(dataset, rows))
-
-
-def _program(
-    model: Transformer, replacement: Replacement, chains: Chains, max_features: int
-) -> Any:
-    """Return the compiled function that measures the chains for all replacement models."""
 
     @jax.jit
     def program(params: Params, items: tuple[Array, list[Params]]) -> dict[str, Array]:
         def one(item: tuple[Array, list[Params]]) -> dict[str, Array]:
             number, own = item
-            at_step = jax.tree.map(lambda leaf: leaf[number], params)
-            return _outcomes(model, at_step, replacement, own, chains, max_features)
+            return measure(model, jax.tree.map(lambda leaf: leaf[number], params), replacement, own)
 
         found: dict[str, Array] = jax.lax.map(one, items)
         return found
 
-    return program
+    outcomes: dict[str, np.ndarray] = jax.device_get(program(run.params(steps), items))
+    return outcomes, groups
 
 
 def _outcomes(
@@ -227,24 +249,23 @@ def _outcomes(
         acts, chains.of_states, chains.second, chains.distinct, chains.n_values
     )
     graphs = attribute(*arguments, chains.tokens, max_features=max_features)
-    judge = partial(_judged, features, chains.tokens.shape[1], replacement.n_layers)
+    judge = partial(_judged, features, jnp.asarray(chains.sources), replacement.n_layers)
     return jax.vmap(judge)(graphs, jnp.asarray(chains.bridge), jnp.asarray(chains.other))
 
 
 def _judged(
     features: BridgeFeatures,
-    n_pos: int,
+    sources: Array,
     n_layers: int,
     graph: Graph,
     bridge: Array,
     other: Array,
 ) -> dict[str, Array]:
     """Return the outcomes of one graph."""
-    kinds = node_kinds(graph, n_pos, n_layers)
+    kinds = node_kinds(graph, len(sources), n_layers)
     normalized = shares(graph.adjacency)
     flow = influence(normalized, kinds.weights)
     scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
-    sources = jnp.arange(n_pos) < n_pos - 1  # all tokens of the first fact
     own, null = (bridge_share(graph, kinds, features, one, sources) for one in (bridge, other))
     return {
         "replacement": scores.replacement,

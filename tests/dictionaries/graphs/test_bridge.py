@@ -1,14 +1,12 @@
 """Features of a bridge are found on held-out facts, and the bridge share is that of a set."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.truth.known import planted_model, scored_world
-from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.dictionaries.activations import ReLU
-from implicit_reasoning.dictionaries.architectures import CrossLayer, Transcoder
+from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.defaults import get_config
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.bridge import bridge_features
@@ -16,45 +14,25 @@ from implicit_reasoning.dictionaries.graphs.measure import measure_graphs, repla
 from implicit_reasoning.dictionaries.replacement import mlp_sites
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.errors import InputError
+from tests.dictionaries.graphs.planted import neuron_set
 from tests.dictionaries.parameters import at_random
 
 
 def test_features_of_a_bridge_are_found_and_others_are_not():
     random = np.random.default_rng(0)
     bridge, second = random.integers(0, 5, 200), random.random(200) < 0.5
-    acts = np.zeros((200, 2, 1, 4), np.float32)
+    acts = np.zeros((200, 2, 1, 5), np.float32)
     acts[:, 1, 0, 0] = 2.0 * (bridge == 3)
     acts[:, 1, 0, 1] = np.where(second, bridge == 1, bridge == 2)  # holds on one half only
     acts[:, 1, 0, 2] = random.random(200) < 0.2
     acts[:, 0, 0, 3] = 1.0
+    acts[:, 1, 0, 4] = second & (bridge == 0)  # no bridge can be chosen on the first half
     found = bridge_features(jnp.asarray(acts), bridge, second, np.ones((200, 2), bool), 5)
     assert found.value[1, 0, 0] == 3 and found.f1[1, 0, 0] == 1
     assert (np.asarray(found.value) >= 0).sum() == 1
     # F1 of a feature that is always active is that of a constant prediction.
     share = (bridge[second] == int(np.bincount(bridge[~second]).argmax())).mean()
     np.testing.assert_allclose(found.f1[0, 0, 3], 2 * share / (1 + share), rtol=1e-5)
-
-
-def set_of(known, layers):
-    """Return the neurons of some MLPs of a planted model as a set of transcoders."""
-    model = known.subject.model
-    step = known.subject.steps[-1]
-    blocks = known.subject.params([step])["blocks"]
-    sites = mlp_sites(model)
-    mlps = [jax.tree.map(lambda x: x[0], blocks[str(layer)]["mlp"]) for layer in layers]
-    params = {
-        ours: jnp.stack([mlp[theirs] for mlp in mlps])
-        for ours, theirs in zip(
-            ("W_enc", "b_enc", "W_dec", "b_dec"), ("W_in", "b_in", "W_out", "b_out"), strict=True
-        )
-    }
-    members = tuple(
-        Member((step,), (sites.read[layer],), (sites.write[layer],), 1.0, 0) for layer in layers
-    )
-    spec = model.spec
-    neurons = InferenceDictionary(Transcoder(spec.d_model, spec.d_model, spec.d_mlp), "standard")
-    config = apply_overrides(get_config("transcoder"), {"name": "neurons"})
-    return Dictionaries(neurons, params, members, config)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +43,7 @@ def composer():
 
 def test_neurons_of_facts_explain_all_and_stand_for_no_bridge(composer):
     """A neuron of a single fact says nothing about other facts with the same bridge."""
-    made = set_of(composer, range(composer.subject.model.spec.depth))
+    made = neuron_set(composer.subject)
     found = measure_graphs(composer.subject, made, splits=("train_ii", "test_ii"), max_features=16)
     assert found.step.values.tolist() == [composer.subject.steps[-1]]
     np.testing.assert_allclose(found.replacement, 1, atol=1e-5)
@@ -93,6 +71,6 @@ def test_cross_layer_transcoders_are_one_member(composer):
 
 
 def test_a_set_without_transcoders_of_all_mlps_is_refused(composer):
-    made = set_of(composer, [0, 2])
+    made = neuron_set(composer.subject, [0, 2])
     with pytest.raises(InputError, match="the set 'neurons' has no transcoders of all MLPs"):
         replacement_groups(composer.subject.model, made)
