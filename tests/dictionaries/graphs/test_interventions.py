@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.dictionaries import splice
 from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures
@@ -20,9 +21,10 @@ from implicit_reasoning.dictionaries.graphs.interventions import (
     swap,
 )
 from implicit_reasoning.dictionaries.replacement import Replacement, local_run, mlp_sites
+from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Transformer
-from implicit_reasoning.model.edits import add
+from implicit_reasoning.model.edits import mask
 from tests.dictionaries.graphs.test_attribution import SPEC, TOKENS, drawn, graphs_of
 
 N_VALUES = 3
@@ -127,23 +129,21 @@ def test_without_a_change_all_models_are_the_model(made):
     assert abs(found["frozen"].logits - found["replacement"].logits).max() > 1e-3
 
 
-def test_real_interventions_are_vectors_added_to_the_mlps(made):
-    """Features of the first layer read what they read in the run, so their change is known."""
-    (model, params, replacement, own), _, changes, local, _ = made
-    first = changes.where.at[:, :, :, 1:].set(False)
-    weights = replacement.weights(own)
-    found = jax.jit(
-        lambda change: Interventions.of(model, params, replacement, own, TOKENS)(change, "real")
-    )(Intervention(first[0], changes.value[0]))
-    moved = jnp.where(first[0], changes.value[0] - local.acts, 0)
-    added = jnp.einsum("bplf,lfod->bpod", moved, weights.decoder)
-    # Later layers that a cross-layer transcoder writes get the vector too.
-    edits = {
-        site: Edit(add, added[:, :, layer]) for layer, site in enumerate(replacement.sites.write)
-    }
-    logits, _ = model.forward(params, TOKENS, edits=edits)
-    np.testing.assert_allclose(found.logits, logits[:, -1], atol=1e-5)
-    assert abs(added).max() > 0.01
+def test_real_interventions_are_edits_of_spliced_dictionaries(made):
+    (model, params, replacement, own), _, changes, _, found = made
+    sites, changed = replacement.sites, Intervention(changes.where[1], changes.value[1])
+    parts = [sites] if len(own) == 1 else [Sites((r,), (w,)) for r, w in zip(*sites, strict=True)]
+    everywhere, edits = jnp.ones(TOKENS.shape[1], bool), {}
+    for number, here in enumerate(parts):
+        spliced = splice.edits(
+            replacement.dictionaries[number], own[number], here, everywhere, keep_error=True
+        )
+        one = changed if len(own) == 1 else jax.tree.map(lambda x, n=number: x[:, :, n], changed)
+        flat = tuple(x.reshape(*TOKENS.shape, -1) for x in one)
+        edits |= spliced | {f"{write}.hook_acts": Edit(mask, flat) for write in here.write}
+    logits = jax.jit(lambda edits: model.forward(params, TOKENS, edits=edits)[0])(edits)
+    np.testing.assert_allclose(found["real"].logits[1], logits[:, -1], atol=2e-5)
+    assert abs(found["real"].logits[1] - found["none"].logits).max() > 0.1
 
 
 def test_a_swap_sets_the_features_of_both_bridges():
