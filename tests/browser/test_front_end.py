@@ -5,7 +5,6 @@ and pako, and with nothing for a live reload of its authors and a reader of .npy
 graph needs.
 """
 
-import json
 import subprocess
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from implicit_reasoning.dictionaries.graphs.exchange import graph_json, save_graph
+from implicit_reasoning.files import write_json
 from tests.dictionaries.graphs.hand_made import QUERY, hand_made
 from tests.peers.environment import ROOT
 
@@ -31,6 +31,10 @@ DRAW_AXIS = """
   };
 }
 """
+
+
+# The front end asks for the examples of a feature if it is clicked. Ours has none.
+EXAMPLES = {"examples_quantiles": [], "top_logits": ["t1"], "bottom_logits": []}
 
 
 def library(*files):
@@ -64,11 +68,14 @@ def served(tmp_path):
                 names=[f"t{token}" for token in range(len(QUERY.names))],
                 n_layers=QUERY.n_layers,
                 labels={(0, 7): "the bridge"},
+                scan="./data/features",
                 nodes=1.0,
                 edges=1.0,
             )
         )
         save_graph(tmp_path, made[-1])
+        for node in made[-1]["nodes"]:
+            write_json(tmp_path / "features" / f"{node['feature']}.json", EXAMPLES)
     python = ROOT / ".peers" / "circuit_tracer" / "bin" / "python"
     assert python.exists(), f"{python} is missing; `make test-browser` builds it"
     server = subprocess.Popen(
@@ -101,16 +108,13 @@ def test_it_displays_all_nodes_and_the_edges_of_one(served, open_page):
     assert by_layer["E"] > by_layer["0"] > by_layer["1"] > by_layer["3"]
     # Clicking our feature shows its label and its edges.
     [bridge] = [node["node_id"] for node in graph["nodes"] if node["clerp"] == "the bridge"]
-    box = page.locator(".link-graph svg").last.bounding_box()
-    where = page.evaluate(
-        "id => d3.selectAll('.link-graph .node').data().find(d => d.node_id === id).pos", bridge
-    )
-    margin = page.evaluate(
-        "() => { const g = document.querySelector('.link-graph .node').closest('svg > g');"
-        " return g.transform.baseVal[0].matrix; }"
-    )
-    page.mouse.click(box["x"] + margin["e"] + where[0], box["y"] + margin["f"] + where[1])
+    place = nodes.nth(shown.index(bridge)).bounding_box()
+    page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
     connections = page.locator(".node-connections")
     connections.get_by_text("the bridge").first.wait_for()
-    print(connections.inner_text(), connections.inner_html()[:3000])
-    page.screenshot(path="/tmp/gp/fe2.png")
+    shown = connections.locator(".feature-row .weight").all_text_contents()
+    weights = [
+        link["weight"] for link in graph["links"] if bridge in (link["source"], link["target"])
+    ]
+    assert len(weights) == 3
+    assert sorted(float(text.replace("\N{MINUS SIGN}", "-")) for text in shown) == sorted(weights)

@@ -23,7 +23,7 @@
   const number = (x, digits = 2) => (x === null || x === undefined ? "–" : x.toFixed(digits).replace("-", "−"));
   const steps = (x) => x.toLocaleString("en-US");
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-  const inOrder = ["e1", "r1", "e2", "r2", "answer"];
+  const inOrder = ["e1", "r1", "e2", "r2", "e3", "r3", "answer"];
   const kindOf = (variable) => (inOrder.includes(variable) ? variable : "variable");
 
   // Items are nodes and joined rows. The items of rows come after those of nodes.
@@ -118,7 +118,9 @@
     const a = items[edge.source], b = items[edge.target];
     const y0 = a.y - (a.kind === "embedding" ? 17 : 6), y1 = b.y + (b.kind === "logit" ? 17 : 6);
     const bend = Math.max((y0 - y1) * 0.45, 18);
-    const path = `M${a.x},${y0}C${a.x},${y0 - bend} ${b.x},${y1 + bend} ${b.x},${y1}`;
+    // Lines between nodes that are above each other go around the nodes between them.
+    const aside = Math.abs(a.x - b.x) < 12 && b.kind !== "logit" ? 12 + 0.12 * (y0 - y1) : 0;
+    const path = `M${a.x},${y0}C${a.x + aside},${y0 - bend} ${b.x + aside},${y1 + bend} ${b.x},${y1}`;
     return svg("path", { class: edge.weight < 0 ? "edge away" : "edge", d: path, "stroke-width": (0.8 + 9 * Math.min(edge.share, 1)).toFixed(2), "data-edge": `${edge.source} ${edge.target}` });
   };
 

@@ -84,7 +84,7 @@ def _lead(query: Query, found: QueryGraphs) -> str:
     prompt = " ".join(query.names[token] for token in query.tokens)
     said = f"The prompt is “{prompt}”, and the right answer is “{query.names[query.answer]}”. "
     if "e2" in query.truth:
-        said += f"The first two tokens lead to the bridge e2 = “{query.truth['e2']}”. "
+        said += f"The first fact leads to the bridge e2 = “{query.truth['e2']}”. "
     return said + (
         f"The page has the attribution graph of this prompt at {len(found.graphs)} checkpoints. "
         "Move the slider to see which features the answer depends on at each of them."
