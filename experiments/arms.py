@@ -87,6 +87,7 @@ ARMS = {
     "ood_ratio_50": Arm("ood_ratio", {"pocket": (5.0, EPYC)}, suffix="_50"),
     "ood_ratio_70": Arm("ood_ratio", {"pocket": (4.9, EPYC)}, suffix="_70"),
     "relations_first": Arm("relations_first", {"pocket": (4.9, EPYC)}),
+    "relations_first_deep": Arm("relations_first", {}, changes={"model.n_layers": 4}),
     "second_hop_restricted": Arm("second_hop_restricted", {"pocket": (5.3, EPYC)}),
     "three_hops": Arm("three_hops", {"pocket": (9.4, EPYC)}),
     "two_token_entities": Arm("two_token_entities", {"pocket": (7.3, EPYC)}),
@@ -137,6 +138,7 @@ _REASONING = (
 )
 _COMPONENTS = ("in_context_by_doubling", "modular_addition_larger_eps")
 _CIRCUITS = ("greater_than", "indirect_object")
+_GRAPHS = ("relations_first_deep",)
 _CURVES = ("ladder_identity", "like_ladder_without_id_triples", "like_ladder_scrambled")
 _WORLDS = tuple(
     name
@@ -144,7 +146,7 @@ _WORLDS = tuple(
     if name
     not in (
         *("tied", "ladder_taught", "ladder_early_1"),
-        *(*_REASONING, *_CURVES, *_COMPONENTS, *_CIRCUITS),
+        *(*_REASONING, *_CURVES, *_COMPONENTS, *_CIRCUITS, *_GRAPHS),
     )
 )
 
@@ -162,6 +164,7 @@ STUDIES: Mapping[str, Sequence[Need]] = {
         Need("desk", _CONTROLLED, crossed(1, 1)),
     ),
     "feature_birth": (Need("pocket", _CONTROLLED, crossed(3, 1)),),
+    "attribution_graphs": (Need("desk", ("composition", *_GRAPHS), paired(1)),),
     "transcoders_vs_saes": (Need("desk", ("composition",), paired(1)),),
     "reasoning_or_shortcut": (
         Need("pocket", _REASONING, crossed(4, 2)),

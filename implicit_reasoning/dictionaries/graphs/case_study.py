@@ -9,13 +9,17 @@ For a feature at a position, every value of every variable that is known there g
 1. the de-embedding of the token that has the value, directly if the token is at the position, and
    otherwise through the head with the largest score. For the bridge e2, it is the mean over facts
    (e1, r1) that lead to the value of the sum of the scores of e1 and r1;
-2. the sum of the connections from features of earlier layers whose guess at the same position is
-   the value;
+2. the sum over features of earlier layers of their scores of the value at the same position,
+   weighted by the connections from these features;
 3. for the answer, the logit that the feature writes.
 
 The mean of each score over the values of a variable is subtracted, and each kind of score is
-divided by its deviation over all values. The guess is the value with the largest score. A guess is scored by F1 of "the feature is active" on facts that the rule has not read.
-The null shuffles the values over the prefixes.
+divided by its deviation over all values. The guess is the value with the largest score. A guess is
+scored by F1 of "the feature is active" on facts that the rule has not read. The null shuffles the
+values over the prefixes.
+
+    found = measure_guesses(run, load(run, "transcoder"))
+    found.named.sel(pos="r1")
 
 Source: Dunefsky, Chlenski and Nanda 2024, arXiv 2406.11944 (blind case studies).
 """
@@ -25,12 +29,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.dictionaries.graphs.bridge import f1_of_values
+from implicit_reasoning.analysis.states import chain_splits, choose_rows
+from implicit_reasoning.analysis.subject import Subject
+from implicit_reasoning.dictionaries.graphs.bridge import MIN_F1, f1_of_values
 from implicit_reasoning.dictionaries.graphs.connections import (
     connections,
     de_embeddings,
@@ -38,12 +44,23 @@ from implicit_reasoning.dictionaries.graphs.connections import (
     reading_vectors,
     through_heads,
 )
-from implicit_reasoning.dictionaries.graphs.labels import TrueValues
-from implicit_reasoning.dictionaries.replacement import Weights
+from implicit_reasoning.dictionaries.graphs.labels import (
+    TrueValues,
+    label_features,
+    true_values,
+)
+from implicit_reasoning.dictionaries.graphs.measure import choose_chains, over_groups
+from implicit_reasoning.dictionaries.replacement import Replacement, Weights, local_run
+from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runtime.machine import highest_precision
 
 Table = Float[Array, "variable value feature"]
+MIN_PREFIXES = 3
+"""A feature counts if it is active at this many of the prefixes on which guesses are scored."""
+
+_OF_GROUPS = ("step", "sparsity", "seed")
+_SEED = 0
 
 
 class Guesses(NamedTuple):
@@ -84,7 +101,7 @@ def guess_features(
     for pos in range(len(positions)):
         known = jnp.asarray(true.known[:, pos])
         exists = _existing(true) & known[:, None]
-        layers: list[tuple[Array, Array, Array]] = []
+        layers: list[Table] = []
         for layer, vectors in enumerate(readers):
             moved = through_heads(model, model_params, vectors)[: layer + 1]
             tokens = (
@@ -93,14 +110,13 @@ def guess_features(
             )
             tables = [_from_tokens(tokens, true, positions, pos, read)]
             if layer:
-                tables.append(_from_features(weights, vectors, layers, true))
+                tables.append(_from_features(weights, vectors, layers))
             logits = connections(
                 weights, logit_vectors(model, model_params), layer, before=len(readers)
             )
             tables.append(_from_logits(logits.T, true))
-            scores = jnp.stack([_standardized(table, exists) for table in tables]).max(0)
-            layers.append(_best(scores, exists))
-        by_pos.append(layers)
+            layers.append(jnp.stack([_standardized(table, exists) for table in tables]).max(0))
+        by_pos.append([_best(scores, exists) for scores in layers])
     stacked = [[jnp.stack(parts) for parts in zip(*layers, strict=True)] for layers in by_pos]
     return Guesses(*(jnp.stack(parts) for parts in zip(*stacked, strict=True)))
 
@@ -157,18 +173,14 @@ def _from_facts(
 
 
 def _from_features(
-    weights: Weights,
-    vectors: Float[Array, "d_model feature"],
-    layers: Sequence[tuple[Array, Array, Array]],
-    true: TrueValues,
+    weights: Weights, vectors: Float[Array, "d_model feature"], layers: Sequence[Table]
 ) -> Table:
-    """Return the sums of connections from the features of earlier layers with the same guess."""
-    n_variables = len(true.names)
-    total = jnp.zeros((n_variables * true.n_values, vectors.shape[1]))
-    for source, (variable, value, _) in enumerate(layers):
-        one_hot = jax.nn.one_hot(variable * true.n_values + value, len(total), axis=0)
-        total += one_hot @ connections(weights, vectors, source, before=len(layers))
-    return total.reshape(n_variables, true.n_values, -1)
+    """Return the scores of earlier features, weighted by the connections from them."""
+    parts = [
+        jnp.einsum("vnf,fg->vng", scores, connections(weights, vectors, source, before=len(layers)))
+        for source, scores in enumerate(layers)
+    ]
+    return jnp.stack(parts).sum(0)
 
 
 def _from_logits(logits: Float[Array, "d_vocab feature"], true: TrueValues) -> Table:
@@ -241,3 +253,54 @@ def judge_guesses(
         found.append(chosen)
     fires = jnp.einsum("splf,sp->plf", active, jnp.asarray(counted, jnp.float32))
     return Judged(*found, fires)
+
+
+def measure_guesses(run: Subject, made: Dictionaries) -> xr.Dataset:
+    """Guess what the features of all replacement models of a set stand for, and score the guesses.
+
+    Args:
+      run: the run whose model the dictionaries were trained on.
+      made: the set of dictionaries.
+
+    Returns:
+      A dataset with the dimensions `group` (replacement models, with the coordinates `step`,
+      `sparsity` and `seed`), `pos` and `layer`. Of the features that are active at `MIN_PREFIXES`
+      prefixes or more, it has the share whose guess has an F1 of at least .5 (`named`), the same
+      with shuffled values (`null`), the share that stands for any value if activity may choose it
+      (`labeled`, as in `labels.py`), and the number of these features (`n_features`).
+
+    Raises:
+      InputError: the set has no transcoders of all MLPs.
+      NotApplicable: the task has no chains.
+    """
+    dataset = run.dataset
+    chains = choose_chains(dataset, choose_rows(dataset, chain_splits(dataset), 1)[0])
+    true = true_values(dataset, chains.state_rows)
+    counted = chains.distinct & chains.second[:, None]
+
+    def measure(
+        model: Transformer, params: Params, replacement: Replacement, own: Sequence[Params]
+    ) -> dict[str, Array]:
+        acts = local_run(model, params, replacement, own, jnp.asarray(chains.states)).acts
+        guesses = guess_features(
+            model, params, replacement.weights(own), true, dataset.positions, ~chains.second
+        )
+        judged = judge_guesses(guesses, acts, true, counted, np.random.default_rng(_SEED))
+        labels = label_features(acts, true, chains.second, chains.distinct)
+        alive = judged.fires >= MIN_PREFIXES
+        n = alive.sum(-1)
+        found = {
+            "named": judged.f1 >= MIN_F1,
+            "null": judged.null >= MIN_F1,
+            "labeled": labels.variable >= 0,
+        }
+        shares = {k: (v & alive).sum(-1) / jnp.maximum(n, 1) for k, v in found.items()}
+        return shares | {"n_features": n}
+
+    found, groups = over_groups(run, made, measure)
+    dims = "group", "pos", "layer"
+    coords = {name: ("group", [getattr(g, name) for g in groups]) for name in _OF_GROUPS}
+    return xr.Dataset(
+        {name: (dims, values) for name, values in found.items()},
+        {"pos": list(dataset.positions), **coords},
+    )

@@ -239,7 +239,7 @@ def _program(
         kinds = node_kinds(graph, n_pos, replacement.n_layers)
         normalized = shares(graph.adjacency)
         flow = influence(normalized, kinds.weights)
-        sources = jnp.arange(n_pos) < n_pos - 1  # all tokens of the first fact
+        sources = jnp.asarray(chains.sources)
         ends = [
             bridge_share(graph, kinds, bridges, jnp.asarray(bridge[0]), sources)
             for bridge in (chains.bridge, chains.other)

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.graphs.case_study import guess_features, judge_guesses
+from implicit_reasoning.dictionaries.graphs.case_study import (
+    guess_features,
+    judge_guesses,
+    measure_guesses,
+)
 from implicit_reasoning.dictionaries.graphs.labels import TrueValues
 from implicit_reasoning.dictionaries.replacement import Weights
 from implicit_reasoning.model import Spec, Transformer
+from tests.dictionaries.graphs.planted import Relay, neuron_set
 
 N_ENTITIES, N_RELATIONS = 12, 4
 POSITIONS = ("e1", "r1", "r2")
@@ -122,3 +127,13 @@ def test_a_guess_is_scored_on_facts_that_it_has_not_read(case):
     assert judged.f1[1, 0, 3] == 1 and 0 < judged.null[1, 0, 3] < 0.7
     assert judged.f1[1, 0, 2] == 0 and judged.fires[1, 0, 2] == 0
     assert judged.f1[1, 1, 0] == 0 and judged.fires[1, 1, 0] > 0
+
+
+def test_shares_are_of_the_features_that_are_active():
+    """The bridge is looked up by the neurons of block 1, of which each stands for one bridge."""
+    relay = Relay()
+    found = measure_guesses(relay.subject, neuron_set(relay.subject)).sel(pos="e1").squeeze("group")
+    assert found.n_features[1] == 6 and found.labeled[1] == 1
+    assert found.n_features[3] == 0 and found.named[3] == 0  # The last block is empty.
+    # A neuron of block 0 stands for one fact, so e1 and r1 can be read from its weights.
+    assert found.n_features[0] > 20 and found.named[0] > 0.3 and found.null[0] == 0
