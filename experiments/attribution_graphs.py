@@ -48,6 +48,7 @@ Smoke test:
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,7 @@ from implicit_reasoning.dictionaries.graphs.case_study import measure_guesses
 from implicit_reasoning.dictionaries.graphs.measure import measure_graphs
 from implicit_reasoning.dictionaries.graphs.swaps import measure_swaps
 from implicit_reasoning.dictionaries.states import split_states
-from implicit_reasoning.dictionaries.store import load
+from implicit_reasoning.dictionaries.store import Dictionaries, load
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 
@@ -79,7 +80,11 @@ FLAGS = {
 KINDS = ("transcoder", "skip_transcoder", "cross_layer")
 SEEDS = 3  # at the last checkpoint
 PATCHING = "cross_query_patching"
-MEASURES = {"graphs": measure_graphs, "swaps": measure_swaps, "guesses": measure_guesses}
+MEASURES: Mapping[str, Callable[[Run, Dictionaries], xr.Dataset]] = {
+    "graphs": measure_graphs,
+    "swaps": measure_swaps,
+    "guesses": measure_guesses,
+}
 
 
 def main(argv: list[str]) -> None:

@@ -106,8 +106,8 @@ def used(parts: Mapping[str, xr.Dataset], stage: str) -> tuple[Interval, str]:
     enough = at["fraction_n"] >= MIN_CLUSTERS
     if not enough.any():
         return Interval(np.nan, np.nan, np.nan), "-"
-    best = at.where(enough).stack(place=["layer", "pos"])
-    best = best.isel(place=int(best["fraction_low"].fillna(-1).argmax()))
+    places = at.where(enough).stack(place=["layer", "pos"])
+    best = places.isel(place=int(places["fraction_low"].fillna(-1).values.argmax()))
     found = Interval(*(float(best[f"fraction{end}"]) for end in ("", "_low", "_high")))
     return found, "uses" if found.low >= MAJORITY else "does not"
 

@@ -241,18 +241,18 @@ def judge_guesses(
     """
     active = (acts > 0).astype(jnp.float32)
     order = random.permutation(len(acts))
-    found = []
-    for values in (true.values, true.values[:, order]):
+    found = {}
+    for name, values in {"f1": true.values, "null": true.values[:, order]}.items():
         by_variable = []
         for number in range(len(true.names)):
             one_hot = (values[number][:, None] == np.arange(true.n_values)).astype(np.float32)
             scores = f1_of_values(active, jnp.asarray(one_hot), jnp.asarray(counted))
             of_guess = jnp.take_along_axis(scores, guesses.value[..., None], -1)[..., 0]
             by_variable.append(of_guess)
-        chosen = jnp.take_along_axis(jnp.stack(by_variable), guesses.variable[None], 0)[0]
-        found.append(chosen)
+        of_values = jnp.stack(by_variable)
+        found[name] = jnp.take_along_axis(of_values, guesses.variable[None], 0)[0]
     fires = jnp.einsum("splf,sp->plf", active, jnp.asarray(counted, jnp.float32))
-    return Judged(*found, fires)
+    return Judged(found["f1"], found["null"], fires)
 
 
 def measure_guesses(run: Subject, made: Dictionaries) -> xr.Dataset:

@@ -104,6 +104,10 @@ def label_features(
         )
         best.append((chosen, value, f1))
     chosen, value, f1 = (jnp.stack(part) for part in zip(*best, strict=True))
-    variable = jnp.where(f1 >= least, chosen, -1.0).argmax(0)
-    value, f1 = (jnp.take_along_axis(part, variable[None], 0)[0] for part in (value, f1))
-    return FeatureLabels(jnp.where(f1 >= least, variable, -1), value, f1)
+    # A feature that is inactive on all facts of the first half has no best value.
+    stands = (f1 >= least) & (chosen > 0)
+    variable = jnp.where(stands, chosen, -1.0).argmax(0)
+    stands, value, f1 = (
+        jnp.take_along_axis(part, variable[None], 0)[0] for part in (stands, value, f1)
+    )
+    return FeatureLabels(jnp.where(stands, variable, -1), value, f1)

@@ -67,10 +67,7 @@ def case():
         jnp.zeros((2, width)),
         jnp.zeros((2, width, width)),
     )
-    e1, r1, r2 = (
-        values.ravel()
-        for values in np.meshgrid(*map(np.arange, (N_ENTITIES, N_RELATIONS, N_RELATIONS)))
-    )
+    e1, r1, r2 = (values.ravel() for values in np.indices((N_ENTITIES, N_RELATIONS, N_RELATIONS)))
     values = np.stack([e1, r1, bridge(e1, r1), r2, random.integers(0, N_ENTITIES, len(e1))])
     known = np.array([[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 1]], bool)
     true = TrueValues(

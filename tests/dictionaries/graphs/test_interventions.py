@@ -25,7 +25,8 @@ from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Transformer
 from implicit_reasoning.model.edits import mask
-from tests.dictionaries.graphs.test_attribution import SPEC, TOKENS, drawn, graphs_of
+from tests.dictionaries.graphs.replacements import drawn
+from tests.dictionaries.graphs.test_attribution import N_FEATURES, SPEC, TOKENS, graphs_of
 
 N_VALUES = 3
 
@@ -33,7 +34,7 @@ N_VALUES = 3
 @pytest.fixture(scope="module", params=["skip", "cross_layer"])
 def made(request):
     """Return random transcoders, their graphs, interventions on nodes, and all results."""
-    model, params, replacement, own = drawn(request.param)
+    model, params, replacement, own = drawn(request.param, SPEC, N_FEATURES)
     graphs = graphs_of(model, params, replacement, own, TOKENS)
 
     @jax.jit
@@ -184,7 +185,7 @@ def test_random_features_change_by_vectors_of_the_same_norm(made):
 
 
 def test_what_cannot_run_is_refused():
-    model, params, replacement, own = drawn("skip")
+    model, params, replacement, own = drawn("skip", SPEC, N_FEATURES)
     run = Interventions.of(model, params, replacement, own, TOKENS)
     with pytest.raises(InputError, match="within is 'reel'; it must be one of edges, paths"):
         run(ablate(run.local.acts > 0), "reel")

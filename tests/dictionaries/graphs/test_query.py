@@ -13,7 +13,7 @@ from implicit_reasoning.dictionaries.graphs.labels import TrueValues, label_feat
 from implicit_reasoning.dictionaries.graphs.page import make_page
 from implicit_reasoning.dictionaries.graphs.query import query_graphs
 from implicit_reasoning.errors import InputError
-from tests.dictionaries.graphs.test_bridge import set_of
+from tests.dictionaries.graphs.planted import neuron_set
 from tests.dictionaries.graphs.test_page import data_of
 
 
@@ -48,7 +48,7 @@ def composer():
     mlp = whole["blocks"]["0"]["mlp"]
     silent = {"mlp": mlp | {name: jnp.zeros_like(mlp[name]) for name in ("W_in", "b_in")}}
     before = whole | {"blocks": whole["blocks"] | {"0": whole["blocks"]["0"] | silent}}
-    made = set_of(known, range(model.spec.depth))
+    made = neuron_set(known.subject)
     own = made.params | {name: made.params[name].at[0].set(0) for name in ("W_enc", "b_enc")}
     both = dataclasses.replace(
         made,
