@@ -1,0 +1,119 @@
+"""Edits and their consequences equal those of an edited table of facts."""
+
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import NotApplicable
+from implicit_reasoning.analysis.editing import edit_cases
+from implicit_reasoning.analysis.editing.edit_cases import (
+    KINDS,
+    choose_edits,
+    consequences,
+    other_prompts,
+)
+from implicit_reasoning.worlds import ROLES
+from tests.analysis import tiny_states
+from tests.analysis.planted_subject import dataset
+
+
+def answer(tail, entities, tokens):
+    """Look up the answer to a prompt in a table of facts."""
+    found = tail[tokens[0], tokens[1] - entities]
+    return found if tokens[2] == 0 else tail[found, tokens[2] - entities]
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    data = dataset()
+    edits = choose_edits(data, 40, seed=1)
+    return data, edits, consequences(data, edits)
+
+
+def test_edits_have_new_tails_and_are_of_all_roles(chosen):
+    data, edits, _ = chosen
+    facts = data.world.facts
+    assert (
+        len(np.unique(edits.fact)) == len(edits.fact) == 31
+    )  # one of the 12 O facts leads to itself
+    assert edits.groups == ("id", "ood")
+    letters = np.array(ROLES)[facts.role[edits.fact]]
+    assert (letters == np.array(["I", "O"])[edits.group]).all()
+    assert (edits.new != facts.tail[edits.fact]).all() and (
+        edits.new != facts.head[edits.fact]
+    ).all()
+    assert (choose_edits(data, 40, seed=1).new == edits.new).all()
+    assert (choose_edits(data, 40, seed=2).fact != edits.fact).any()
+
+
+def test_answers_are_those_of_the_edited_table(chosen):
+    data, edits, found = chosen
+    tail, entities = data.world.tail, data.world.n_entities
+    counts = np.zeros(len(KINDS), int)
+    for number, (fact, new) in enumerate(zip(edits.fact, edits.new, strict=True)):
+        edited, (head, relation, old) = tail.copy(), (c[fact] for c in data.world.facts[:3])
+        edited[head, relation] = new
+        for row in np.flatnonzero(found.kind[number] >= 0):
+            tokens, kind = found.tokens[number, row], found.kind[number, row]
+            counts[kind] += 1
+            before, after = (answer(table, entities, tokens) for table in (tail, edited))
+            assert (before, after) == (found.before[number, row], found.after[number, row])
+            assert (before != after) == (kind < 3) and found.position[number, row] == 1 + (
+                kind in (1, 2)
+            )
+            place = {0: 1, 1: 1, 2: 2}.get(int(kind), -1)
+            assert place == found.place[number, row]
+            if kind == 1:
+                assert tuple(tokens[:2]) == (head, entities + relation)
+                assert tail[old, tokens[2] - entities] == before
+            if kind == 2:
+                assert tail[tokens[0], tokens[1] - entities] == head
+                assert tokens[2] == entities + relation
+    assert counts[0] == len(edits.fact) and counts.min() >= len(edits.fact)
+
+
+def test_prompts_that_other_edits_change_are_marked(chosen):
+    """The right answer after all edits differs only in prompts that are marked as shared."""
+    data, edits, found = chosen
+    tail, entities = data.world.tail.copy(), data.world.n_entities
+    heads, relations = (column[edits.fact] for column in data.world.facts[:2])
+    tail[heads, relations] = edits.new
+    marked = 0
+    for number, row in np.argwhere(found.kind >= 0):
+        there = answer(tail, entities, found.tokens[number, row])
+        same = there == found.after[number, row]
+        assert same or found.shared[number, row]
+        marked += int(not same)
+    assert marked > 10 and not found.shared[found.kind == 0].any()
+
+
+def test_other_prompts_have_the_answers_of_the_world(chosen):
+    data, edits, _ = chosen
+    others = other_prompts(data, edits, 300)
+    tail, entities = data.world.tail, data.world.n_entities
+    assert len(others.tokens) == 300 == len(np.unique(others.tokens, axis=0))
+    assert set(others.position) == {1, 2}
+    for tokens, right in zip(others.tokens, others.answer, strict=True):
+        assert answer(tail, entities, tokens) == right
+    for number in range(len(edits.fact)):
+        edited, (head, relation) = (
+            tail.copy(),
+            (c[edits.fact[number]] for c in data.world.facts[:2]),
+        )
+        edited[head, relation] = edits.new[number]
+        changed = [answer(edited, entities, t) for t in others.tokens] != others.answer
+        assert others.related[number][changed].all()
+        alone = others.position == 1
+        near = others.tokens[:, 0] == head
+        near |= others.tokens[:, 1] == entities + relation
+        assert others.related[number][near & alone].all()
+    assert 0 < others.related.mean() < 0.3
+
+
+def test_other_tasks_are_refused(monkeypatch):
+    with pytest.raises(NotApplicable, match="editing needs prompts e1, r1, r2"):
+        choose_edits(tiny_states.make_dataset(order="r r e"), 3)
+    with pytest.raises(NotApplicable, match="answers that follow from the facts"):
+        choose_edits(tiny_states.make_dataset("scrambled"), 3)
+    monkeypatch.setattr(edit_cases, "_new_tail", lambda *_: -1)
+    with pytest.raises(NotApplicable, match="no fact of this dataset can be edited"):
+        choose_edits(dataset(), 3)
