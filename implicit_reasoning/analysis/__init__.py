@@ -10,6 +10,7 @@ variables/      swaps or erases a single variable in a state
 components/     measures which heads, MLPs and neurons compute the answer
 circuits/       measures through which edges the answer is computed
 steering/       adds directions to a state, and measures which answers follow
+editing/        gives facts new tails, and measures which of their consequences follow
 behaviour.py    classifies answers by kind
 used.py         compares the variables that can be decoded with those that the model uses
 truth/          scores instruments on models whose mechanism is known

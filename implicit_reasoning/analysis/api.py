@@ -65,6 +65,7 @@ INSTRUMENTS = {
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
     "steering": f"{_HERE}.steering.steering:Steering",
+    "knowledge_editing": f"{_HERE}.editing.knowledge_editing:KnowledgeEditing",
 }
 """Import paths of the built-in instruments by name. The report shows instruments in this order."""
 

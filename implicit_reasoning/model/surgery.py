@@ -102,11 +102,38 @@ def write_change(model: Transformer, params: Params, layer: int, change: LowRank
     Raises:
       InputError: the model has no such block, or its blocks have no MLP of the kind `gpt2`.
     """
+    product = jnp.matmul(change.keys.T, change.values, precision="highest")
+    return with_output_matrix(model, params, layer, output_matrix(model, params, layer) + product)
+
+
+def output_matrix(model: Transformer, params: Params, layer: int) -> Float[Array, "d_mlp d_model"]:
+    """Return the `W_out` of the block at an unrolled depth.
+
+    Raises:
+      InputError: the model has no such block, or its blocks have no MLP of the kind `gpt2`.
+    """
+    found: Array = params["blocks"][str(changed_depths(model, layer)[0])]["mlp"]["W_out"]
+    return found
+
+
+def with_output_matrix(
+    model: Transformer, params: Params, layer: int, matrix: Float[Array, "d_mlp d_model"]
+) -> Params:
+    """Return parameters with another `W_out` in one block.
+
+    Args:
+      model: the model.
+      params: the parameters, which are not changed.
+      layer: an unrolled depth of the block.
+      matrix: the new `W_out`.
+
+    Raises:
+      InputError: the model has no such block, or its blocks have no MLP of the kind `gpt2`.
+    """
     name = str(changed_depths(model, layer)[0])
     block = params["blocks"][name]
-    product = jnp.matmul(change.keys.T, change.values, precision="highest")
-    mlp = block["mlp"] | {"W_out": block["mlp"]["W_out"] + product}
-    return params | {"blocks": params["blocks"] | {name: block | {"mlp": mlp}}}
+    block = block | {"mlp": block["mlp"] | {"W_out": matrix}}
+    return params | {"blocks": params["blocks"] | {name: block}}
 
 
 def change_point(

@@ -1,4 +1,8 @@
 """Knowledge editing: facts get new tails, and their consequences are scored against the truth.
 
 edit_cases.py         chooses facts to edit, and lists the consequences of each edit
+rank_one.py           rank-one edits of an MLP (ROME): exact key, second moment, optimized value
+scores.py             scores the answers of an edited model
+edited_models.py      evaluates many edited models in one program
+knowledge_editing.py  the instrument: edits facts with several editors, and scores them
 """

@@ -1,0 +1,191 @@
+"""Evaluate many edited models in one program, one model for each edit.
+
+The models are never copied: a change of `W_out` is a pair of vectors, and the changes of all edits
+are mapped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.analysis.editing.scores import Case, score_edit
+from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.model import Edit, Edits, HookContext, Params, Transformer
+from implicit_reasoning.model.surgery import (
+    ChangePoint,
+    LowRankChange,
+    change_edits,
+    change_point,
+    changed_depths,
+    logits_after_change,
+)
+from implicit_reasoning.model.wirings import forward_at
+
+
+class Rest(NamedTuple):
+    """Other prompts, which no edit should change; see `edit_cases.Others`.
+
+    Attributes:
+      tokens, position, answer: as in `Others`.
+      counted: whether each prompt counts for the locality of each edit: it is not related to the
+        edit, and the model answers it correctly before the edit.
+      start: the activations from which `logits_after_change` continues.
+    """
+
+    tokens: Int[Array, "prompt pos"]
+    position: Int[Array, " prompt"]
+    answer: Int[Array, " prompt"]
+    counted: Bool[Array, "edit prompt"]
+    start: ChangePoint
+
+
+class ScoredEdits(NamedTuple):
+    """The scores of all edits; see `scores.Scored`.
+
+    Attributes:
+      share, counted: the scores.
+      size: the Frobenius norm of the change of `W_out`, as a share of the norm of `W_out`.
+    """
+
+    share: Float[Array, "*editor edit score"]
+    counted: Bool[Array, "*editor edit score"]
+    size: Float[Array, "*editor edit"]
+
+
+def prepare(
+    model: Transformer,
+    params: Params,
+    case: Mapping[str, Any],
+    others: Mapping[str, Any],
+    layer: int,
+) -> tuple[Case, Rest]:
+    """Find the prompts that the model answers correctly before any edit.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      case: the fields of `edit_cases.Consequences`.
+      others: the fields of `edit_cases.Others`.
+      layer: the unrolled depth of the block that is edited.
+    """
+    fields = {name: case[name] for name in Case._fields if name != "counted"}
+    cases = Case(**fields, counted=jnp.asarray(case["kind"] >= 0))
+
+    def right(one: Case) -> Array:
+        return one.counted & answers_with(consequence_logits(model, params, one), one.before)
+
+    cases = cases._replace(counted=jax.lax.map(right, cases))
+    tokens, position, answer = (others[name] for name in ("tokens", "position", "answer"))
+    logits = forward_at(model, params, tokens, position[:, None])[0][:, 0]
+    counted = answers_with(logits, answer)[None] & ~others["related"]
+    return cases, Rest(
+        tokens, position, answer, counted, change_point(model, params, tokens, layer)
+    )
+
+
+def consequence_logits(
+    model: Transformer, params: Params, case: Case, edits: Edits | None = None
+) -> Float[Array, "prompt d_vocab"]:
+    """Return the logits of the answers to the prompts of one edit.
+
+    Args:
+      model: the model.
+      params: the parameters of the edited model.
+      case: the consequences of the edit.
+      edits: edits of activations.
+    """
+    return forward_at(model, params, case.tokens, case.position[:, None], edits=edits)[0][:, 0]
+
+
+def score_changes(
+    model: Transformer,
+    params: Params,
+    cases: Case,
+    rest: Rest,
+    layer: int,
+    changes: LowRankChange,
+    is_null: Bool[Array, " editor"],
+) -> ScoredEdits:
+    """Score models in which the `W_out` of one block is changed.
+
+    Args:
+      model: the model.
+      params: the parameters without the changes.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`.
+      layer: the unrolled depth of the block.
+      changes: the change of each editor and edit, [editor, edit, ...].
+      is_null: whether each editor is a null control, whose edits count even if they do not take.
+
+    Returns:
+      The scores [editor, edit, ...].
+    """
+    weight = params["blocks"][str(layer % model.spec.n_layers)]["mlp"]["W_out"]
+    norm = jnp.sqrt((weight**2).sum())
+    n_editors, n_edits = changes.keys.shape[:2]
+
+    def one(item: tuple[Array, Array, LowRankChange]) -> ScoredEdits:
+        edit, is_null, change = item
+        case = jax.tree.map(lambda leaf: leaf[edit], cases)
+        logits = consequence_logits(model, params, case, change_edits(model, layer, change))
+        after = logits_after_change(
+            model, params, rest.start, layer, change, rest.position[:, None]
+        )[:, 0]
+        kept = answers_with(after, rest.answer)
+        scored = score_edit(case, logits, kept, rest.counted[edit], needs_efficacy=~is_null)
+        return ScoredEdits(*scored, change.norm() / norm)
+
+    edit = jnp.tile(jnp.arange(n_edits), n_editors)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), changes)
+    found = jax.lax.map(one, (edit, jnp.repeat(is_null, n_edits), flat))
+    scored: ScoredEdits = jax.tree.map(
+        lambda leaf: leaf.reshape(n_editors, n_edits, *leaf.shape[1:]), found
+    )
+    return scored
+
+
+def score_states(
+    model: Transformer,
+    params: Params,
+    cases: Case,
+    rest: Rest,
+    layer: int,
+    changes: Float[Array, "edit d_model"],
+) -> ScoredEdits:
+    """Score models whose states are edited wherever a prompt uses the edited fact.
+
+    The vector of the edit is added to the output of the MLP at `Case.place`. Other prompts do not
+    use the fact, so they do not change.
+
+    Args:
+      model: the model.
+      params: the parameters, which are not changed.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`.
+      layer: an unrolled depth of the block. States are edited at every depth of this block.
+      changes: v* - W k* of each edit.
+    """
+    sites = [f"blocks.{depth}.hook_mlp_out" for depth in changed_depths(model, layer)]
+
+    def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
+        case, counted, change = item
+        edits = {site: Edit(_add_at, (case.place, change)) for site in sites}
+        logits = model.forward(params, case.tokens, edits=edits)[0]
+        at_answer = jnp.take_along_axis(logits, case.position[:, None, None], axis=1)[:, 0]
+        scored = score_edit(case, at_answer, counted, counted)
+        return ScoredEdits(*scored, jnp.float32(0))
+
+    found: ScoredEdits = jax.lax.map(one, (cases, rest.counted, changes))
+    return found
+
+
+def _add_at(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
+    """Add a vector at one position of each row; no position is -1."""
+    place, change = args
+    here = jnp.arange(value.shape[1])[None] == place[:, None]
+    return value + jnp.where(here[..., None], change[None, None], 0)

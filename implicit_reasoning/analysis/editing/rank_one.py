@@ -1,0 +1,252 @@
+"""Rank-one editing (ROME): one stored value of an MLP is replaced, and other keys change least.
+
+The key k* of a fact is the vector of neuron activations of a block at r1 of the prompt (e1, r1).
+In a known world there is one prompt for each fact, so the key is exact. The new matrix maps k* to
+the new value v*, and is otherwise as close as possible to the old matrix W, for keys with the
+second moment C:
+
+    W' = W + (v* - W k*) (C^-1 k*)^T / (k*^T C^-1 k*)
+
+The value v* is found by Adam. The loss is that of the changed model: -log p(b') at the prompt of
+the fact, plus the KL divergence of the answers to the other facts of e1, plus a penalty on the
+length of v* - W k*.
+
+Source: Meng et al. 2022, "Locating and editing factual associations in GPT", section 3.1. There,
+k* is a mean over prompts with random prefixes, and the KL divergence is that of "{subject} is a".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.surgery import (
+    LowRankChange,
+    change_point,
+    logits_after_change,
+)
+
+RIDGE = 1e-2
+"""Number that is added to the diagonal of C, as a share of the mean of the diagonal."""
+
+_AT_ONCE = 25  # edits per chunk; their prompts are one batch
+
+
+class Memory(NamedTuple):
+    """The keys of a block: their second moment, in the form of an eigendecomposition.
+
+    Attributes:
+      sizes: the eigenvalues of the second moment C, with the ridge.
+      directions: the eigenvectors, as columns.
+    """
+
+    sizes: Float[Array, " d_mlp"]
+    directions: Float[Array, "d_mlp d_mlp"]
+
+    def solve(self, keys: Float[Array, "edit d_mlp"]) -> Float[Array, "edit d_mlp"]:
+        """Return C^-1 k for each key k."""
+        inside = _product(keys, self.directions) / self.sizes[None]
+        return _product(inside, self.directions.T)
+
+
+class FactPrompts(NamedTuple):
+    """Prompts (e1, r1) of edited facts, with prompts of other facts of the same entity.
+
+    Attributes:
+      tokens: the prompts. The first prompt of each edit is that of the edited fact.
+      there: whether there is a prompt; false for padding.
+      new: the token of the new tail b'.
+    """
+
+    tokens: Int[Array | np.ndarray, "edit prompt 2"]
+    there: Bool[Array | np.ndarray, "edit prompt"]
+    new: Int[Array | np.ndarray, " edit"]
+
+
+@dataclass(frozen=True)
+class ValueSearch:
+    """Settings of the search for v*.
+
+    Attributes:
+      steps: maximum number of steps of Adam.
+      rate: the learning rate, in units of the root mean square of the outputs of the MLP.
+      enough: an edit whose loss -log p(b') is below this number is not changed further, in nats.
+      divergence: weight of the KL divergence of other facts of e1.
+      decay: weight of |v* - W k*|^2 / |unit|^2, where |unit| is the typical length of an output.
+    """
+
+    steps: int = 60
+    rate: float = 0.5
+    enough: float = 0.02
+    divergence: float = 0.0625
+    decay: float = 1e-3
+
+
+def second_moment(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "prompt pos"],
+    weight: Float[Array, "prompt pos"],
+    layer: int,
+) -> tuple[Float[Array, "d_mlp d_mlp"], Float[Array, ""]]:
+    """Compute the second moment of the keys of a block, with the ridge, and the unit of outputs.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      tokens: prompts.
+      weight: the weight of each state; 1 for distinct prefixes, and 0 for their duplicates.
+      layer: the unrolled depth of the block.
+
+    Returns:
+      `(C + ridge, unit)`, where `unit` is the root mean square of the outputs of the MLP.
+    """
+    sites = (f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out")
+    found = model.forward(params, tokens, sites=sites)[1]
+    acts, outputs = (found[site].reshape(-1, found[site].shape[-1]) for site in sites)
+    share = (weight / weight.sum()).reshape(-1, 1)
+    moment = _product((acts * share).T, acts)
+    size = len(moment)
+    ridge = RIDGE * jnp.trace(moment) / size
+    unit = jnp.sqrt((share * outputs**2).sum() / outputs.shape[1])
+    return moment + ridge * jnp.eye(size), unit
+
+
+def memory(moment: Float[Array, "d_mlp d_mlp"]) -> Memory:
+    """Decompose the second moment of keys. Call this function outside of loops over edits.
+
+    Args:
+      moment: the second moment with the ridge, from `second_moment`.
+    """
+    return Memory(*jnp.linalg.eigh(moment))
+
+
+def exact_keys(
+    model: Transformer, params: Params, prompts: FactPrompts, layer: int
+) -> Float[Array, "edit d_mlp"]:
+    """Return the key k* of each edited fact: the activations of the neurons at r1.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      prompts: the prompts of the facts.
+      layer: the unrolled depth of the block.
+    """
+    site = f"blocks.{layer}.mlp.hook_post"
+    return model.forward(params, prompts.tokens[:, 0], sites=(site,))[1][site][:, -1]
+
+
+def rank_one_change(
+    key: Float[Array, " d_mlp"],
+    solved: Float[Array, " d_mlp"],
+    change: Float[Array, " d_model"],
+) -> LowRankChange:
+    """Return the change of ROME, after which the output for the key is `W k* + change`.
+
+    Args:
+      key: the key k*. If it is 0, no change of W can change the output, and the result is 0.
+      solved: C^-1 k*.
+      change: v* - W k*.
+    """
+    length = (key * solved).sum()
+    keys = jnp.where(length > 0, solved / jnp.where(length > 0, length, 1), 0)
+    return LowRankChange(keys[None], change[None])
+
+
+def rank_one_changes(
+    keys: Float[Array, "edit d_mlp"],
+    solved: Float[Array, "edit d_mlp"],
+    changes: Float[Array, "edit d_model"],
+) -> LowRankChange:
+    """Return the changes of many edits, each for its own model; see `rank_one_change`."""
+    found: LowRankChange = jax.vmap(rank_one_change)(keys, solved, changes)
+    return found
+
+
+def search_values(
+    model: Transformer,
+    params: Params,
+    prompts: FactPrompts,
+    layer: int,
+    directions: LowRankChange,
+    unit: Float[Array, ""],
+    search: ValueSearch,
+) -> Float[Array, "edit d_model"]:
+    """Search for the values of all edits, each in its own changed model.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      prompts: the prompts.
+      layer: the unrolled depth of the block.
+      directions: changes from `rank_one_changes`; their values are ignored.
+      unit: the root mean square of the outputs of the MLP.
+      search: the settings.
+
+    Returns:
+      v* - W k* of each edit.
+    """
+    optimizer = optax.adam(search.rate)
+
+    def one(own: FactPrompts, keys: Array) -> Array:
+        start = change_point(model, params, own.tokens, layer)
+
+        def answers(step: Array) -> Array:
+            change = LowRankChange(keys, (unit * step)[None])
+            logits = logits_after_change(model, params, start, layer, change)[:, 0]
+            return jax.nn.log_softmax(logits)
+
+        before = answers(jnp.zeros(model.spec.d_model))
+        others = own.there & (jnp.arange(len(own.there)) > 0)
+
+        def loss(step: Array) -> tuple[Array, Array]:
+            after = answers(step)
+            divergence = (jnp.exp(before) * (before - after)).sum(-1)
+            divergence = jnp.where(others, divergence, 0).sum() / jnp.maximum(others.sum(), 1)
+            target = -after[0, own.new]
+            penalty = search.decay * (step**2).mean()
+            return target + search.divergence * divergence + penalty, target
+
+        def update(state: tuple[Array, optax.OptState], _: None) -> tuple[tuple, None]:
+            step, moments = state
+            gradient, target = jax.grad(loss, has_aux=True)(step)
+            moved, new_moments = optimizer.update(gradient, moments)
+            goes_on = target > search.enough
+            step = jnp.where(goes_on, step + moved, step)
+            return (step, new_moments), None
+
+        begin = jnp.zeros(model.spec.d_model)
+        state = jax.lax.scan(update, (begin, optimizer.init(begin)), None, search.steps)[0]
+        return unit * state[0]
+
+    def several(edits: tuple[FactPrompts, Array]) -> dict[str, Array]:
+        return {"change": jax.vmap(one)(*edits).T}
+
+    return map_in_chunks(several, (prompts, directions.keys), at_once=_AT_ONCE)["change"].T
+
+
+def random_change(key: Array, like: LowRankChange) -> LowRankChange:
+    """Return a random change of rank one with the Frobenius norm of another change.
+
+    Args:
+      key: the random key.
+      like: a change of rank one.
+    """
+    names = jax.random.split(key)
+    keys, values = (
+        jax.random.normal(name, part.shape) for name, part in zip(names, like, strict=True)
+    )
+    drawn = LowRankChange(keys, values)
+    return LowRankChange(keys, values * (like.norm() / drawn.norm()))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")

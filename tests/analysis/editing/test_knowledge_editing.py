@@ -1,0 +1,149 @@
+"""Edits of planted models reach the hops that share the edited store, and no others."""
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import NotApplicable
+from implicit_reasoning.analysis.editing.edit_cases import KINDS
+from implicit_reasoning.analysis.editing.knowledge_editing import (
+    NO_EDIT,
+    NULLS,
+    RANDOM,
+    ROME,
+    STATE,
+    KnowledgeEditing,
+)
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.surgery import LowRankChange, write_change
+from tests.analysis import tiny_states
+from tests.analysis.planted_subject import dataset, known
+
+# The planted models store single facts in the first block, except for the memoriser, which stores
+# them in the last one.
+LAYERS = {"composer": 0, "shared_store": 0, "memoriser": 2, "cluster_composer": 0}
+KEEP = ("same entity", "same relation", "locality")
+
+
+def instrument(name, **other):
+    return KnowledgeEditing(layer=LAYERS[name], edits=40, others=60, **other)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Edit each planted model."""
+    results = {}
+    for name in LAYERS:
+        subject = known(name).subject
+        one = instrument(name)
+        runner = Runner(one, subject.model)
+        results[name] = measure(one, subject, runner=runner, progress=False).isel(step=0)
+        assert runner.traces == 1
+    return results
+
+
+def scores(result, editor, group="id"):
+    return result["share"].sel(group=group, editor=editor)
+
+
+def test_an_edit_of_the_first_store_of_a_composer_reaches_the_first_hop_only(found):
+    for group in ("id", "ood"):
+        of = scores(found["composer"], ROME, group)
+        assert of.sel(score="efficacy") == 1 == of.sel(score="first hop")
+        assert of.sel(score="second hop") == 0 == of.sel(score="stale first hop")
+        assert of.sel(score="stale second hop") == 1 and of.sel(score="both") == 0
+        np.testing.assert_array_equal(of.sel(score=list(KEEP)), 1)
+
+
+def test_an_edit_of_a_shared_store_reaches_both_hops(found):
+    for group in ("id", "ood"):
+        of = scores(found["shared_store"], ROME, group)
+        np.testing.assert_array_equal(of.sel(score=["efficacy", "first hop", "second hop"]), 1)
+        np.testing.assert_array_equal(of.sel(score=["both", *KEEP]), 1)
+        assert of.sel(score=["stale first hop", "stale second hop"]).max() == 0
+
+
+@pytest.mark.parametrize("name", ["memoriser", "cluster_composer"])
+def test_an_edit_of_single_facts_reaches_no_chain_that_does_not_read_them(found, name):
+    of = scores(found[name], ROME)
+    assert of.sel(score="efficacy") == 1
+    np.testing.assert_array_equal(of.sel(score=["first hop", "second hop", "both"]), 0)
+    np.testing.assert_array_equal(of.sel(score=["stale first hop", "stale second hop", *KEEP]), 1)
+
+
+def test_enough_edits_count(found):
+    for result in found.values():
+        count = result["share_n"].sel(editor=ROME, group="id")
+        assert count.min() >= 18 and count.sel(score="efficacy") == 20
+
+
+def test_nulls_change_nothing_and_have_the_norm_of_the_edit(found):
+    for result in found.values():
+        nothing, drawn = (scores(result, name) for name in (NO_EDIT, RANDOM))
+        stale = ["stale first hop", "stale second hop", *KEEP]
+        np.testing.assert_array_equal(nothing.sel(score=stale), 1)
+        new = ["efficacy", "first hop", "second hop", "both"]
+        np.testing.assert_array_equal(nothing.sel(score=new), 0)
+        assert drawn.sel(score=new).max() < 0.1 and drawn.sel(score=stale).min() > 0.7
+        size = result["change"].sel(group="id")
+        np.testing.assert_allclose(size.sel(editor=RANDOM), size.sel(editor=ROME), rtol=1e-5)
+        assert size.sel(editor=NO_EDIT) == 0 < size.sel(editor=ROME)
+
+
+def test_the_first_hop_follows_a_state_that_is_overwritten(found):
+    """So the first hop alone is no evidence about stores of facts."""
+    for result in found.values():
+        rome, state = (scores(result, name) for name in (ROME, STATE))
+        assert rome.sel(score="first hop") == state.sel(score="first hop")
+        assert state.sel(score="locality") == 1
+    # The second hop of the composer follows only if the value is written where the hop is computed.
+    assert scores(found["shared_store"], STATE).sel(score="second hop") == 1
+
+
+def test_scores_are_those_of_written_weights():
+    """Write the changes into the weights of the composer, and ask every prompt."""
+    subject, one = known("composer").subject, instrument("composer")
+    model, params = subject.model, subject.checkpoints[0]
+    examples = one.examples(model, dataset())
+    case = examples.inputs["case"]
+
+    @jax.jit
+    def compute(params, inputs):
+        made = one.changes(model, params, inputs, jax.random.key(0))
+
+        def answers(item):
+            change, tokens = item
+            return model.forward(write_change(model, params, 0, change), tokens)[0].argmax(-1)
+
+        return made, jax.lax.map(answers, (made.rome, inputs["case"]["tokens"]))
+
+    made, answers = jax.tree.map(np.asarray, compute(params, examples.inputs))
+    given = np.take_along_axis(answers, case["position"][..., None], axis=2)[..., 0]
+    right = {
+        kind: (given == case["after"])[case["kind"] == number].mean()
+        for number, kind in enumerate(KINDS)
+    }
+    assert right == dict(zip(KINDS, (1, 1, 0, 1, 1), strict=True))
+    old = np.asarray(params["blocks"]["0"]["mlp"]["W_out"])
+    for key, added, change in zip(made.keys, made.added, zip(*made.rome), strict=True):  # noqa: B905
+        product = LowRankChange(*change)
+        new = old + product.keys.T @ product.values
+        np.testing.assert_allclose(key @ new, key @ old + added, atol=1e-5)
+
+
+def test_bad_options_and_other_tasks_are_refused():
+    with pytest.raises(InputError, match="no such editor: 'memit'; choose from"):
+        KnowledgeEditing(("memit",))
+    with pytest.raises(InputError, match="edits and others must be at least 1"):
+        KnowledgeEditing(edits=0)
+    subject = known("composer").subject
+    with pytest.raises(InputError, match="layer is 3; the model has the blocks 0 to 2"):
+        KnowledgeEditing(layer=3).examples(subject.model, subject.dataset)
+    other = tiny_states.make_dataset(order="r r e")
+    with pytest.raises(NotApplicable, match="editing needs prompts"):
+        KnowledgeEditing().examples(tiny_states.make_model(other), other)
+    assert KnowledgeEditing((STATE,)).coords(subject.model, subject.dataset)["editor"] == (
+        *NULLS,
+        STATE,
+    )
