@@ -2,6 +2,8 @@
 
 edit_cases.py         chooses facts to edit, and lists the consequences of each edit
 rank_one.py           rank-one edits of an MLP (ROME): exact key, second moment, optimized value
+batched.py            many edits in one model, over the MLPs of several blocks (MEMIT)
+fine_tuning.py        fine-tuning on one edit
 scores.py             scores the answers of an edited model
 edited_models.py      evaluates many edited models in one program
 knowledge_editing.py  the instrument: edits facts with several editors, and scores them

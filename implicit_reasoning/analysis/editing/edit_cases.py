@@ -38,7 +38,8 @@ KINDS = ("fact", "first hop", "second hop", "same entity", "same relation")
 POSITIONS = ("e1", "r1", "r2")
 _EDITED_ROLES = ("I", "O", "C")
 _KIND = 6  # column of `kind` in the rows of `_consequences_of`; the next column is `place`
-_MOST = 12  # maximum number of consequences of one kind, except for the fact itself
+MOST = 12
+"""Maximum number of consequences of one kind, except for the fact itself."""
 
 
 class FactEdits(NamedTuple):
@@ -234,7 +235,7 @@ def _consequences_of(
     others = edited - {fact}
 
     def some(items: np.ndarray) -> list[int]:
-        found: list[int] = random.permutation(items)[:_MOST].tolist()
+        found: list[int] = random.permutation(items)[:MOST].tolist()
         return found
 
     def row(kind: int, e: int, r: int, r2: int | None, place: int, path: set[int]) -> None:

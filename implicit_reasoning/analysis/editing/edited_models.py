@@ -6,13 +6,14 @@ are mapped over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.analysis.editing.edit_cases import KINDS
 from implicit_reasoning.analysis.editing.scores import Case, score_edit
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.model import Edit, Edits, HookContext, Params, Transformer
@@ -23,6 +24,7 @@ from implicit_reasoning.model.surgery import (
     change_point,
     changed_depths,
     logits_after_change,
+    output_matrix,
 )
 from implicit_reasoning.model.wirings import forward_at
 
@@ -102,6 +104,26 @@ def consequence_logits(
     return forward_at(model, params, case.tokens, case.position[:, None], edits=edits)[0][:, 0]
 
 
+def score_unchanged(model: Transformer, params: Params, cases: Case, rest: Rest) -> ScoredEdits:
+    """Score the model without any edit, as a null control.
+
+    Args:
+      model: the model.
+      params: the parameters of the model.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`.
+    """
+
+    def one(item: tuple[Case, Array]) -> ScoredEdits:
+        case, counted = item
+        logits = consequence_logits(model, params, case)
+        scored = score_edit(case, logits, counted, counted, needs_efficacy=False)
+        return ScoredEdits(*scored, jnp.float32(0))
+
+    found: ScoredEdits = jax.lax.map(one, (cases, rest.counted))
+    return found
+
+
 def score_changes(
     model: Transformer,
     params: Params,
@@ -125,8 +147,7 @@ def score_changes(
     Returns:
       The scores [editor, edit, ...].
     """
-    weight = params["blocks"][str(layer % model.spec.n_layers)]["mlp"]["W_out"]
-    norm = jnp.sqrt((weight**2).sum())
+    norm = jnp.linalg.norm(output_matrix(model, params, layer))
     n_editors, n_edits = changes.keys.shape[:2]
 
     def one(item: tuple[Array, Array, LowRankChange]) -> ScoredEdits:
@@ -181,6 +202,83 @@ def score_states(
         return ScoredEdits(*scored, jnp.float32(0))
 
     found: ScoredEdits = jax.lax.map(one, (cases, rest.counted, changes))
+    return found
+
+
+def score_parameters(
+    model: Transformer,
+    params: Params,
+    cases: Case,
+    rest: Rest,
+    layer: int,
+    make: Callable[[Array], Params],
+    taught: Bool[Array, "edit prompt"] | None = None,
+) -> ScoredEdits:
+    """Score models whose parameters differ, one set of parameters for each edit.
+
+    One edit is made and scored at a time, so only one set of parameters is in memory.
+
+    Args:
+      model: the model.
+      params: the parameters without any edit.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`.
+      layer: the unrolled depth of the block whose change of `W_out` is reported.
+      make: function from the number of an edit to the parameters of the edited model.
+      taught: prompts whose answers the editor has seen. They do not count, except for the fact.
+    """
+    old = output_matrix(model, params, layer)
+    norm = jnp.linalg.norm(old)
+
+    def one(edit: Array) -> ScoredEdits:
+        edited = make(edit)
+        case = jax.tree.map(lambda leaf: leaf[edit], cases)
+        if taught is not None:
+            unseen = ~taught[edit] | (case.kind == KINDS.index("fact"))
+            case = case._replace(counted=case.counted & unseen)
+        logits = consequence_logits(model, edited, case)
+        after = forward_at(model, edited, rest.tokens, rest.position[:, None])[0][:, 0]
+        scored = score_edit(case, logits, answers_with(after, rest.answer), rest.counted[edit])
+        size = jnp.linalg.norm(output_matrix(model, edited, layer) - old) / norm
+        return ScoredEdits(*scored, size)
+
+    found: ScoredEdits = jax.lax.map(one, jnp.arange(len(cases.kind)))
+    return found
+
+
+def score_together(
+    model: Transformer,
+    params: Params,
+    edited: Params,
+    cases: Case,
+    rest: Rest,
+    layer: int,
+    shared: Bool[Array, "edit prompt"],
+) -> ScoredEdits:
+    """Score one model with all edits.
+
+    Args:
+      model: the model.
+      params: the parameters without any edit.
+      edited: the parameters with all edits.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`. Prompts that are related to any edit do not count.
+      layer: the unrolled depth of the block whose change of `W_out` is reported.
+      shared: prompts that use a fact of another edit (`Consequences.shared`). They do not count.
+    """
+    counted = rest.counted.all(0)
+    after = forward_at(model, edited, rest.tokens, rest.position[:, None])[0][:, 0]
+    kept = answers_with(after, rest.answer)
+    old, new = (output_matrix(model, one, layer) for one in (params, edited))
+    size = jnp.linalg.norm(new - old) / jnp.linalg.norm(old)
+
+    def one(item: tuple[Case, Array]) -> ScoredEdits:
+        case, shared = item
+        case = case._replace(counted=case.counted & ~shared)
+        logits = consequence_logits(model, edited, case)
+        return ScoredEdits(*score_edit(case, logits, kept, counted), size)
+
+    found: ScoredEdits = jax.lax.map(one, (cases, shared))
     return found
 
 

@@ -22,17 +22,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from implicit_reasoning.analysis.editing.batched import edit_together
 from implicit_reasoning.analysis.editing.edit_cases import (
+    KINDS,
+    MOST,
     FactEdits,
     choose_edits,
     consequences,
     other_prompts,
 )
 from implicit_reasoning.analysis.editing.edited_models import (
+    Rest,
+    ScoredEdits,
     prepare,
     score_changes,
+    score_parameters,
     score_states,
+    score_together,
+    score_unchanged,
 )
+from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.rank_one import (
     FactPrompts,
     ValueSearch,
@@ -43,7 +52,7 @@ from implicit_reasoning.analysis.editing.rank_one import (
     search_values,
     second_moment,
 )
-from implicit_reasoning.analysis.editing.scores import SCORES
+from implicit_reasoning.analysis.editing.scores import SCORES, Case
 from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.errors import InputError
@@ -54,7 +63,9 @@ from implicit_reasoning.worlds import Dataset, prefix_keys
 from implicit_reasoning.worlds.dataset import world_of
 
 NO_EDIT, RANDOM, ROME, STATE = "none", "random", "rome", "state"
-EDITORS = (ROME, STATE)
+MEMIT, W_OUT, WEIGHTS, ORACLE = "memit", "tuned W_out", "tuned", "tuned with chains"
+EDITORS = (ROME, STATE, MEMIT, W_OUT, WEIGHTS, ORACLE)
+DEFAULT = (ROME, STATE)
 NULLS = (NO_EDIT, RANDOM)
 _CHAINS = 2048  # maximum number of training chains whose keys are in the second moment
 
@@ -68,8 +79,11 @@ class KnowledgeEditing(Instrument):
         "b'. rome: rank-one change of W_out of one block; W k* becomes v*, where k* is the key of "
         "the fact at r1, and v* minimizes -log p(b') with a KL divergence of other facts of e1. "
         "state: v* - W k* is added to the output of the MLP wherever a prompt uses the fact, and "
-        "no weight is changed. share: mean over edits of the share of prompts for which a score "
-        "holds: "
+        "no weight is changed. memit: least squares for all edits in one model, over one or more "
+        "blocks. tuned W_out, tuned: W_out of one block, or all weights, are fine-tuned on the "
+        "fact until p(b') is above .95. tuned with chains: also on half of the chains that use the "
+        "fact; only the other half is scored. share: mean over edits of the share of prompts for "
+        "which a score holds: "
         + "; ".join(f"{name}: {text}" for name, text in SCORES.items())
         + ". A prompt counts if it is answered correctly before the edit. All scores except "
         "efficacy are those of edits that took. Controls, of which all edits count: none (no "
@@ -87,12 +101,14 @@ class KnowledgeEditing(Instrument):
 
     def __init__(
         self,
-        editors: Sequence[str] = EDITORS,
+        editors: Sequence[str] = DEFAULT,
         *,
         layer: int = 0,
+        layers: Sequence[int] | None = None,
         edits: int = 100,
         others: int = 1000,
         search: ValueSearch = ValueSearch(),  # noqa: B008 - it is frozen
+        tuning: Tuning = Tuning(),  # noqa: B008
         seed: int = 0,
     ):
         """Choose the editors, the block and the number of edits.
@@ -100,13 +116,18 @@ class KnowledgeEditing(Instrument):
         Args:
           editors: names from `EDITORS`. The null controls are added.
           layer: the unrolled depth of the block whose MLP is edited.
+          layers: the unrolled depths of the blocks that `memit` edits, in ascending order. The last
+            one must be `layer`, because the same search finds the values. The default is `layer`
+            alone.
           edits: maximum number of edits, over all roles of facts.
           others: number of prompts for locality.
           search: the settings of the search for v*.
+          tuning: the settings of fine-tuning.
           seed: the seed of the choice of edits.
 
         Raises:
-          InputError: an editor does not exist, or a number is below 1.
+          InputError: an editor does not exist, a number is below 1, or `layers` does not ascend to
+            `layer`.
         """
         unknown = [name for name in editors if name not in EDITORS]
         if unknown:
@@ -114,16 +135,22 @@ class KnowledgeEditing(Instrument):
         if min(edits, others) < 1:
             raise InputError(f"edits and others must be at least 1, got {edits} and {others}")
         self.editors, self.layer = tuple(dict.fromkeys(editors)), layer
-        self.edits, self.others, self.search, self.seed = edits, others, search, seed
+        self.layers = (layer,) if layers is None else tuple(layers)
+        if list(self.layers) != sorted({*self.layers, layer}) or self.layers[-1] != layer:
+            raise InputError(f"layers must ascend to layer = {layer}, got {self.layers}")
+        self.edits, self.others, self.seed = edits, others, seed
+        self.search, self.tuning = search, tuning
 
     def options(self) -> dict[str, Any]:
         """Return all options of the instrument."""
         return {
             "editors": list(self.editors),
             "layer": self.layer,
+            "layers": list(self.layers),
             "edits": self.edits,
             "others": self.others,
             "search": dict(vars(self.search)),
+            "tuning": dict(vars(self.tuning)),
             "seed": self.seed,
         }
 
@@ -161,21 +188,59 @@ class KnowledgeEditing(Instrument):
         inputs, layer = jax.tree.map(jnp.asarray, inputs), self.layer
         cases, rest = prepare(model, params, inputs["case"], inputs["others"], layer)
         made = self.changes(model, params, inputs, key)
-        changed = {
-            NO_EDIT: jax.tree.map(jnp.zeros_like, made.rome),
-            RANDOM: made.random,
-            ROME: made.rome,
-        }
-        names = [name for name in changed if name in (*NULLS, *self.editors)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(changed[n] for n in names))
-        is_null = jnp.array([name in NULLS for name in names])
+        changed = {RANDOM: made.random} | ({ROME: made.rome} if ROME in self.editors else {})
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *changed.values())
+        is_null = jnp.array([name in NULLS for name in changed])
         scored = score_changes(model, params, cases, rest, layer, stacked, is_null)
-        found = {name: tuple(leaf[n] for leaf in scored) for n, name in enumerate(names)}
+        found = {name: ScoredEdits(*(leaf[n] for leaf in scored)) for n, name in enumerate(changed)}
+        found[NO_EDIT] = score_unchanged(model, params, cases, rest)
         if STATE in self.editors:
             found[STATE] = score_states(model, params, cases, rest, layer, made.added)
+        if MEMIT in self.editors:
+            prompts = FactPrompts(**inputs["facts"])
+            edited = edit_together(
+                model, params, prompts, made.added, inputs["moment"], self.layers
+            )
+            shared = inputs["case"]["shared"]
+            found[MEMIT] = score_together(model, params, edited, cases, rest, layer, shared)
+        found |= {name: self.tune(model, params, cases, rest, name) for name in self._tuned}
         chosen = [found[name] for name in (*NULLS, *self.editors)]
         share, counted, size = (jnp.stack(part) for part in zip(*chosen, strict=True))
         return {"share": share.mT, "counted": counted.mT, "change": size}
+
+    @property
+    def _tuned(self) -> tuple[str, ...]:
+        """The editors that fine-tune."""
+        return tuple(name for name in self.editors if name in (W_OUT, WEIGHTS, ORACLE))
+
+    def tune(
+        self, model: Transformer, params: Params, cases: Case, rest: Rest, editor: str
+    ) -> ScoredEdits:
+        """Fine-tune the model on each edit, and score it.
+
+        Args:
+          model: the model.
+          params: the parameters of one model.
+          cases: the consequences of all edits.
+          rest: the other prompts.
+          editor: the name of an editor that fine-tunes.
+        """
+        chains = (cases.kind == KINDS.index("first hop")) | (
+            cases.kind == KINDS.index("second hop")
+        )
+        is_even = jnp.arange(cases.kind.shape[1]) % 2 == 0
+        taught = chains & is_even[None] & (editor == ORACLE)
+        # The first prompt is the fact; chains follow it.
+        length = 1 + 2 * MOST if editor == ORACLE else 1
+        layer = self.layer if editor == W_OUT else None
+        is_fact = cases.kind == KINDS.index("fact")
+
+        def make(edit: Array) -> Params:
+            columns = cases.tokens, cases.position, cases.after, taught | is_fact
+            lesson = Lesson(*(column[edit, :length] for column in columns))
+            return fine_tune(model, params, lesson, self.tuning, layer)
+
+        return score_parameters(model, params, cases, rest, self.layer, make, taught)
 
     def changes(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

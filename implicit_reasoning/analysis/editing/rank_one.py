@@ -215,22 +215,32 @@ def search_values(
             penalty = search.decay * (step**2).mean()
             return target + search.divergence * divergence + penalty, target
 
-        def update(state: tuple[Array, optax.OptState], _: None) -> tuple[tuple, None]:
-            step, moments = state
-            gradient, target = jax.grad(loss, has_aux=True)(step)
-            moved, new_moments = optimizer.update(gradient, moments)
-            goes_on = target > search.enough
-            step = jnp.where(goes_on, step + moved, step)
-            return (step, new_moments), None
+        def update(state: _Search) -> _Search:
+            gradient, target = jax.grad(loss, has_aux=True)(state.step)
+            moved, moments = optimizer.update(gradient, state.moments)
+            moved = jnp.where(target > search.enough, moved, 0)
+            return _Search(state.number + 1, state.step + moved, moments, target)
+
+        def goes_on(state: _Search) -> Array:
+            return (state.number < search.steps) & (state.target > search.enough)
 
         begin = jnp.zeros(model.spec.d_model)
-        state = jax.lax.scan(update, (begin, optimizer.init(begin)), None, search.steps)[0]
-        return unit * state[0]
+        state = _Search(jnp.int32(0), begin, optimizer.init(begin), jnp.float32(jnp.inf))
+        return unit * jax.lax.while_loop(goes_on, update, state).step
 
     def several(edits: tuple[FactPrompts, Array]) -> dict[str, Array]:
         return {"change": jax.vmap(one)(*edits).T}
 
     return map_in_chunks(several, (prompts, directions.keys), at_once=_AT_ONCE)["change"].T
+
+
+class _Search(NamedTuple):
+    """State of the search for one value: step number, step, moments of Adam, and -log p(b')."""
+
+    number: Int[Array, ""]
+    step: Float[Array, " d_model"]
+    moments: optax.OptState
+    target: Float[Array, ""]
 
 
 def random_change(key: Array, like: LowRankChange) -> LowRankChange:

@@ -6,14 +6,21 @@ import pytest
 
 from implicit_reasoning.analysis import NotApplicable
 from implicit_reasoning.analysis.editing.edit_cases import KINDS
+from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.knowledge_editing import (
+    DEFAULT,
+    MEMIT,
     NO_EDIT,
     NULLS,
+    ORACLE,
     RANDOM,
     ROME,
     STATE,
+    W_OUT,
+    WEIGHTS,
     KnowledgeEditing,
 )
+from implicit_reasoning.analysis.editing.scores import SCORES
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.surgery import LowRankChange, write_change
@@ -23,11 +30,13 @@ from tests.analysis.planted_subject import dataset, known
 # The planted models store single facts in the first block, except for the memoriser, which stores
 # them in the last one.
 LAYERS = {"composer": 0, "shared_store": 0, "memoriser": 2, "cluster_composer": 0}
+TUNING = Tuning(steps=60, rate=0.02)  # weights of planted models are larger than trained ones
 KEEP = ("same entity", "same relation", "locality")
 
 
-def instrument(name, **other):
-    return KnowledgeEditing(layer=LAYERS[name], edits=40, others=60, **other)
+def instrument(name):
+    editors = (*DEFAULT, MEMIT, W_OUT) if name == "composer" else DEFAULT
+    return KnowledgeEditing(editors, layer=LAYERS[name], edits=40, others=60, tuning=TUNING)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +110,54 @@ def test_the_first_hop_follows_a_state_that_is_overwritten(found):
     assert scores(found["shared_store"], STATE).sel(score="second hop") == 1
 
 
+def test_other_editors_of_the_first_store_of_a_composer_reach_the_first_hop_only(found):
+    tuned, together = (scores(found["composer"], name) for name in (W_OUT, MEMIT))
+    assert tuned.sel(score="efficacy") == 1 == together.sel(score="efficacy")
+    assert tuned.sel(score="first hop") == 1 and together.sel(score="first hop") > 0.8
+    for of in (tuned, together):
+        assert of.sel(score="second hop") == 0 and of.sel(score="stale second hop") == 1
+        np.testing.assert_array_equal(of.sel(score=list(KEEP)), 1)
+
+
+def test_fine_tuned_models_are_scored_on_prompts_that_were_not_taught():
+    """Tune the composer on one edit, and ask every prompt."""
+    subject = known("composer").subject
+    model, params = subject.model, subject.checkpoints[0]
+    one = KnowledgeEditing((WEIGHTS, ORACLE), edits=3, others=20, tuning=Tuning(15, 0.02))
+    inputs = one.examples(model, dataset()).inputs
+    case = jax.tree.map(lambda leaf: leaf[0], inputs["case"])
+    chains = np.isin(case["kind"], (1, 2))
+    taught = {WEIGHTS: case["kind"] == 0, ORACLE: case["kind"] == 0}
+    taught[ORACLE] = taught[ORACLE] | (chains & (np.arange(len(chains)) % 2 == 0))
+
+    @jax.jit
+    def compute(params, inputs, lessons):
+        found = one.measure(model, params, inputs, jax.random.key(0))
+        answers = {}
+        for name, lesson in lessons.items():
+            tuned = fine_tune(model, params, lesson, one.tuning)
+            answers[name] = model.forward(tuned, lesson.tokens)[0].argmax(-1)
+        return found, answers
+
+    tokens, position, after = (case[name] for name in ("tokens", "position", "after"))
+    lessons = {name: Lesson(tokens, position, after, which) for name, which in taught.items()}
+    found, answers = jax.tree.map(np.asarray, compute(params, inputs, lessons))
+    for number, name in enumerate((WEIGHTS, ORACLE), start=len(NULLS)):
+        given = np.take_along_axis(answers[name], case["position"][:, None], axis=1)[:, 0]
+        for score, kind in {
+            "efficacy": 0,
+            "first hop": 1,
+            "second hop": 2,
+            "same entity": 3,
+        }.items():
+            scored = (case["kind"] == kind) & ~(taught[name] & chains)
+            place = list(SCORES).index(score)
+            assert found["counted"][number, place, 0] == scored.any()
+            right = (given == case["after"])[scored].mean()
+            np.testing.assert_allclose(found["share"][number, place, 0], right, rtol=1e-5)
+        assert found["change"][number].min() > 0.01
+
+
 def test_scores_are_those_of_written_weights():
     """Write the changes into the weights of the composer, and ask every prompt."""
     subject, one = known("composer").subject, instrument("composer")
@@ -133,8 +190,10 @@ def test_scores_are_those_of_written_weights():
 
 
 def test_bad_options_and_other_tasks_are_refused():
-    with pytest.raises(InputError, match="no such editor: 'memit'; choose from"):
-        KnowledgeEditing(("memit",))
+    with pytest.raises(InputError, match="no such editor: 'mend'; choose from"):
+        KnowledgeEditing(("mend",))
+    with pytest.raises(InputError, match=r"layers must ascend to layer = 1, got \(1, 2\)"):
+        KnowledgeEditing(layer=1, layers=(1, 2))
     with pytest.raises(InputError, match="edits and others must be at least 1"):
         KnowledgeEditing(edits=0)
     subject = known("composer").subject
