@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.editing.rank_one import (
-    FactPrompts,
     exact_keys,
     memory,
     rank_one_changes,
     second_moment,
 )
+from implicit_reasoning.analysis.editing.value_search import FactPrompts
 from implicit_reasoning.model.surgery import output_matrix, write_change
 from tests.peers.environment import run_in
 

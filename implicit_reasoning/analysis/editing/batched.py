@@ -20,7 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.analysis.editing.rank_one import FactPrompts, memory, second_moment
+from implicit_reasoning.analysis.editing.rank_one import memory, second_moment
+from implicit_reasoning.analysis.editing.value_search import FactPrompts
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.surgery import LowRankChange, write_change
 

@@ -16,13 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.analysis.editing.edit_cases import KINDS
 from implicit_reasoning.analysis.editing.scores import Case, score_edit
 from implicit_reasoning.analysis.patching.outcomes import answers_with
-from implicit_reasoning.model import Edit, Edits, HookContext, Params, Transformer
+from implicit_reasoning.model import Edits, Params, Transformer
 from implicit_reasoning.model.surgery import (
     ChangePoint,
     LowRankChange,
     change_edits,
     change_point,
-    changed_depths,
     logits_after_change,
     output_matrix,
 )
@@ -170,41 +169,6 @@ def score_changes(
     return scored
 
 
-def score_states(
-    model: Transformer,
-    params: Params,
-    cases: Case,
-    rest: Rest,
-    layer: int,
-    changes: Float[Array, "edit d_model"],
-) -> ScoredEdits:
-    """Score models whose states are edited wherever a prompt uses the edited fact.
-
-    The vector of the edit is added to the output of the MLP at `Case.place`. Other prompts do not
-    use the fact, so they do not change.
-
-    Args:
-      model: the model.
-      params: the parameters, which are not changed.
-      cases: the consequences of all edits, from `prepare`.
-      rest: the other prompts, from `prepare`.
-      layer: an unrolled depth of the block. States are edited at every depth of this block.
-      changes: v* - W k* of each edit.
-    """
-    sites = [f"blocks.{depth}.hook_mlp_out" for depth in changed_depths(model, layer)]
-
-    def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
-        case, counted, change = item
-        edits = {site: Edit(_add_at, (case.place, change)) for site in sites}
-        logits = model.forward(params, case.tokens, edits=edits)[0]
-        at_answer = jnp.take_along_axis(logits, case.position[:, None, None], axis=1)[:, 0]
-        scored = score_edit(case, at_answer, counted, counted)
-        return ScoredEdits(*scored, jnp.float32(0))
-
-    found: ScoredEdits = jax.lax.map(one, (cases, rest.counted, changes))
-    return found
-
-
 def score_parameters(
     model: Transformer,
     params: Params,
@@ -280,10 +244,3 @@ def score_together(
 
     found: ScoredEdits = jax.lax.map(one, (cases, shared))
     return found
-
-
-def _add_at(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
-    """Add a vector at one position of each row; no position is -1."""
-    place, change = args
-    here = jnp.arange(value.shape[1])[None] == place[:, None]
-    return value + jnp.where(here[..., None], change[None, None], 0)

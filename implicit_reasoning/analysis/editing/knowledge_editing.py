@@ -5,9 +5,9 @@ second hop? A model that has two stores of facts, one for each hop, follows at o
 
 At the first hop, the chain and the prompt of the fact have the same states up to r1. An edit that
 overwrites the state there, without any change of a store, therefore has first-hop answers too. The
-editor `state` overwrites the state. Where its first-hop score equals that of `rome`, the first hop
-is no evidence about stores, and only the second hop is. `state` is also an upper bound of the
-second hop, because it writes the value wherever a prompt uses the edited fact.
+editors `state` and `resid_mid` overwrite the state, after and before the MLP. Where their first-hop
+scores equal that of `rome`, the first hop is no evidence about stores, and only the second hop is.
+They are also an upper bound of the second hop, because they write wherever a prompt uses the fact.
 
 Sources: Meng et al. 2022 (ROME); Zhong et al. 2023 (MQuAKE); Cohen et al. 2023 (RippleEdits).
 """
@@ -37,14 +37,11 @@ from implicit_reasoning.analysis.editing.edited_models import (
     prepare,
     score_changes,
     score_parameters,
-    score_states,
     score_together,
     score_unchanged,
 )
 from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.rank_one import (
-    FactPrompts,
-    ValueSearch,
     exact_keys,
     memory,
     random_change,
@@ -53,6 +50,8 @@ from implicit_reasoning.analysis.editing.rank_one import (
     second_moment,
 )
 from implicit_reasoning.analysis.editing.scores import SCORES, Case
+from implicit_reasoning.analysis.editing.state_edits import score_states, search_states
+from implicit_reasoning.analysis.editing.value_search import FactPrompts, ValueSearch
 from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.errors import InputError
@@ -62,10 +61,10 @@ from implicit_reasoning.model.surgery import LowRankChange, changed_depths
 from implicit_reasoning.worlds import Dataset, prefix_keys
 from implicit_reasoning.worlds.dataset import world_of
 
-NO_EDIT, RANDOM, ROME, STATE = "none", "random", "rome", "state"
+NO_EDIT, RANDOM, ROME, STATE, RESID_MID = "none", "random", "rome", "state", "resid_mid"
 MEMIT, W_OUT, WEIGHTS, ORACLE = "memit", "tuned W_out", "tuned", "tuned with chains"
-EDITORS = (ROME, STATE, MEMIT, W_OUT, WEIGHTS, ORACLE)
-DEFAULT = (ROME, STATE)
+EDITORS = (ROME, STATE, RESID_MID, MEMIT, W_OUT, WEIGHTS, ORACLE)
+DEFAULT = (ROME, STATE, RESID_MID)
 NULLS = (NO_EDIT, RANDOM)
 _CHAINS = 2048  # maximum number of training chains whose keys are in the second moment
 
@@ -79,11 +78,11 @@ class KnowledgeEditing(Instrument):
         "b'. rome: rank-one change of W_out of one block; W k* becomes v*, where k* is the key of "
         "the fact at r1, and v* minimizes -log p(b') with a KL divergence of other facts of e1. "
         "state: v* - W k* is added to the output of the MLP wherever a prompt uses the fact, and "
-        "no weight is changed. memit: least squares for all edits in one model, over one or more "
-        "blocks. tuned W_out, tuned: W_out of one block, or all weights, are fine-tuned on the "
-        "fact until p(b') is above .95. tuned with chains: also on half of the chains that use the "
-        "fact; only the other half is scored. share: mean over edits of the share of prompts for "
-        "which a score holds: "
+        "no weight is changed. resid_mid: as state, with another vector, before the MLP. memit: "
+        "least squares for all edits in one model, over one or more blocks. tuned W_out, tuned: "
+        "W_out of one block, or all weights, are fine-tuned on the fact until p(b') is above .95. "
+        "tuned with chains: also on half of the chains that use the fact; only the other half is "
+        "scored. share: mean over edits of the share of prompts for which a score holds: "
         + "; ".join(f"{name}: {text}" for name, text in SCORES.items())
         + ". A prompt counts if it is answered correctly before the edit. All scores except "
         "efficacy are those of edits that took. Controls, of which all edits count: none (no "
@@ -194,8 +193,12 @@ class KnowledgeEditing(Instrument):
         scored = score_changes(model, params, cases, rest, layer, stacked, is_null)
         found = {name: ScoredEdits(*(leaf[n] for leaf in scored)) for n, name in enumerate(changed)}
         found[NO_EDIT] = score_unchanged(model, params, cases, rest)
-        if STATE in self.editors:
-            found[STATE] = score_states(model, params, cases, rest, layer, made.added)
+        for name, site, added in (
+            (STATE, "hook_mlp_out", made.added),
+            (RESID_MID, "hook_resid_mid", made.before_mlp),
+        ):
+            if name in self.editors:
+                found[name] = score_states(model, params, cases, rest, layer, site, added)
         if MEMIT in self.editors:
             prompts = FactPrompts(**inputs["facts"])
             edited = edit_together(
@@ -259,9 +262,12 @@ class KnowledgeEditing(Instrument):
         solved = memory(moment).solve(keys)
         directions = rank_one_changes(keys, solved, jnp.zeros((len(keys), model.spec.d_model)))
         added = search_values(model, params, prompts, layer, directions, unit, self.search)
+        before_mlp = search_states(
+            model, params, prompts, layer, "hook_resid_mid", unit, self.search
+        )
         rome = directions._replace(values=added[:, None])
         random = jax.vmap(random_change)(jax.random.split(key, len(keys)), rome)
-        return MadeEdits(keys, added, rome, random)
+        return MadeEdits(keys, added, before_mlp, rome, random)
 
 
 class MadeEdits(NamedTuple):
@@ -270,12 +276,14 @@ class MadeEdits(NamedTuple):
     Attributes:
       keys: the key k* of each edit.
       added: v* - W k* of each edit.
+      before_mlp: the vector that is added before the MLP by the editor `resid_mid`.
       rome: the rank-one change of each edit.
       random: a random change of equal norm for each edit.
     """
 
     keys: Float[Array, "edit d_mlp"]
     added: Float[Array, "edit d_model"]
+    before_mlp: Float[Array, "edit d_model"]
     rome: LowRankChange
     random: LowRankChange
 

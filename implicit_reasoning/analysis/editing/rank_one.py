@@ -17,16 +17,18 @@ k* is a mean over prompts with random prefixes, and the KL divergence is that of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.editing.value_search import (
+    FactPrompts,
+    ValueSearch,
+    in_chunks,
+    minimize,
+)
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.surgery import (
     LowRankChange,
@@ -36,8 +38,6 @@ from implicit_reasoning.model.surgery import (
 
 RIDGE = 1e-2
 """Number that is added to the diagonal of C, as a share of the mean of the diagonal."""
-
-_AT_ONCE = 25  # edits per chunk; their prompts are one batch
 
 
 class Memory(NamedTuple):
@@ -55,39 +55,6 @@ class Memory(NamedTuple):
         """Return C^-1 k for each key k."""
         inside = _product(keys, self.directions) / self.sizes[None]
         return _product(inside, self.directions.T)
-
-
-class FactPrompts(NamedTuple):
-    """Prompts (e1, r1) of edited facts, with prompts of other facts of the same entity.
-
-    Attributes:
-      tokens: the prompts. The first prompt of each edit is that of the edited fact.
-      there: whether there is a prompt; false for padding.
-      new: the token of the new tail b'.
-    """
-
-    tokens: Int[Array | np.ndarray, "edit prompt 2"]
-    there: Bool[Array | np.ndarray, "edit prompt"]
-    new: Int[Array | np.ndarray, " edit"]
-
-
-@dataclass(frozen=True)
-class ValueSearch:
-    """Settings of the search for v*.
-
-    Attributes:
-      steps: maximum number of steps of Adam.
-      rate: the learning rate, in units of the root mean square of the outputs of the MLP.
-      enough: an edit whose loss -log p(b') is below this number is not changed further, in nats.
-      divergence: weight of the KL divergence of other facts of e1.
-      decay: weight of |v* - W k*|^2 / |unit|^2, where |unit| is the typical length of an output.
-    """
-
-    steps: int = 60
-    rate: float = 0.5
-    enough: float = 0.02
-    divergence: float = 0.0625
-    decay: float = 1e-3
 
 
 def second_moment(
@@ -194,7 +161,6 @@ def search_values(
     Returns:
       v* - W k* of each edit.
     """
-    optimizer = optax.adam(search.rate)
 
     def one(own: FactPrompts, keys: Array) -> Array:
         start = change_point(model, params, own.tokens, layer)
@@ -215,32 +181,9 @@ def search_values(
             penalty = search.decay * (step**2).mean()
             return target + search.divergence * divergence + penalty, target
 
-        def update(state: _Search) -> _Search:
-            gradient, target = jax.grad(loss, has_aux=True)(state.step)
-            moved, moments = optimizer.update(gradient, state.moments)
-            moved = jnp.where(target > search.enough, moved, 0)
-            return _Search(state.number + 1, state.step + moved, moments, target)
+        return unit * minimize(loss, model.spec.d_model, search)
 
-        def goes_on(state: _Search) -> Array:
-            return (state.number < search.steps) & (state.target > search.enough)
-
-        begin = jnp.zeros(model.spec.d_model)
-        state = _Search(jnp.int32(0), begin, optimizer.init(begin), jnp.float32(jnp.inf))
-        return unit * jax.lax.while_loop(goes_on, update, state).step
-
-    def several(edits: tuple[FactPrompts, Array]) -> dict[str, Array]:
-        return {"change": jax.vmap(one)(*edits).T}
-
-    return map_in_chunks(several, (prompts, directions.keys), at_once=_AT_ONCE)["change"].T
-
-
-class _Search(NamedTuple):
-    """State of the search for one value: step number, step, moments of Adam, and -log p(b')."""
-
-    number: Int[Array, ""]
-    step: Float[Array, " d_model"]
-    moments: optax.OptState
-    target: Float[Array, ""]
+    return in_chunks(one, (prompts, directions.keys))
 
 
 def random_change(key: Array, like: LowRankChange) -> LowRankChange:

@@ -9,12 +9,12 @@ import pytest
 
 from implicit_reasoning.analysis.editing.batched import edit_together
 from implicit_reasoning.analysis.editing.rank_one import (
-    FactPrompts,
     exact_keys,
     memory,
     rank_one_changes,
     second_moment,
 )
+from implicit_reasoning.analysis.editing.value_search import FactPrompts
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.surgery import write_change
 from tests.model.exchange.models import filled

@@ -14,6 +14,7 @@ from implicit_reasoning.analysis.editing.knowledge_editing import (
     NULLS,
     ORACLE,
     RANDOM,
+    RESID_MID,
     ROME,
     STATE,
     W_OUT,
@@ -106,7 +107,10 @@ def test_the_first_hop_follows_a_state_that_is_overwritten(found):
         rome, state = (scores(result, name) for name in (ROME, STATE))
         assert rome.sel(score="first hop") == state.sel(score="first hop")
         assert state.sel(score="locality") == 1
-    # The second hop of the composer follows only if the value is written where the hop is computed.
+    # A vector before the MLP need not have the code of b' that the second hop reads.
+    before = scores(found["composer"], RESID_MID)
+    assert before.sel(score="efficacy") == 1 == before.sel(score="first hop")
+    # The second hop follows if the value is written where the hop is computed.
     assert scores(found["shared_store"], STATE).sel(score="second hop") == 1
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from implicit_reasoning.analysis.editing.rank_one import (
     RIDGE,
-    FactPrompts,
-    ValueSearch,
     exact_keys,
     memory,
     random_change,
@@ -16,6 +14,7 @@ from implicit_reasoning.analysis.editing.rank_one import (
     search_values,
     second_moment,
 )
+from implicit_reasoning.analysis.editing.value_search import FactPrompts, ValueSearch
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.surgery import LowRankChange, write_change
 from tests.model.exchange.models import filled

@@ -1,0 +1,113 @@
+"""Edits that overwrite a state, and change no stored fact.
+
+A vector is added to one site of a block wherever a prompt uses the edited fact: at r1 of the fact
+and of chains that use it at the first hop, and at the last position of chains that use it at the
+second hop. Other prompts do not change. The first hop of these edits shows how far the rest of the
+model follows a state that says b'. It is the part of the first hop of a weight edit that is no
+evidence about stores of facts. The second hop is an upper bound: the vector is written there,
+whether or not the second hop reads the edited block.
+
+There are two sites. At `hook_mlp_out`, the vector is that of the weight edit. At `hook_resid_mid`,
+before the MLP, the vector is searched separately, so the edit does not go through the store at all.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from implicit_reasoning.analysis.editing.edited_models import Rest, ScoredEdits
+from implicit_reasoning.analysis.editing.scores import Case, score_edit
+from implicit_reasoning.analysis.editing.value_search import (
+    FactPrompts,
+    ValueSearch,
+    in_chunks,
+    minimize,
+)
+from implicit_reasoning.model import Edit, HookContext, Params, Transformer
+from implicit_reasoning.model.surgery import changed_depths
+
+
+def search_states(
+    model: Transformer,
+    params: Params,
+    prompts: FactPrompts,
+    layer: int,
+    site: str,
+    unit: Float[Array, ""],
+    search: ValueSearch,
+) -> Float[Array, "edit d_model"]:
+    """Search for a vector to add at a site at r1 of each fact, so that the model answers b'.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      prompts: the prompts of the facts. Prompts of other facts are ignored, because they do not
+        change.
+      layer: an unrolled depth of the block. States are edited at every depth of this block.
+      site: the name of the site in the block, such as "hook_resid_mid".
+      unit: the unit of steps, from `second_moment`.
+      search: the settings.
+    """
+
+    def one(tokens: Array, new: Array) -> Array:
+        place = jnp.array([tokens.shape[1] - 1])
+
+        def loss(step: Array) -> tuple[Array, Array]:
+            edits = _edits(model, layer, site, place, unit * step)
+            logits = model.forward(params, tokens[:1], edits=edits)[0]
+            target = -jax.nn.log_softmax(logits[0, -1])[new]
+            return target + search.decay * (step**2).mean(), target
+
+        return unit * minimize(loss, model.spec.d_model, search)
+
+    return in_chunks(one, (prompts.tokens, prompts.new))
+
+
+def score_states(
+    model: Transformer,
+    params: Params,
+    cases: Case,
+    rest: Rest,
+    layer: int,
+    site: str,
+    added: Float[Array, "edit d_model"],
+) -> ScoredEdits:
+    """Score models whose states are edited wherever a prompt uses the edited fact.
+
+    Args:
+      model: the model.
+      params: the parameters, which are not changed.
+      cases: the consequences of all edits, from `prepare`.
+      rest: the other prompts, from `prepare`. They do not change.
+      layer: an unrolled depth of the block. States are edited at every depth of this block.
+      site: the name of the site in the block.
+      added: the vector of each edit.
+    """
+
+    def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
+        case, counted, vector = item
+        edits = _edits(model, layer, site, case.place, vector)
+        logits = model.forward(params, case.tokens, edits=edits)[0]
+        at_answer = jnp.take_along_axis(logits, case.position[:, None, None], axis=1)[:, 0]
+        return ScoredEdits(*score_edit(case, at_answer, counted, counted), jnp.float32(0))
+
+    found: ScoredEdits = jax.lax.map(one, (cases, rest.counted, added))
+    return found
+
+
+def _edits(
+    model: Transformer, layer: int, site: str, place: Array, vector: Array
+) -> dict[str, Edit]:
+    return {
+        f"blocks.{depth}.{site}": Edit(_add_at, (place, vector))
+        for depth in changed_depths(model, layer)
+    }
+
+
+def _add_at(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
+    """Add a vector at one position of each row; no position is -1."""
+    place, vector = args
+    here = jnp.arange(value.shape[1])[None] == place[:, None]
+    return value + jnp.where(here[..., None], vector[None, None], 0)

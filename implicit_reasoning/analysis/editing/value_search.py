@@ -1,0 +1,113 @@
+"""Search by Adam for the vector that makes a model answer with the new tail.
+
+The vectors of many edits are searched at once. The loss of an edit is evaluated in its own edited
+model. A search ends when the new answer is certain enough.
+
+Source: Meng et al. 2022, section 3.1 and appendix E.5 (the value of ROME).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.analysis.chunks import map_in_chunks
+
+_AT_ONCE = 25  # edits per chunk; their prompts are one batch
+
+
+class FactPrompts(NamedTuple):
+    """Prompts (e1, r1) of edited facts, with prompts of other facts of the same entity.
+
+    Attributes:
+      tokens: the prompts. The first prompt of each edit is that of the edited fact.
+      there: whether there is a prompt; false for padding.
+      new: the token of the new tail b'.
+    """
+
+    tokens: Int[Array | np.ndarray, "edit prompt 2"]
+    there: Bool[Array | np.ndarray, "edit prompt"]
+    new: Int[Array | np.ndarray, " edit"]
+
+
+@dataclass(frozen=True)
+class ValueSearch:
+    """Settings of the search for v*.
+
+    Attributes:
+      steps: maximum number of steps of Adam.
+      rate: the learning rate, in units of the root mean square of the outputs of the MLP.
+      enough: an edit whose loss -log p(b') is below this number is not changed further, in nats.
+      divergence: weight of the KL divergence of other facts of e1.
+      decay: weight of |v* - W k*|^2 / |unit|^2, where |unit| is the typical length of an output.
+    """
+
+    steps: int = 60
+    rate: float = 0.5
+    enough: float = 0.02
+    divergence: float = 0.0625
+    decay: float = 1e-3
+
+
+def minimize(
+    loss: Callable[[Array], tuple[Array, Array]], size: int, search: ValueSearch
+) -> Float[Array, " size"]:
+    """Return the vector that Adam finds, in units of the outputs of the MLP.
+
+    Args:
+      loss: function of the vector, which starts at 0. It returns the loss to minimize, and the part
+        of the loss that decides when the search ends, -log p(b').
+      size: the length of the vector.
+      search: the settings.
+    """
+    optimizer = optax.adam(search.rate)
+
+    def update(state: _State) -> _State:
+        gradient, target = jax.grad(loss, has_aux=True)(state.vector)
+        moved, moments = optimizer.update(gradient, state.moments)
+        moved = jnp.where(target > search.enough, moved, 0)
+        return _State(state.number + 1, state.vector + moved, moments, target)
+
+    def goes_on(state: _State) -> Array:
+        return (state.number < search.steps) & (state.target > search.enough)
+
+    begin = jnp.zeros(size)
+    state = _State(jnp.int32(0), begin, optimizer.init(begin), jnp.float32(jnp.inf))
+    return jax.lax.while_loop(goes_on, update, state).vector
+
+
+class _State(NamedTuple):
+    """State of a search.
+
+    Attributes:
+      number: number of steps so far.
+      vector: the vector.
+      moments: the moments of Adam.
+      target: -log p(b') before the last step.
+    """
+
+    number: Int[Array, ""]
+    vector: Float[Array, " size"]
+    moments: optax.OptState
+    target: Float[Array, ""]
+
+
+def in_chunks(one: Callable[..., Array], edits: tuple[Any, ...]) -> Float[Array, "edit size"]:
+    """Compute `one(*edit)` for all edits, in chunks of edits that are vmapped.
+
+    Args:
+      one: function that returns the vector of one edit.
+      edits: arguments of `one`, pytrees of arrays [edit, ...].
+    """
+
+    def several(edits: tuple[Any, ...]) -> dict[str, Array]:
+        return {"vector": jax.vmap(one)(*edits).T}
+
+    return map_in_chunks(several, edits, at_once=_AT_ONCE)["vector"].T
