@@ -35,6 +35,8 @@ _OF_STATES = {
     ),
     "grounded": "the single fact, without any chain, sets the code that these answers follow",
     "memorised": "answers are looked up, not computed through the variable",
+    "stored_once": "both hops of a chain look up their facts in the same weights",
+    "stored_twice": "the second hop of a chain looks up facts in other weights than the first",
 }
 _OF_COMPONENTS = {
     "moves": "the head copies the variable from an earlier position to a later one",
@@ -43,7 +45,7 @@ _OF_COMPONENTS = {
     "idle": "no answer to a chain depends on the head, neuron or edge",
 }
 STATE_KINDS = frozenset(_OF_STATES)
-"""Kinds of claims about states, and about the whole model ("factors", "grounded", "memorised")."""
+"""Kinds of claims about states, and about the whole model (from "factors" to "stored_twice")."""
 
 CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""

@@ -127,29 +127,31 @@ def choose_edits(dataset: Dataset, count: int, seed: int = 0) -> FactEdits:
 
     Args:
       dataset: a dataset of a chain task.
-      count: maximum number of edits. The roles `I`, `O` and `C` get equal numbers, as far as the
-        world has such facts.
+      count: maximum number of edits. The roles `I`, `O` and `C` get equal numbers. If the world has
+        too few facts of a role, the other roles get more.
       seed: the seed of the choice.
 
     Raises:
       NotApplicable: no fact of the dataset can be edited; see `need_editable`.
     """
     world, random = need_editable(dataset), np.random.default_rng(seed)
-    facts = world.facts
-    letters = [r for r in _EDITED_ROLES if (facts.role == ROLES.index(r)).any()]
-    chosen: list[tuple[int, int, int]] = []
-    groups: list[str] = []
-    for number, letter in enumerate(letters):
-        most = (number + 1) * count // len(letters) - number * count // len(letters)
-        here = random.permutation(np.flatnonzero(facts.role == ROLES.index(letter)))
-        pairs = ((int(fact), _new_tail(world, int(fact), random)) for fact in here)
-        found = [pair for pair, _ in zip((p for p in pairs if p[1] >= 0), range(most))]  # noqa: B905
-        chosen += [(*pair, len(groups)) for pair in found]
-        groups += [GROUPS[letter]] * bool(found)
-    if not chosen:
+    of_role = {r: np.flatnonzero(world.facts.role == ROLES.index(r)) for r in _EDITED_ROLES}
+    # Roles with few facts choose first, so that the other roles get what is left.
+    order = sorted(_EDITED_ROLES, key=lambda letter: len(of_role[letter]))
+    chosen: dict[str, list[tuple[int, int]]] = {letter: [] for letter in _EDITED_ROLES}
+    for number, letter in enumerate(order):
+        most = (count - sum(map(len, chosen.values()))) // (len(order) - number)
+        for fact in random.permutation(of_role[letter]).tolist():
+            if len(chosen[letter]) == most:
+                break
+            new = _new_tail(world, fact, random)
+            chosen[letter] += [(fact, new)] * (new >= 0)
+    there = [letter for letter in _EDITED_ROLES if chosen[letter]]
+    if not there:
         raise NotApplicable("no fact of this dataset can be edited: no new tail has consequences")
-    fact, new, group = np.array(chosen, np.int64).T
-    return FactEdits(fact, new, tuple(groups), group)
+    fact, new_tails = np.concatenate([chosen[letter] for letter in there]).T
+    group = np.repeat(np.arange(len(there)), [len(chosen[letter]) for letter in there])
+    return FactEdits(fact, new_tails, tuple(GROUPS[letter] for letter in there), group)
 
 
 def consequences(dataset: Dataset, edits: FactEdits, seed: int = 0) -> Consequences:

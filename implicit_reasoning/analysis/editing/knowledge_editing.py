@@ -20,8 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Float, Key
 
+from implicit_reasoning.analysis.claims import (
+    MAX_UPPER_BOUND,
+    MIN_CLUSTERS,
+    MIN_LOWER_BOUND,
+    Claim,
+)
 from implicit_reasoning.analysis.editing.batched import edit_together
 from implicit_reasoning.analysis.editing.edit_cases import (
     KINDS,
@@ -244,6 +251,43 @@ class KnowledgeEditing(Instrument):
             return fine_tune(model, params, lesson, self.tuning, layer)
 
         return score_parameters(model, params, cases, rest, self.layer, make, taught)
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Claim that facts are stored once or twice, by the consequences of rank-one edits.
+
+        Both claims need edits that nearly always take, that nearly all first-hop chains follow, and
+        that leave nearly all other prompts as they are. The random change must have no such
+        consequences. "stored_once" needs that nearly all second-hop chains follow, too.
+        "stored_twice" needs that nearly none of them follow, and that nearly all keep the old
+        answer. The edits are those of the first group of facts.
+        """
+        if ROME not in self.editors:
+            return set()
+        group = result.isel(group=0)
+
+        def ends(editor: str, score: str) -> tuple[float, float]:
+            """Return the ends of an interval; 0 and 1 if too few edits count."""
+            of = group.sel(editor=editor, score=score)
+            if of["share_n"] < MIN_CLUSTERS:
+                return 0.0, 1.0
+            return float(of["share_low"]), float(of["share_high"])
+
+        def nearly_all(score: str) -> bool:
+            return ends(ROME, score)[0] >= MIN_LOWER_BOUND
+
+        def nearly_none(score: str, editor: str = ROME) -> bool:
+            return ends(editor, score)[1] <= MAX_UPPER_BOUND
+
+        hops = ("first hop", "second hop")
+        if not all(map(nearly_all, ("efficacy", "first hop", "locality"))):
+            return set()
+        if not all(nearly_none(hop, RANDOM) for hop in hops):
+            return set()
+        if nearly_all("second hop"):
+            return {Claim("stored_once", "e2")}
+        if nearly_none("second hop") and nearly_all("stale second hop"):
+            return {Claim("stored_twice", "e2")}
+        return set()
 
     def changes(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

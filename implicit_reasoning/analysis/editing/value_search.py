@@ -44,14 +44,16 @@ class ValueSearch:
     Attributes:
       steps: maximum number of steps of Adam.
       rate: the learning rate, in units of the root mean square of the outputs of the MLP.
-      enough: an edit whose loss -log p(b') is below this number is not changed further, in nats.
+      enough: an edit whose loss -log p(b') is below this number is not changed further, in nats. A
+        trained model is far more certain of its facts than ROME's 0.05, and with 0.02 instead of
+        1e-4 fewer first-hop chains follow.
       divergence: weight of the KL divergence of other facts of e1.
       decay: weight of |v* - W k*|^2 / |unit|^2, where |unit| is the typical length of an output.
     """
 
-    steps: int = 60
+    steps: int = 200
     rate: float = 0.5
-    enough: float = 0.02
+    enough: float = 1e-4
     divergence: float = 0.0625
     decay: float = 1e-3
 

@@ -37,7 +37,7 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """
     plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
-    return plan.planted("factors", "grounded")
+    return plan.planted("factors", "grounded", "stored_twice")
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -51,7 +51,7 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     plan.two_hops(Hops.draw(plan.rng), bridge=bridge)
     plan.draft.table(LAST, "r1", [bridge], [plan.draft.output])
     plan.truth.mark("code", "e2", "r1", DEPTH)
-    return plan.planted("factors", "grounded")
+    return plan.planted("factors", "grounded", "stored_twice")
 
 
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -76,7 +76,7 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
     plan = MechanismBuilder("parallel", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
     plan.look_up(LookUp.draw(plan.rng), certain=False)
-    return plan.planted("factors", "grounded", maybe=("memorised",))
+    return plan.planted("factors", "grounded", "stored_twice", maybe=("memorised",))
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -96,7 +96,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
     copied = plan.draft.space(knowledge.n_entities)
     plan.draft.move(idle, "r1", "r2", plan.draft.output, copied, "e2")
     plan.truth.mark("code", "e2", "r2", idle + 1)
-    return plan.planted("factors", "grounded")
+    return plan.planted("factors", "grounded", "stored_twice")
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -140,7 +140,7 @@ def shared_store(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """
     plan = MechanismBuilder("shared_store", knowledge, seed, n_loops=_LOOPS)
     plan.one_store(Hops.draw_loops(plan.rng, _LOOPS))
-    return plan.planted("factors", "grounded")
+    return plan.planted("factors", "grounded", "stored_once")
 
 
 def superposed_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -170,7 +170,7 @@ def _in_form(name: str, knowledge: Knowledge, seed: int | None, form: Form) -> P
     """Return the composer in another form of its weights."""
     plan = MechanismBuilder(name, knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
-    return plan.planted("factors", "grounded", form=form)
+    return plan.planted("factors", "grounded", "stored_twice", form=form)
 
 
 MECHANISMS: dict[str, Callable[[Knowledge, int | None], Planted]] = {

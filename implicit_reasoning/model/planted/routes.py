@@ -30,7 +30,7 @@ from implicit_reasoning.model.units import Fact, Head, Neuron, WholeModel
 DEPTH = 4
 LAST = DEPTH - 1
 
-ModelKind = Literal["factors", "grounded", "memorised"]
+ModelKind = Literal["factors", "grounded", "memorised", "stored_once", "stored_twice"]
 
 
 class Knowledge(NamedTuple):

@@ -32,10 +32,10 @@ def chosen():
 def test_edits_have_new_tails_and_are_of_all_roles(chosen):
     data, edits, _ = chosen
     facts = data.world.facts
-    assert (
-        len(np.unique(edits.fact)) == len(edits.fact) == 31
-    )  # one of the 12 O facts leads to itself
+    assert len(np.unique(edits.fact)) == len(edits.fact) == 40
     assert edits.groups == ("id", "ood")
+    # One of the 12 O facts leads to itself. The facts of role I get what is left.
+    np.testing.assert_array_equal(np.bincount(edits.group), [29, 11])
     letters = np.array(ROLES)[facts.role[edits.fact]]
     assert (letters == np.array(["I", "O"])[edits.group]).all()
     assert (edits.new != facts.tail[edits.fact]).all() and (

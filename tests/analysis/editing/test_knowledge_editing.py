@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import NotApplicable
+from implicit_reasoning.analysis.claims import judge
 from implicit_reasoning.analysis.editing.edit_cases import KINDS
 from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.knowledge_editing import (
@@ -37,7 +38,7 @@ KEEP = ("same entity", "same relation", "locality")
 
 def instrument(name):
     editors = (*DEFAULT, MEMIT, W_OUT) if name == "composer" else DEFAULT
-    return KnowledgeEditing(editors, layer=LAYERS[name], edits=40, others=60, tuning=TUNING)
+    return KnowledgeEditing(editors, layer=LAYERS[name], edits=31, others=60, tuning=TUNING)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_an_edit_of_single_facts_reaches_no_chain_that_does_not_read_them(found,
 def test_enough_edits_count(found):
     for result in found.values():
         count = result["share_n"].sel(editor=ROME, group="id")
-        assert count.min() >= 18 and count.sel(score="efficacy") == 20
+        assert count.min() >= 16 and count.sel(score="efficacy") == 20
 
 
 def test_nulls_change_nothing_and_have_the_norm_of_the_edit(found):
@@ -112,6 +113,17 @@ def test_the_first_hop_follows_a_state_that_is_overwritten(found):
     assert before.sel(score="efficacy") == 1 == before.sel(score="first hop")
     # The second hop follows if the value is written where the hop is computed.
     assert scores(found["shared_store"], STATE).sel(score="second hop") == 1
+
+
+def test_claims_are_those_of_the_planted_stores(found):
+    wanted = {"composer": {"stored_twice"}, "shared_store": {"stored_once"}}
+    for name, result in found.items():
+        claims = instrument(name).claims(result)
+        assert {claim.kind for claim in claims} == wanted.get(name, set())
+        assert judge(claims, known(name).mechanism) == ("right" if claims else "silent")
+    # Half of the edits are too few for a claim.
+    few = found["composer"].assign(share_n=found["composer"]["share_n"] // 2)
+    assert not instrument("composer").claims(few)
 
 
 def test_other_editors_of_the_first_store_of_a_composer_reach_the_first_hop_only(found):

@@ -83,7 +83,7 @@ def test_of_an_untrained_model_nothing_but_tokens_is_true():
     assert holds(Claim("carried", "e1", 2, "e1")) is False  # nothing reads this state
     for kind in ("decodable", "carried", "used", "unused"):
         assert holds(Claim(kind, "e2", 1, "r1")) is False
-    for kind in ("factors", "grounded", "memorised"):
+    for kind in ("factors", "grounded", "memorised", "stored_once", "stored_twice"):
         assert holds(Claim(kind, "e2")) is False
 
 
