@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.truth.known import knowledge, scored_world, small_world
+from implicit_reasoning.dictionaries.graphs.ablations import measure_ablations
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, shares
@@ -103,6 +104,22 @@ def test_a_swap_of_features_of_the_bridge_is_followed(relay, sets):
     slope = own.slope.sel(change="ablate")
     np.testing.assert_allclose(slope.sel(prediction="paths"), 0.5, atol=1e-4)
     assert not np.isfinite(slope.sel(prediction="edges")).any()
+
+
+def test_ablations_of_all_features_are_compared_with_their_predictions(relay, sets):
+    """The three features of a chain each make the answer wrong, and edges add up in closed form."""
+    found = measure_ablations(
+        relay.subject, sets["neurons"], splits=("train_ii",), max_features=4, max_chains=12
+    ).squeeze(["group", "split"])
+    assert found.n_nodes == 36 and found.n_clusters >= 4
+    # Only the feature of the second fact writes to the logits.
+    np.testing.assert_allclose(found.slope.sel(prediction="edges"), 1, atol=1e-4)
+    # Each feature before loses twice its activation in the prediction, and nothing else in truth.
+    predicted = np.array([40, 20, 10])
+    slope = 10 * predicted.sum() / (predicted**2).sum()
+    np.testing.assert_allclose(found.slope.sel(prediction="paths"), slope, atol=1e-4)
+    # Effects are all equal, so there is no correlation.
+    assert np.isnan(found.correlation).all() and np.isnan(found.correlation_null).all()
 
 
 @pytest.mark.slow
