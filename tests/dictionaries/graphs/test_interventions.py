@@ -1,5 +1,7 @@
 """Effects of interventions are those that the graph predicts, and swaps of bridges are followed."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from implicit_reasoning.dictionaries import splice
 from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.graphs.attribution import attribute
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures
 from implicit_reasoning.dictionaries.graphs.interventions import (
     WITHIN,
@@ -20,102 +23,102 @@ from implicit_reasoning.dictionaries.graphs.interventions import (
     random_features,
     swap,
 )
-from implicit_reasoning.dictionaries.replacement import Replacement, local_run, mlp_sites
+from implicit_reasoning.dictionaries.replacement import Replacement, mlp_sites
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Transformer
 from implicit_reasoning.model.edits import mask
 from tests.dictionaries.graphs.replacements import drawn
-from tests.dictionaries.graphs.test_attribution import N_FEATURES, SPEC, TOKENS, graphs_of
+from tests.dictionaries.graphs.test_attribution import N_FEATURES, PLACES, SPEC, TOKENS
 
 N_VALUES = 3
 
 
+class Made(NamedTuple):
+    """Random transcoders, their graphs, interventions on nodes, and all results."""
+
+    model: Any
+    params: Any
+    replacement: Any
+    own: Any
+    graphs: Any
+    changes: Any
+    local: Any
+    weights: Any
+    found: Any
+    predicted: Any
+
+
 @pytest.fixture(scope="module", params=["skip", "cross_layer"])
 def made(request):
-    """Return random transcoders, their graphs, interventions on nodes, and all results."""
     model, params, replacement, own = drawn(request.param, SPEC, N_FEATURES)
-    graphs = graphs_of(model, params, replacement, own, TOKENS)
+    shape = (len(TOKENS), TOKENS.shape[1], SPEC.n_layers, N_FEATURES)
+    chance = np.random.default_rng(0).random((2, *shape)) < 0.1
 
     @jax.jit
-    def program(params, own, changes):
+    def program(params, own, chance):
+        graphs = attribute(model, params, replacement, own, TOKENS, max_features=PLACES)
         run = Interventions.of(model, params, replacement, own, TOKENS)
-        nothing = ablate(jnp.zeros(run.local.acts.shape, bool))
+        acts = run.local.acts
+        some, inactive = (acts > 0) & chance[0], (acts == 0) & chance[1]
+        first = graphs.pos[:, 0], graphs.layer[:, 0], graphs.feature[:, 0]
+        one = jnp.zeros_like(some).at[jnp.arange(len(TOKENS)), *first].set(True)
+        changes = [
+            ablate(some),
+            clamp(some, 20 * acts),  # other features switch on and off
+            clamp(one, acts + 1e-3),  # all other features stay active or inactive
+            clamp(some | inactive, 0.3),
+        ]
+        nothing = run(ablate(jnp.zeros_like(some)), "real")
+        changes = jax.tree.map(lambda *parts: jnp.stack(parts), *changes)
         found = {
             within: jax.lax.map(lambda change, within=within: run(change, within), changes)
             for within in WITHIN
         }
-        return found | {"none": run(nothing, "real")}
+        predicted = jax.vmap(jax.vmap(predicted_effects), (None, 0, 0))(graphs, *changes)
+        return graphs, changes, run.local, run.weights, found | {"none": nothing}, predicted
 
-    random = np.random.default_rng(0)
-    local = jax.jit(lambda own: local_run(model, params, replacement, own, TOKENS))(own)
-    active = np.asarray(local.acts) > 0
-    some = active & (random.random(active.shape) < 0.1)
-    inactive = ~active & (random.random(active.shape) < 0.1)
-    one = np.zeros_like(active)
-    for row in range(len(TOKENS)):
-        one[row, graphs.pos[row, 0], graphs.layer[row, 0], graphs.feature[row, 0]] = True
-    changes = [
-        ablate(jnp.asarray(some)),
-        clamp(jnp.asarray(some), 20 * local.acts),  # other features switch on and off
-        clamp(jnp.asarray(one), local.acts + 1e-3),  # all other features stay active or inactive
-        clamp(jnp.asarray(some | inactive), 0.3),
-    ]
-    changes = jax.tree.map(lambda *parts: jnp.stack(parts), *changes)
-    found = program(params, own, changes)
-    return (model, params, replacement, own), graphs, changes, local, found
-
-
-def predicted(graphs, changes):
-    """Return the predictions for all changes and prompts, [change, batch, target]."""
-    return jax.jit(jax.vmap(jax.vmap(predicted_effects), (None, 0, 0)))(
-        graphs, changes.where, changes.value
-    )
+    results = jax.device_get(program(params, own, chance))
+    return Made(model, params, replacement, own, *results)
 
 
 def observed(made, within):
     """Return the changes of the targets of the graph within a model, [change, batch, target]."""
-    (_, _, replacement, own), graphs, _, local, found = made
-    weights = replacement.weights(own)
-    batch = np.arange(len(TOKENS))[:, None]
+    graphs, batch = made.graphs, np.arange(len(TOKENS))[:, None]
 
     def targets(logits, inputs):
-        pre = jnp.einsum("bpld,ldf->bplf", inputs, weights.encoder)
+        pre = np.einsum("...bpld,ldf->...bplf", inputs, made.weights.encoder)
         centred = logits - logits.mean(-1, keepdims=True)
-        of_features = pre[batch, graphs.pos, graphs.layer, graphs.feature]
-        return jnp.concatenate([of_features, jnp.take_along_axis(centred, graphs.token, 1)], 1)
+        of_features = pre[..., batch, graphs.pos, graphs.layer, graphs.feature]
+        return np.concatenate([of_features, centred[..., batch, graphs.token]], -1)
 
-    return jax.vmap(targets)(*found[within]) - targets(local.logits, local.inputs)[None]
+    return targets(*made.found[within]) - targets(made.local.logits, made.local.inputs)
 
 
 def counted(graphs):
-    return np.asarray(jnp.concatenate([graphs.counts, graphs.probability > 0], 1))
+    return np.concatenate([graphs.counts, graphs.probability > 0], 1)
 
 
 def test_with_fixed_features_effects_are_the_direct_edges(made):
     """Ablations, large and small changes of features that are nodes."""
-    _, graphs, changes, _, _ = made
-    there = counted(graphs)
-    wanted = np.where(there, predicted(graphs, changes).edges, 0)[:3]
+    there = counted(made.graphs)
+    wanted = np.where(there, made.predicted.edges, 0)[:3]
     found = np.where(there, observed(made, "edges"), 0)[:3]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
     assert (abs(wanted[:2]) > 0.01).sum() > 50
 
 
 def test_with_features_that_follow_effects_are_those_over_all_paths(made):
-    _, graphs, changes, _, _ = made
-    there = counted(graphs)
-    prediction = predicted(graphs, changes)
-    wanted, direct = (np.where(there, x, 0)[:3] for x in (prediction.paths, prediction.edges))
+    there = counted(made.graphs)
+    wanted, direct = (np.where(there, x, 0)[:3] for x in made.predicted[::-1])
     found = np.where(there, observed(made, "paths"), 0)[:3]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
     assert abs(wanted - direct).max() > 0.05
 
 
 def test_small_changes_do_in_the_replacement_model_what_all_paths_predict(made):
-    _, graphs, changes, _, _ = made
-    there = counted(graphs)
-    wanted = np.where(there, predicted(graphs, changes).paths, 0)[2]
+    there = counted(made.graphs)
+    wanted = np.where(there, made.predicted.paths, 0)[2]
     found = np.where(there, observed(made, "replacement"), 0)[2]
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-6)
     assert abs(wanted).max() > 1e-4
@@ -124,27 +127,33 @@ def test_small_changes_do_in_the_replacement_model_what_all_paths_predict(made):
 
 
 def test_without_a_change_all_models_are_the_model(made):
-    _, _, _, local, found = made
-    np.testing.assert_allclose(found["none"].logits, local.logits, atol=1e-5)
+    found = made.found
+    np.testing.assert_allclose(found["none"].logits, made.local.logits, atol=1e-5)
     assert abs(found["real"].logits - found["frozen"].logits).max() > 1e-3
     assert abs(found["frozen"].logits - found["replacement"].logits).max() > 1e-3
 
 
 def test_real_interventions_are_edits_of_spliced_dictionaries(made):
-    (model, params, replacement, own), _, changes, _, found = made
-    sites, changed = replacement.sites, Intervention(changes.where[1], changes.value[1])
-    parts = [sites] if len(own) == 1 else [Sites((r,), (w,)) for r, w in zip(*sites, strict=True)]
-    everywhere, edits = jnp.ones(TOKENS.shape[1], bool), {}
-    for number, here in enumerate(parts):
-        spliced = splice.edits(
-            replacement.dictionaries[number], own[number], here, everywhere, keep_error=True
-        )
-        one = changed if len(own) == 1 else jax.tree.map(lambda x, n=number: x[:, :, n], changed)
-        flat = tuple(x.reshape(*TOKENS.shape, -1) for x in one)
-        edits |= spliced | {f"{write}.hook_acts": Edit(mask, flat) for write in here.write}
-    logits = jax.jit(lambda edits: model.forward(params, TOKENS, edits=edits)[0])(edits)
-    np.testing.assert_allclose(found["real"].logits[1], logits[:, -1], atol=2e-5)
-    assert abs(found["real"].logits[1] - found["none"].logits).max() > 0.1
+    model, params, replacement, own = made[:4]
+    sites, crossing = replacement.sites, len(made.own) == 1
+    parts = [sites] if crossing else [Sites((r,), (w,)) for r, w in zip(*sites, strict=True)]
+
+    @jax.jit
+    def program(params, own, where, value):
+        edits = {}
+        for number, here in enumerate(parts):
+            everywhere = jnp.ones(TOKENS.shape[1], bool)
+            dictionary = replacement.dictionaries[number], own[number]
+            edits |= splice.edits(*dictionary, here, everywhere, keep_error=True)
+            layers = slice(None) if crossing else number
+            flat = tuple(x[:, :, layers].reshape(*TOKENS.shape, -1) for x in (where, value))
+            edits |= {f"{write}.hook_acts": Edit(mask, flat) for write in here.write}
+        return model.forward(params, TOKENS, edits=edits)[0][:, -1]
+
+    logits = program(params, own, made.changes.where[1], made.changes.value[1])
+    found = made.found["real"].logits[1]
+    np.testing.assert_allclose(found, logits, atol=2e-5)
+    assert abs(found - made.found["none"].logits).max() > 0.1
 
 
 def test_a_swap_sets_the_features_of_both_bridges():
@@ -170,27 +179,25 @@ def test_a_swap_sets_the_features_of_both_bridges():
 
 
 def test_random_features_change_by_vectors_of_the_same_norm(made):
-    (_, _, replacement, own), _, changes, local, _ = made
-    weights = replacement.weights(own)
-    change = Intervention(changes.where[3], changes.value[3])
-    null = random_features(jax.random.key(0), change, local.acts, weights)
-    norms = jnp.sqrt((weights.decoder**2).sum((-2, -1)))
+    change, acts = Intervention(made.changes.where[3], made.changes.value[3]), made.local.acts
+    arguments = jax.tree.map(jnp.asarray, (change, acts, made.weights))
+    null = jax.device_get(jax.jit(random_features)(jax.random.key(0), *arguments))
+    norms = np.sqrt((made.weights.decoder**2).sum((-2, -1)))
 
     def sizes(one):
-        moved = jnp.where(one.where, one.value - local.acts, 0) * norms[None, None]
-        return np.sort(np.asarray(moved), -1)
+        return np.sort(np.where(one.where, one.value - acts, 0) * norms, -1)
 
     np.testing.assert_allclose(sizes(null), sizes(change), atol=1e-5)
-    assert (null.where != change.where).any(-1)[change.where.any(-1) & ~change.where.all(-1)].all()
+    some = change.where.any(-1) & ~change.where.all(-1)
+    assert (null.where != change.where).any(-1)[some].all()
 
 
-def test_what_cannot_run_is_refused():
-    model, params, replacement, own = drawn("skip", SPEC, N_FEATURES)
-    run = Interventions.of(model, params, replacement, own, TOKENS)
+def test_what_cannot_run_is_refused(made):
+    run = Interventions(*made[:4], TOKENS, made.local, made.weights, {})
     with pytest.raises(InputError, match="within is 'reel'; it must be one of edges, paths"):
-        run(ablate(run.local.acts > 0), "reel")
+        run(made.changes, "reel")
     depth, width = SPEC.n_layers, SPEC.d_model
     crossing = CrossLayer(depth * width, depth * width, depth * 8, n_layers=depth)
     topk = Replacement((InferenceDictionary(crossing, "topk", 4),), mlp_sites(Transformer(SPEC)))
     with pytest.raises(InputError, match="compete with features of later layers"):
-        Interventions.of(model, params, topk, own, TOKENS)
+        Interventions.of(made.model, made.params, topk, made.own, TOKENS)
