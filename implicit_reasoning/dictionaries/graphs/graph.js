@@ -308,8 +308,13 @@
 
   const makeCard = (item, pinned) => {
     const about = items[item], seen = view(now()), known = seen.there.get(item);
-    const pin = html("button", { type: "button", "aria-label": `${pinned ? "Unpin" : "Pin"} ${about.name}` }, pinned ? "Unpin" : "Pin");
-    pin.addEventListener("click", () => togglePin(item));
+    const said = pinned ? "Unpin" : "Pin";
+    const pin = html("button", { type: "button", "aria-label": `${said} ${about.name}`, "data-pin": item }, said);
+    pin.addEventListener("click", () => {
+      togglePin(item);
+      // The button has been made again, or its card is gone.
+      (document.querySelector(`.side [data-pin="${item}"]`) || document.querySelector(".side [data-pin]"))?.focus();
+    });
     const card = html("article", { class: pinned ? "card pinned" : "card" }, html("header", {}, html("h3", {}, about.name), pin));
     if (!known) {
       card.append(html("p", { class: "note" }, `Not in the graph at step ${steps(graphs[now()].step)}.`), history(item));
@@ -321,7 +326,7 @@
       const swatch = html("span", { class: "swatch", style: `background: var(--${own ? kindOf(known.label[0]) : "plain"})` });
       say(swatch, known.label ? `stands for ${known.label[0]} = ${known.label[1]} (F1 ${number(known.label[2])})` : "stands for no value of a variable");
       say(`Activation ${number(known.activation)}. `, `Influence ${number(known.influence, 3)}.`);
-      if (known.tokens.length) say(`Tokens whose embeddings activate it most: ${known.tokens.join(", ")}`);
+      if (known.tokens.length) say(`Its de-embedding, the tokens whose embeddings activate it most directly: ${known.tokens.join(", ")}`);
     } else if (about.kind === "joined") {
       say(known.members.map((one) => `feature ${nodes[one.node].number} (${number(one.activation)})`).join(", "));
       say(`Influence ${number(known.influence, 3)}.`);
@@ -333,12 +338,8 @@
     if (outgoing.length) card.append(edgeTable("Strongest outgoing edges: weight (share of the target’s input)", outgoing, "target"));
     return card;
   };
-  // Cards are made again only if they change: a button must not go away while it is pressed.
-  let drawn = "";
   const drawCards = () => {
-    const item = current(), key = JSON.stringify([item, now(), joined.checked, state.pins]);
-    if (key === drawn) return;
-    drawn = key;
+    const item = current();
     if (item !== null) byId("card").replaceChildren(makeCard(item, state.pins.includes(item)));
     else byId("card").replaceChildren(html("p", { class: "note" }, "Point to a node, or choose one."));
     byId("pins-title").hidden = !state.pins.length;

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.dictionaries.graphs.bridge import MIN_F1
-from implicit_reasoning.dictionaries.graphs.exchange import Feature
 from implicit_reasoning.dictionaries.graphs.influence import shares
 from implicit_reasoning.dictionaries.graphs.layout import (
     EMBEDDING,
@@ -42,22 +41,18 @@ from implicit_reasoning.pages import json_for_script, make_environment, read_sou
 KIND = "attribution graphs"
 """What kind of page it is, for `pages.write_page`."""
 
-Tokens = Mapping[int, Mapping[Feature, Sequence[str]]]
-"""The names of tokens for each feature, by step."""
-
 _TEMPLATES = make_environment("implicit_reasoning.dictionaries.graphs")
 _SHOWN = 75  # percent of the flow along edges that is shown at first
 
 
-def make_page(found: QueryGraphs, *, tokens: Tokens | None = None) -> Page:
+def make_page(found: QueryGraphs) -> Page:
     """Make the page of the graphs of one query.
 
     Args:
       found: the graphs at all checkpoints, as from `query_graphs`.
-      tokens: for each feature, the tokens whose embeddings activate it most.
     """
     layout = place_nodes(found)
-    data = page_data(found, layout, tokens or {})
+    data = page_data(found, layout)
     query, last = found.query, data["graphs"][-1]
     body = _TEMPLATES.get_template("graph.html").render(
         data=json_for_script(data),
@@ -91,7 +86,7 @@ def _lead(query: Query, found: QueryGraphs) -> str:
     )
 
 
-def page_data(found: QueryGraphs, layout: Layout, tokens: Tokens) -> dict[str, Any]:
+def page_data(found: QueryGraphs, layout: Layout) -> dict[str, Any]:
     """Return the data of the page, as JSON can represent them.
 
     `nodes` has every node once, with its place. `graphs` has one entry for each checkpoint. Its
@@ -131,7 +126,7 @@ def page_data(found: QueryGraphs, layout: Layout, tokens: Tokens) -> dict[str, A
             }
             for row, box in zip(layout.rows, layout.row_boxes, strict=True)
         ],
-        "graphs": [_graph_data(found, at, index, tokens.get(at.step, {})) for at in found.graphs],
+        "graphs": [_graph_data(found, at, index) for at in found.graphs],
     }
 
 
@@ -147,12 +142,7 @@ def _names(query: Query, node: Node) -> tuple[str, str]:
     return f"feature {node.number} of MLP {node.layer} at {where}", str(node.number)
 
 
-def _graph_data(
-    found: QueryGraphs,
-    at: StepGraph,
-    index: Mapping[Node, int],
-    tokens: Mapping[Feature, Sequence[str]],
-) -> dict[str, Any]:
+def _graph_data(found: QueryGraphs, at: StepGraph, index: Mapping[Node, int]) -> dict[str, Any]:
     """Return the data of the graph at one checkpoint."""
     query, graph = found.query, at.graph
     nodes = nodes_of(query, at, same_features=found.same_features)
@@ -179,7 +169,7 @@ def _graph_data(
             {
                 "node": index[nodes[place]],
                 "influence": _number(reached[place]),
-                **_details(nodes[place], int(place), at, tokens),
+                **_details(nodes[place], int(place), at, query.names),
             }
             for place in kept
         ],
@@ -196,9 +186,7 @@ def _graph_data(
     }
 
 
-def _details(
-    node: Node, place: int, at: StepGraph, tokens: Mapping[Feature, Sequence[str]]
-) -> dict[str, Any]:
+def _details(node: Node, place: int, at: StepGraph, names: Sequence[str]) -> dict[str, Any]:
     """Return what is known of a node only if it is a feature or a logit."""
     if node.kind == LOGIT:
         number = place - len(at.kept.node) + len(at.graph.token)
@@ -209,7 +197,7 @@ def _details(
     return {
         "activation": _number(at.graph.activation[place]),
         "label": None if label is None else [label.variable, label.value, _number(label.f1)],
-        "tokens": list(tokens.get((node.layer, node.number), ())),
+        "tokens": [names[token] for token in at.tokens[place]],
     }
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from implicit_reasoning.analysis.subject import Subject, stack_trees
 from implicit_reasoning.dictionaries.graphs.attribution import Graph, attribute, node_kinds
 from implicit_reasoning.dictionaries.graphs.bridge import bridge_features, bridge_share
+from implicit_reasoning.dictionaries.graphs.connections import de_embeddings, reading_vectors
 from implicit_reasoning.dictionaries.graphs.influence import (
     EDGES,
     NODES,
@@ -46,6 +47,9 @@ from implicit_reasoning.dictionaries.replacement import Replacement, local_run
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
+
+TOKENS = 5
+"""The number of tokens that describe a feature."""
 
 
 class Label(NamedTuple):
@@ -95,6 +99,8 @@ class StepGraph(NamedTuple):
         features of the bridge; nan if it is unknown.
       null_share: the same for another bridge.
       labels: the label of each feature that has one, by its place in the graph.
+      tokens: the tokens whose embeddings add most to the pre-activation of each feature directly,
+        from the weights alone (`connections.py`).
     """
 
     step: int
@@ -105,6 +111,7 @@ class StepGraph(NamedTuple):
     bridge_share: float
     null_share: float
     labels: dict[int, Label]
+    tokens: Int[np.ndarray, "feature token"]
 
 
 class QueryGraphs(NamedTuple):
@@ -214,6 +221,7 @@ class _Found(NamedTuple):
     scores: GraphScores
     bridge_share: Array  # of the bridge of the query, and of another bridge
     labels: FeatureLabels  # of the features of the graph
+    tokens: Array  # of the features of the graph
 
 
 def _program(
@@ -259,9 +267,24 @@ def _program(
             graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token),
             jnp.stack(ends),
             jax.tree.map(lambda leaf: leaf[place], labels),
+            _top_tokens(*arguments, graph),
         )
 
     return jax.jit(lambda items: jax.lax.map(one, items))
+
+
+def _top_tokens(
+    model: Transformer,
+    params: Params,
+    replacement: Replacement,
+    own: Sequence[Params],
+    graph: Graph,
+) -> Int[Array, "feature token"]:
+    """Return the tokens with the largest de-embeddings for each feature of a graph."""
+    read = reading_vectors(model, params, replacement.weights(own))
+    scores = de_embeddings(params, read[graph.layer, :, graph.feature].T)
+    tokens: Array = jax.lax.top_k(scores.T, min(TOKENS, len(scores)))[1]
+    return tokens
 
 
 def _step_graph(
@@ -274,6 +297,7 @@ def _step_graph(
     scores: GraphScores,
     share: Float[np.ndarray, " bridge"],
     labels: Any,
+    tokens: Int[np.ndarray, "feature token"],
 ) -> StepGraph:
     """Give names to the labels of one graph."""
     variable: Int[np.ndarray, " feature"] = labels.variable
@@ -286,4 +310,4 @@ def _step_graph(
         for place in np.flatnonzero((variable >= 0) & graph.counts)
     }
     own, other = map(float, share)
-    return StepGraph(step, graph, kept, flow, scores, own, other, named)
+    return StepGraph(step, graph, kept, flow, scores, own, other, named, tokens)

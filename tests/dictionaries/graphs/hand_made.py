@@ -20,7 +20,7 @@ FEATURES, SIZE = 3, 14
 EMBEDDINGS, LOGITS = (9, 10, 11), (12, 13)
 
 
-def step_graph(step, layers, positions, numbers, edges, labels, **more):
+def step_graph(step, layers, positions, numbers, edges, labels, tokens):
     """Return a graph whose edges are `{(source, target): weight}`; every node of one is kept."""
     adjacency = np.zeros((SIZE, SIZE), np.float32)
     for (source, target), weight in edges.items():
@@ -44,8 +44,10 @@ def step_graph(step, layers, positions, numbers, edges, labels, **more):
         Pruned(touched, adjacency != 0),
         influence=np.linspace(0.1, 0.5, SIZE).astype(np.float32),
         scores=GraphScores(np.float32(0.5), np.float32(0.25)),
+        bridge_share=0.125,
+        null_share=float("nan"),
         labels=labels,
-        **{"bridge_share": 0.125, "null_share": float("nan")} | more,
+        tokens=np.array(tokens),
     )
 
 
@@ -57,14 +59,16 @@ def hand_made(same_features=True):
         (1, 1, 2),
         (5, 7, 2),
         {(9, 0): 1.0, (9, 1): -3.0, (0, 12): 2.0, (1, 12): 1.0, (8, 12): 1.0, (2, 13): -1.0},
-        {1: Label("e2", NAMES[4], 0.75)},
+        {0: Label("e2", NAMES[1], 0.55), 1: Label("e2", NAMES[4], 0.75)},
+        tokens=[(5, 5), (2, 3), (5, 5)],
     )
     after = step_graph(
         2000,
         (0, 0, 1),
         (1, 1, 2),
         (7, 8, 2),
-        {(9, 0): 4.0, (10, 0): -1.0, (0, 2): 3.0, (1, 2): 1.0, (2, 12): 5.0},
+        {(9, 0): 4.0, (10, 0): -1.0, (0, 2): 3.0, (1, 2): 1.5, (2, 12): 5.0},
         {0: Label("e2", NAMES[1], 0.9), 1: Label("e2", NAMES[1], 0.6), 2: Label("r2", "s", 0.5)},
+        tokens=[(0, 4), (5, 5), (5, 5)],
     )
     return QueryGraphs(QUERY, (before, after), same_features)

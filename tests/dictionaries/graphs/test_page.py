@@ -18,7 +18,7 @@ SEVEN = Node("feature", 0, 1, 7)
 
 @pytest.fixture(scope="module")
 def page():
-    return make_page(hand_made(), tokens={2000: {(0, 7): ("a", "<i>c")}})
+    return make_page(hand_made())
 
 
 def data_of(page):
@@ -67,7 +67,7 @@ def test_its_nodes_have_activation_label_and_tokens(page):
     assert before[seven]["activation"] == 2.5 and after[seven]["activation"] == 1.5
     assert before[seven]["label"] == ["e2", NAMES[4], 0.75]
     assert after[seven]["label"] == ["e2", NAMES[1], 0.9]
-    assert after[seven]["tokens"] == ["a", "<i>c"] and before[seven]["tokens"] == []
+    assert after[seven]["tokens"] == ["a", "<i>c"] and before[seven]["tokens"] == ["r", "s"]
     [answer] = [i for i, node in enumerate(data["nodes"]) if node["name"] == f"logit of {NAMES[4]}"]
     assert after[answer]["probability"] == 0.75 == data["graphs"][1]["answer"]
     assert data["graphs"][0]["bridge_share"] == 0.125 and data["graphs"][0]["null_share"] is None
@@ -79,11 +79,13 @@ def test_a_feature_has_one_place_in_the_row_of_its_best_label():
     assert layout.nodes.count(SEVEN) == 1
     # At step 10 it stands for another value, with a lower F1.
     assert rows[SEVEN] == Row(0, 1, "e2", f"e2 = {NAMES[1]}") == rows[Node("feature", 0, 1, 8)]
-    assert rows[Node("feature", 0, 1, 5)].text == "no label"
     assert rows[Node("feature", 1, 2, 2)].text == "r2 = s"
     assert rows[Node("error", 1, 2, -1)].text == "error"
     points = dict(zip(layout.nodes, layout.points, strict=True))
-    assert len(set(points.values())) == len(points)
+    # Features 5 and 8 are never in the graph together, so they share the second place of the row.
+    five, eight = (Node("feature", 0, 1, number) for number in (5, 8))
+    assert rows[five] == rows[eight] and points[five] == points[eight] != points[SEVEN]
+    assert len(set(points.values())) == len(points) - 1
     heights = [{y for node, (_, y) in points.items() if node.layer == at} for at in range(-1, 3)]
     for lower, upper in itertools.pairwise(heights):
         assert min(lower) > max(upper)  # y grows downwards
@@ -99,8 +101,18 @@ def test_nodes_share_a_place_only_if_they_are_never_together():
     at = {}
     for node, point in zip(layout.nodes, layout.points, strict=True):
         at.setdefault(point, []).append(node)
+    texts = {
+        node: layout.rows[row].text
+        for node, row in zip(layout.nodes, layout.row_of, strict=True)
+        if row >= 0
+    }
+    assert [texts[node] for node in sorted(sevens, key=lambda node: node.step)] == [
+        "another value",
+        f"e2 = {NAMES[1]}",
+    ]
+    assert texts[Node("feature", 1, 2, 2, 10)] == "no label"
     shared = [nodes for nodes in at.values() if len(nodes) > 1]
-    assert all(len({node.step for node in nodes}) == len(nodes) for nodes in shared)
+    assert shared and all(len({node.step for node in nodes}) == len(nodes) for nodes in shared)
     assert "were trained independently" in make_page(found).body
     assert "were trained independently" not in make_page(hand_made()).body
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,8 @@ from implicit_reasoning.dictionaries.graphs.query import query_graphs
 from implicit_reasoning.errors import InputError
 from tests.dictionaries.graphs.planted import neuron_set
 from tests.dictionaries.graphs.test_page import data_of
+
+ENCODER = ("W_enc", "b_enc")
 
 
 def test_labels_are_values_that_predict_activity_on_other_facts():
@@ -31,7 +32,9 @@ def test_labels_are_values_that_predict_activity_on_other_facts():
     true = TrueValues(
         ("e2", "r2"), np.stack([e2, r2]).astype(np.int32), np.array([[1, 1], [0, 1]]) > 0, (0, 9), 5
     )
-    found = label_features(jnp.asarray(acts), true, second, np.ones((400, 2), bool))
+    found = jax.device_get(
+        jax.jit(lambda acts: label_features(acts, true, second, np.ones((400, 2), bool)))(acts)
+    )
     assert found.variable[1, 0].tolist() == [0, 1, -1, -1, 0]
     assert found.value[1, 0, [0, 1, 4]].tolist() == [3, 4, 0]
     np.testing.assert_allclose(found.f1[1, 0, :2], 1)
@@ -44,16 +47,17 @@ def composer():
     dataset = scored_world(0)
     known = planted_model("composer", dataset, dataset.splits)
     [step], model = known.subject.steps, known.subject.model
-    whole = jax.tree.map(lambda leaf: leaf[0], known.subject.params([step]))
+    whole = jax.tree.map(lambda leaf: leaf[0], jax.device_get(known.subject.params([step])))
     mlp = whole["blocks"]["0"]["mlp"]
-    silent = {"mlp": mlp | {name: jnp.zeros_like(mlp[name]) for name in ("W_in", "b_in")}}
+    silent = {"mlp": mlp | {name: np.zeros_like(mlp[name]) for name in ("W_in", "b_in")}}
     before = whole | {"blocks": whole["blocks"] | {"0": whole["blocks"]["0"] | silent}}
     made = neuron_set(known.subject)
-    own = made.params | {name: made.params[name].at[0].set(0) for name in ("W_enc", "b_enc")}
+    last = jax.device_get(made.params)
+    own = last | {name: np.concatenate([0 * last[name][:1], last[name][1:]]) for name in ENCODER}
     both = dataclasses.replace(
         made,
         # The later checkpoint comes first in the set.
-        params=jax.tree.map(lambda *parts: jnp.concatenate(parts), made.params, own),
+        params=jax.tree.map(lambda *parts: np.concatenate(parts), last, own),
         members=tuple(member._replace(steps=(at,)) for at in (1, 0) for member in made.members),
     )
     return InMemory(model, dataset, [before, whole]), both
@@ -81,6 +85,10 @@ def test_graphs_of_all_checkpoints_are_in_the_order_of_steps(composer):
         for at in found.graphs
     ]
     assert (0, 1) not in kept[0] and kept[1] == [(0, 1), (2, 2)]
+    # Each neuron reads the relation at its own position.
+    [first, second] = np.flatnonzero(after.kept.node[:8])
+    names = [found.query.names[after.tokens[place, 0]] for place in (first, second)]
+    assert names == [truth["r1"], truth["r2"]]
     assert after.graph.token[0] == found.query.answer != before.graph.token[0]
     np.testing.assert_allclose(after.scores, 1, atol=1e-5)
     # A neuron of one fact says nothing about other facts with the same bridge.
