@@ -193,11 +193,13 @@ def test_random_features_change_by_vectors_of_the_same_norm(made):
 
 
 def test_what_cannot_run_is_refused(made):
-    run = Interventions(*made[:4], TOKENS, made.local, made.weights, {})
+    model, params, replacement, own = made[:4]
+    results = made.local, made.weights, {}
+    run = Interventions(model, params, replacement, own, TOKENS, *results)
     with pytest.raises(InputError, match="within is 'reel'; it must be one of edges, paths"):
         run(made.changes, "reel")
     depth, width = SPEC.n_layers, SPEC.d_model
     crossing = CrossLayer(depth * width, depth * width, depth * 8, n_layers=depth)
     topk = Replacement((InferenceDictionary(crossing, "topk", 4),), mlp_sites(Transformer(SPEC)))
     with pytest.raises(InputError, match="compete with features of later layers"):
-        Interventions.of(made.model, made.params, topk, made.own, TOKENS)
+        Interventions.of(model, params, topk, own, TOKENS)
