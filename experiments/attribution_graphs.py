@@ -7,8 +7,10 @@ the hops are at two positions, so a cross-layer transcoder cannot skip the first
 both hops are at the last position. Each arm has one run, so the study shows cases. It supports no
 claim about training.
 
-The MLPs are replaced by transcoders, skip transcoders and a cross-layer transcoder (TopK, the same
-number of features and of active features for each layer). At the stages of a run (`stages.py`),
+The MLPs are replaced by transcoders, skip transcoders and a cross-layer transcoder, with the same
+number of features and of active features for each layer. They are BatchTopK dictionaries, which
+have a threshold for each feature after training. (Features of a TopK cross-layer transcoder compete
+with those of later layers, so no forward pass can compute them.) At the stages of a run (`stages.py`),
 there is one dictionary of each kind, and each starts from that of the stage before. At the end,
 there are three seeds from scratch. The width for each layer must be at most a quarter of the number
 of distinct training prefixes. A wider dictionary could have one feature for each prefix.
@@ -118,11 +120,12 @@ def measuring(run: Run, *, width: int, active: int, training: int) -> list[list[
     commands = []
     for kind in KINDS:
         for part, chosen in (("stages", steps), ("seeds", steps[-1:])):
-            # The width of a cross-layer transcoder is that of all layers together.
+            # Width and sparsity of a cross-layer transcoder are those of all layers together.
             layers = run.model.spec.depth if kind == "cross_layer" else 1
             wanted = {
                 "name": name_of(kind, part, width, active),
-                "sparsities": active,
+                "activation_fn": "batch_topk",
+                "sparsities": active * layers,
                 "seeds": SEEDS if part == "seeds" else 1,
                 "start": "cold" if part == "seeds" else "forwards",
                 "width": width * layers,
@@ -153,7 +156,7 @@ def kept(run: Run, world: int, init: int, *, width: int, active: int) -> xr.Data
         "/": about(run, world, init).assign(width=width, active=active),
         "training": curves(run),
         "stages": found,
-        "patching": by_stage(patching[chosen].drop_attrs(), found, "step"),
+        "followed": by_stage(patching[chosen].drop_attrs(), found, "step"),
     }
     for kind in KINDS:
         over_training, seeds = (

@@ -100,7 +100,7 @@ def explained(arms: Mapping[str, Arm]) -> list[str]:
 
 def used(parts: Mapping[str, xr.Dataset], stage: str) -> tuple[Interval, str]:
     """Return the most followed answers of patching at a stage, and whether the bridge is used."""
-    at = parts["patching"].sel(
+    at = parts["followed"].sel(
         stage=stage, expected="true", outcome=OUTCOMES[1], group=BRIDGE, drop=True
     )
     enough = at["fraction_n"] >= MIN_CLUSTERS

@@ -92,12 +92,14 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
         over_steps(ax, part["agreement"], "with other seeds", color=VERMILION, marker="s")
 
 
-def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Plot the superposition of features over training.
+def superposition(name: str, result: xr.Dataset) -> Figure | None:
+    """Plot the superposition of features over training, if it was measured.
 
     The figure shows the number and the overlap of directions, and the effective dimension of the
     states.
     """
+    if "feature_overlap" not in result:
+        return None
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}
