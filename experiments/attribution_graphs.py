@@ -10,10 +10,11 @@ claim about training.
 The MLPs are replaced by transcoders, skip transcoders and a cross-layer transcoder, with the same
 number of features and of active features for each layer. They are BatchTopK dictionaries, which
 have a threshold for each feature after training. (Features of a TopK cross-layer transcoder compete
-with those of later layers, so no forward pass can compute them.) At the stages of a run (`stages.py`),
-there is one dictionary of each kind, and each starts from that of the stage before. At the end,
-there are three seeds from scratch. The width for each layer must be at most a quarter of the number
-of distinct training prefixes. A wider dictionary could have one feature for each prefix.
+with those of later layers, so no forward pass can compute them.) At the stages of a run
+(`stages.py`), there is one dictionary of each kind, and each starts from that of the stage before.
+At the end, there are three seeds from scratch. The width for each layer must be at most a quarter
+of the number of distinct training prefixes. A wider dictionary could have one feature for each
+prefix.
 
 Decision rules
 --------------
