@@ -1,5 +1,7 @@
 """Edits of planted models reach the hops that share the edited store, and no others."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -36,98 +38,107 @@ TUNING = Tuning(steps=60, rate=0.02)  # weights of planted models are larger tha
 KEEP = ("same entity", "same relation", "locality")
 
 
-def instrument(name):
-    editors = (*DEFAULT, MEMIT, W_OUT) if name == "composer" else DEFAULT
+def instrument(name, editors=DEFAULT):
     return KnowledgeEditing(editors, layer=LAYERS[name], edits=31, others=60, tuning=TUNING)
 
 
-@pytest.fixture(scope="module")
-def found():
-    """Edit each planted model."""
-    results = {}
-    for name in LAYERS:
-        subject = known(name).subject
-        one = instrument(name)
-        runner = Runner(one, subject.model)
-        results[name] = measure(one, subject, runner=runner, progress=False).isel(step=0)
-        assert runner.traces == 1
-    return results
+SLOW = ("memoriser", "cluster_composer")
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYERS]
+
+
+@functools.cache
+def edited(name, editors=DEFAULT):
+    """Edit a planted model."""
+    subject = known(name).subject
+    one = instrument(name, editors)
+    runner = Runner(one, subject.model)
+    result = measure(one, subject, runner=runner, progress=False).isel(step=0)
+    assert runner.traces == 1
+    return result
 
 
 def scores(result, editor, group="id"):
     return result["share"].sel(group=group, editor=editor)
 
 
-def test_an_edit_of_the_first_store_of_a_composer_reaches_the_first_hop_only(found):
+def test_an_edit_of_the_first_store_of_a_composer_reaches_the_first_hop_only():
     for group in ("id", "ood"):
-        of = scores(found["composer"], ROME, group)
+        of = scores(edited("composer"), ROME, group)
         assert of.sel(score="efficacy") == 1 == of.sel(score="first hop")
         assert of.sel(score="second hop") == 0 == of.sel(score="stale first hop")
         assert of.sel(score="stale second hop") == 1 and of.sel(score="both") == 0
         np.testing.assert_array_equal(of.sel(score=list(KEEP)), 1)
 
 
-def test_an_edit_of_a_shared_store_reaches_both_hops(found):
+def test_an_edit_of_a_shared_store_reaches_both_hops():
     for group in ("id", "ood"):
-        of = scores(found["shared_store"], ROME, group)
+        of = scores(edited("shared_store"), ROME, group)
         np.testing.assert_array_equal(of.sel(score=["efficacy", "first hop", "second hop"]), 1)
         np.testing.assert_array_equal(of.sel(score=["both", *KEEP]), 1)
         assert of.sel(score=["stale first hop", "stale second hop"]).max() == 0
 
 
-@pytest.mark.parametrize("name", ["memoriser", "cluster_composer"])
-def test_an_edit_of_single_facts_reaches_no_chain_that_does_not_read_them(found, name):
-    of = scores(found[name], ROME)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_an_edit_of_single_facts_reaches_no_chain_that_does_not_read_them(name):
+    of = scores(edited(name), ROME)
     assert of.sel(score="efficacy") == 1
     np.testing.assert_array_equal(of.sel(score=["first hop", "second hop", "both"]), 0)
     np.testing.assert_array_equal(of.sel(score=["stale first hop", "stale second hop", *KEEP]), 1)
 
 
-def test_enough_edits_count(found):
-    for result in found.values():
-        count = result["share_n"].sel(editor=ROME, group="id")
-        assert count.min() >= 16 and count.sel(score="efficacy") == 20
+@pytest.mark.parametrize("name", NAMES)
+def test_enough_edits_count(name):
+    count = edited(name)["share_n"].sel(editor=ROME, group="id")
+    assert count.min() >= 16 and count.sel(score="efficacy") == 20
 
 
-def test_nulls_change_nothing_and_have_the_norm_of_the_edit(found):
-    for result in found.values():
-        nothing, drawn = (scores(result, name) for name in (NO_EDIT, RANDOM))
-        stale = ["stale first hop", "stale second hop", *KEEP]
-        np.testing.assert_array_equal(nothing.sel(score=stale), 1)
-        new = ["efficacy", "first hop", "second hop", "both"]
-        np.testing.assert_array_equal(nothing.sel(score=new), 0)
-        assert drawn.sel(score=new).max() < 0.1 and drawn.sel(score=stale).min() > 0.7
-        size = result["change"].sel(group="id")
-        np.testing.assert_allclose(size.sel(editor=RANDOM), size.sel(editor=ROME), rtol=1e-5)
-        assert size.sel(editor=NO_EDIT) == 0 < size.sel(editor=ROME)
+@pytest.mark.parametrize("name", NAMES)
+def test_nulls_change_nothing_and_have_the_norm_of_the_edit(name):
+    nothing, drawn = (scores(edited(name), null) for null in (NO_EDIT, RANDOM))
+    stale = ["stale first hop", "stale second hop", *KEEP]
+    np.testing.assert_array_equal(nothing.sel(score=stale), 1)
+    new = ["efficacy", "first hop", "second hop", "both"]
+    np.testing.assert_array_equal(nothing.sel(score=new), 0)
+    assert drawn.sel(score=new).max() < 0.1 and drawn.sel(score=stale).min() > 0.7
+    size = edited(name)["change"].sel(group="id")
+    np.testing.assert_allclose(size.sel(editor=RANDOM), size.sel(editor=ROME), rtol=1e-5)
+    assert size.sel(editor=NO_EDIT) == 0 < size.sel(editor=ROME)
 
 
-def test_the_first_hop_follows_a_state_that_is_overwritten(found):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_hop_follows_a_state_that_is_overwritten(name):
     """So the first hop alone is no evidence about stores of facts."""
-    for result in found.values():
-        rome, state = (scores(result, name) for name in (ROME, STATE))
-        assert rome.sel(score="first hop") == state.sel(score="first hop")
-        assert state.sel(score="locality") == 1
+    rome, state = (scores(edited(name), editor) for editor in (ROME, STATE))
+    assert rome.sel(score="first hop") == state.sel(score="first hop")
+    assert state.sel(score="locality") == 1
+
+
+def test_states_are_written_where_a_hop_reads_them():
     # A vector before the MLP need not have the code of b' that the second hop reads.
-    before = scores(found["composer"], RESID_MID)
+    before = scores(edited("composer"), RESID_MID)
     assert before.sel(score="efficacy") == 1 == before.sel(score="first hop")
     # The second hop follows if the value is written where the hop is computed.
-    assert scores(found["shared_store"], STATE).sel(score="second hop") == 1
+    assert scores(edited("shared_store"), STATE).sel(score="second hop") == 1
 
 
-def test_claims_are_those_of_the_planted_stores(found):
+@pytest.mark.parametrize("name", NAMES)
+def test_claims_are_those_of_the_planted_stores(name):
     wanted = {"composer": {"stored_twice"}, "shared_store": {"stored_once"}}
-    for name, result in found.items():
-        claims = instrument(name).claims(result)
-        assert {claim.kind for claim in claims} == wanted.get(name, set())
-        assert judge(claims, known(name).mechanism) == ("right" if claims else "silent")
-    # Half of the edits are too few for a claim.
-    few = found["composer"].assign(share_n=found["composer"]["share_n"] // 2)
+    claims = instrument(name).claims(edited(name))
+    assert {claim.kind for claim in claims} == wanted.get(name, set())
+    assert judge(claims, known(name).mechanism) == ("right" if claims else "silent")
+
+
+def test_half_of_the_edits_are_too_few_for_a_claim():
+    few = edited("composer").assign(share_n=edited("composer")["share_n"] // 2)
     assert not instrument("composer").claims(few)
 
 
-def test_other_editors_of_the_first_store_of_a_composer_reach_the_first_hop_only(found):
-    tuned, together = (scores(found["composer"], name) for name in (W_OUT, MEMIT))
+@pytest.mark.slow
+def test_other_editors_of_the_first_store_of_a_composer_reach_the_first_hop_only():
+    found = edited("composer", (MEMIT, W_OUT))
+    tuned, together = (scores(found, name) for name in (W_OUT, MEMIT))
     assert tuned.sel(score="efficacy") == 1 == together.sel(score="efficacy")
     assert tuned.sel(score="first hop") == 1 and together.sel(score="first hop") > 0.8
     for of in (tuned, together):
@@ -135,6 +146,7 @@ def test_other_editors_of_the_first_store_of_a_composer_reach_the_first_hop_only
         np.testing.assert_array_equal(of.sel(score=list(KEEP)), 1)
 
 
+@pytest.mark.slow
 def test_fine_tuned_models_are_scored_on_prompts_that_were_not_taught():
     """Tune the composer on one edit, and ask every prompt."""
     subject = known("composer").subject
@@ -174,6 +186,7 @@ def test_fine_tuned_models_are_scored_on_prompts_that_were_not_taught():
         assert found["change"][number].min() > 0.01
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_written_weights():
     """Write the changes into the weights of the composer, and ask every prompt."""
     subject, one = known("composer").subject, instrument("composer")

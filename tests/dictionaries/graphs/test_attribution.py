@@ -1,5 +1,7 @@
 """Attribution graphs are exact in the local replacement model, for every kind of transcoder."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,12 +84,18 @@ def made(request):
     """Return a replacement model of one kind, its run, its graph and what its MLPs write."""
     model, params, replacement, own = drawn(request.param, SPEC, N_FEATURES)
     graph = graphs_of(model, params, replacement, own, TOKENS)
-    local = local_run(model, params, replacement, own, TOKENS)
-    weights = replacement.weights(own)
-    written = jnp.einsum("bplf,lfod->bpod", local.acts, weights.decoder)
-    embed = model.forward(params, TOKENS, sites=("hook_embed",))[1]["hook_embed"]
+
+    @jax.jit
+    def run(params, own):
+        local = local_run(model, params, replacement, own, TOKENS)
+        weights = replacement.weights(own)
+        written = jnp.einsum("bplf,lfod->bpod", local.acts, weights.decoder)
+        written += weights.constant[None, None] + local.error
+        embed = model.forward(params, TOKENS, sites=("hook_embed",))[1]["hook_embed"]
+        return local, weights, written, embed
+
     arguments = model, params, replacement, own, graph
-    return arguments, local, weights, written + weights.constant[None, None] + local.error, embed
+    return arguments, *run(params, own)
 
 
 def rows_of(graph):
@@ -107,9 +115,14 @@ def counted(graph):
 def test_the_replacement_model_is_the_model(made):
     (model, params, replacement, *_), local, weights, _, _ = made
     sites = replacement.sites
-    _, values = model.forward(params, TOKENS, sites=sites.write)
-    outputs = jnp.stack([values[site] for site in sites.write], 2)
-    whole = reconstruct(weights, local.acts, local.inputs) + local.error
+
+    @jax.jit
+    def both(params, weights, local):
+        _, values = model.forward(params, TOKENS, sites=sites.write)
+        outputs = jnp.stack([values[site] for site in sites.write], 2)
+        return reconstruct(weights, local.acts, local.inputs) + local.error, outputs
+
+    whole, outputs = both(params, weights, local)
     np.testing.assert_allclose(whole, outputs, atol=2e-6)
     assert float(abs(local.error).mean()) > 0.01
 
@@ -119,8 +132,9 @@ def test_incoming_edges_and_the_constant_sum_to_the_target(made):
     graph = arguments[-1]
     shape = written.shape
     nothing = jnp.broadcast_to(weights.constant[None, None], shape)
-    constant = frozen_targets(arguments, nothing, jnp.zeros_like(embed))
-    total = frozen_targets(arguments, written, embed)
+    targets = jax.jit(partial(frozen_targets, arguments))
+    constant = targets(nothing, jnp.zeros_like(embed))
+    total = targets(written, embed)
     there = counted(graph)
     total, summed, wanted = (
         np.where(there, x, 0) for x in (total, rows_of(graph).sum(-1) + constant, graph.total)
@@ -133,13 +147,14 @@ def test_incoming_edges_and_the_constant_sum_to_the_target(made):
 def test_doubling_a_feature_moves_every_target_as_its_edges_say(made):
     arguments, _, weights, written, embed = made
     graph = arguments[-1]
-    before = frozen_targets(arguments, written, embed)
+    targets = jax.jit(partial(frozen_targets, arguments))
+    before = targets(written, embed)
     tried = 0
     for place in range(0, PLACES, 9):
         rows = weights.decoder[graph.layer[:, place], graph.feature[:, place]]
         more = graph.activation[:, place, None, None] * rows
         moved = written.at[np.arange(len(TOKENS)), graph.pos[:, place]].add(more)
-        change = frozen_targets(arguments, moved, embed) - before
+        change = targets(moved, embed) - before
         there = counted(graph) & np.asarray(graph.counts[:, place, None])
         predicted = rows_of(graph)[:, :, place]
         change, predicted = (np.where(there, x, 0) for x in (change, predicted))
@@ -177,7 +192,9 @@ def planted_graphs(mechanism, n_rows):
     return dataset, rows, graphs_of(model, params, replacement, own, tokens), spec.depth
 
 
-@pytest.mark.parametrize("mechanism", ["composer", "memoriser"])
+@pytest.mark.parametrize(
+    "mechanism", ["composer", pytest.param("memoriser", marks=pytest.mark.slow)]
+)
 def test_neurons_of_a_planted_model_are_exact_transcoders(mechanism, tmp_path):
     dataset, rows, graphs, depth = planted_graphs(mechanism, 4)
     for place, row in enumerate(rows):

@@ -49,7 +49,9 @@ class Made(NamedTuple):
     predicted: Any
 
 
-@pytest.fixture(scope="module", params=["skip", "cross_layer"])
+@pytest.fixture(
+    scope="module", params=["skip", pytest.param("cross_layer", marks=pytest.mark.slow)]
+)
 def made(request):
     model, params, replacement, own = drawn(request.param, SPEC, N_FEATURES)
     shape = (len(TOKENS), TOKENS.shape[1], SPEC.n_layers, N_FEATURES)
