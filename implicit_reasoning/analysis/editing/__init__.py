@@ -2,6 +2,7 @@
 
 edit_cases.py         chooses facts to edit, and lists the consequences of each edit
 value_search.py       searches for the vector that makes a model answer with the new tail
+descent.py            gradient descent that ends when an edit is certain enough
 rank_one.py           rank-one edits of an MLP (ROME): exact key, second moment, optimized value
 state_edits.py        edits that overwrite a state, and change no stored fact
 batched.py            many edits in one model, over the MLPs of several blocks (MEMIT)

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.analysis.editing.descent import descend
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.surgery import output_matrix, with_output_matrix
 from implicit_reasoning.model.wirings import forward_at
@@ -74,7 +74,6 @@ def fine_tune(
       settings: the settings.
       layer: the unrolled depth of the block whose `W_out` is tuned; None to tune all parameters.
     """
-    optimizer = optax.adam(settings.rate)
 
     def full(tuned: Any) -> Params:
         return tuned if layer is None else with_output_matrix(model, params, layer, tuned)
@@ -87,33 +86,6 @@ def fine_tune(
         losses = jnp.where(lesson.taught, losses, 0)
         return losses.sum() / lesson.taught.sum(), losses.max()
 
-    def step(state: _State) -> _State:
-        gradients, worst = jax.grad(loss, has_aux=True)(state.tuned)
-        updates, moments = optimizer.update(gradients, state.moments)
-        rate = jnp.where(worst > enough, 1.0, 0.0)
-        tuned = jax.tree.map(lambda leaf, update: leaf + rate * update, state.tuned, updates)
-        return _State(state.number + 1, tuned, moments, worst)
-
-    def goes_on(state: _State) -> Array:
-        return (state.number < settings.steps) & (state.worst > enough)
-
-    enough = -float(np.log(settings.enough))
     begin = params if layer is None else output_matrix(model, params, layer)
-    state = _State(jnp.int32(0), begin, optimizer.init(begin), jnp.float32(jnp.inf))
-    return full(jax.lax.while_loop(goes_on, step, state).tuned)
-
-
-class _State(NamedTuple):
-    """State of fine-tuning.
-
-    Attributes:
-      number: number of steps so far.
-      tuned: the tuned parameters.
-      moments: the moments of Adam.
-      worst: the largest loss of a taught prompt before the last step.
-    """
-
-    number: Int[Array, ""]
-    tuned: Any
-    moments: optax.OptState
-    worst: Float[Array, ""]
+    enough = -float(np.log(settings.enough))
+    return full(descend(loss, begin, rate=settings.rate, steps=settings.steps, enough=enough))

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.editing.descent import descend
 
 _AT_ONCE = 25  # edits per chunk; their prompts are one batch
 
@@ -69,36 +69,10 @@ def minimize(
       size: the length of the vector.
       search: the settings.
     """
-    optimizer = optax.adam(search.rate)
-
-    def update(state: _State) -> _State:
-        gradient, target = jax.grad(loss, has_aux=True)(state.vector)
-        moved, moments = optimizer.update(gradient, state.moments)
-        moved = jnp.where(target > search.enough, moved, 0)
-        return _State(state.number + 1, state.vector + moved, moments, target)
-
-    def goes_on(state: _State) -> Array:
-        return (state.number < search.steps) & (state.target > search.enough)
-
-    begin = jnp.zeros(size)
-    state = _State(jnp.int32(0), begin, optimizer.init(begin), jnp.float32(jnp.inf))
-    return jax.lax.while_loop(goes_on, update, state).vector
-
-
-class _State(NamedTuple):
-    """State of a search.
-
-    Attributes:
-      number: number of steps so far.
-      vector: the vector.
-      moments: the moments of Adam.
-      target: -log p(b') before the last step.
-    """
-
-    number: Int[Array, ""]
-    vector: Float[Array, " size"]
-    moments: optax.OptState
-    target: Float[Array, ""]
+    found: Array = descend(
+        loss, jnp.zeros(size), rate=search.rate, steps=search.steps, enough=search.enough
+    )
+    return found
 
 
 def in_chunks(one: Callable[..., Array], edits: tuple[Any, ...]) -> Float[Array, "edit size"]:

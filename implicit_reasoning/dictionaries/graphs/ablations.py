@@ -34,7 +34,7 @@ from implicit_reasoning.dictionaries.graphs.interventions import (
     ablate,
     predicted_effects,
 )
-from implicit_reasoning.dictionaries.graphs.measure import over_groups
+from implicit_reasoning.dictionaries.graphs.measure import group_coords, over_groups
 from implicit_reasoning.dictionaries.replacement import Replacement
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Params, Transformer
@@ -99,10 +99,7 @@ def measure_ablations(
         "split": list(chosen),
         "prediction": list(PREDICTED),
         "observation": list(OBSERVED),
-        **{
-            name: ("group", [getattr(group, name) for group in groups])
-            for name in ("step", "sparsity", "seed")
-        },
+        **group_coords(groups),
     }
     return xr.Dataset(arrays, coords).assign(
         correlation_null=(dims, null),

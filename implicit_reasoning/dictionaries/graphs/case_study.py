@@ -49,7 +49,11 @@ from implicit_reasoning.dictionaries.graphs.labels import (
     label_features,
     true_values,
 )
-from implicit_reasoning.dictionaries.graphs.measure import choose_chains, over_groups
+from implicit_reasoning.dictionaries.graphs.measure import (
+    choose_chains,
+    group_coords,
+    over_groups,
+)
 from implicit_reasoning.dictionaries.replacement import Replacement, Weights, local_run
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Params, Transformer
@@ -59,7 +63,6 @@ Table = Float[Array, "variable value feature"]
 MIN_PREFIXES = 3
 """A feature counts if it is active at this many of the prefixes on which guesses are scored."""
 
-_OF_GROUPS = ("step", "sparsity", "seed")
 _SEED = 0
 
 
@@ -299,8 +302,7 @@ def measure_guesses(run: Subject, made: Dictionaries) -> xr.Dataset:
 
     found, groups = over_groups(run, made, measure)
     dims = "group", "pos", "layer"
-    coords = {name: ("group", [getattr(g, name) for g in groups]) for name in _OF_GROUPS}
     return xr.Dataset(
         {name: (dims, values) for name, values in found.items()},
-        {"pos": list(dataset.positions), **coords},
+        {"pos": list(dataset.positions), **group_coords(groups)},
     )

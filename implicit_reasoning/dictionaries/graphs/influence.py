@@ -40,7 +40,7 @@ def influence(normalized: Adjacency, weights: Float[Array, " node"]) -> Float[Ar
     """Return the influence of each node on the weighted nodes, over all paths of one edge or more.
 
     Args:
-      normalized: the shares, as from `shares`.
+      normalized: the weight of each edge, such as the shares from `shares`.
       weights: the weight of each node, such as the probabilities of the logits.
     """
 

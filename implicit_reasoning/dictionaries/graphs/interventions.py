@@ -40,6 +40,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.graphs.attribution import Graph
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures
+from implicit_reasoning.dictionaries.graphs.influence import influence
 from implicit_reasoning.dictionaries.replacement import (
     Activations,
     LocalRun,
@@ -344,15 +345,5 @@ def predicted_effects(
     # The weight of an edge divided by the activation of its source is the virtual weight.
     virtual = rows / jnp.where(graph.counts, graph.activation, 1)[None]
     respond = jnp.where(held[:, None], 0, virtual[:n])
-
-    def goes_on(state: tuple[Array, Array, Array]) -> Array:
-        _, flow, length = state
-        return (flow != 0).any() & (length < n)
-
-    def follow(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        total, flow, length = state
-        flow = respond @ flow
-        return total + flow, flow, length + 1
-
-    total = jax.lax.while_loop(goes_on, follow, (start, start, jnp.array(0)))[0]
+    total = start + influence(respond.T, start)
     return Effects(virtual @ start, virtual @ total)

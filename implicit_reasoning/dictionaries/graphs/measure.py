@@ -234,6 +234,12 @@ def over_groups(
     return outcomes, groups
 
 
+def group_coords(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the coordinates of the dimension `group`: step, sparsity and seed."""
+    names = ("step", "sparsity", "seed")
+    return {name: ("group", [getattr(group, name) for group in groups]) for name in names}
+
+
 def _outcomes(
     model: Transformer,
     params: Params,
@@ -302,9 +308,6 @@ def _labeled(
     coords = {
         "split": list(splits),
         "bridge": list(BRIDGES),
-        **{
-            name: ("group", [getattr(group, name) for group in groups])
-            for name in ("step", "sparsity", "seed")
-        },
+        **group_coords(groups),
     }
     return xr.Dataset(arrays, coords)

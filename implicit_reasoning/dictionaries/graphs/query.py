@@ -95,8 +95,8 @@ class StepGraph(NamedTuple):
       kept: the nodes and edges that pruning keeps.
       influence: the influence of each node on the logits.
       scores: replacement and completeness.
-      bridge_share: the share of the influence of all tokens but the last that passes through
-        features of the bridge; nan if it is unknown.
+      bridge_share: the share of the influence of e1 and r1 that passes through features of the
+        bridge; nan if it is unknown.
       null_share: the same for another bridge.
       labels: the label of each feature that has one, by its place in the graph.
       tokens: the tokens whose embeddings add most to the pre-activation of each feature directly,

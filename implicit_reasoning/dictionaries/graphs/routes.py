@@ -283,7 +283,7 @@ def _follow(
     found = [ends]
     for level in walk:
         block, head = jnp.asarray(level.block), jnp.asarray(level.head)
-        vectors, at, above = (x[level.parent] for x in ends)
+        at, above = (x[level.parent] for x in (ends.pos, ends.heights))
         is_head = head >= 0
         to = jnp.where(is_head, level.pos, at)
         own = 2 * block + ~is_head

@@ -47,7 +47,7 @@ from implicit_reasoning.dictionaries.graphs.interventions import (
     random_features,
     swap,
 )
-from implicit_reasoning.dictionaries.graphs.measure import Group, over_groups
+from implicit_reasoning.dictionaries.graphs.measure import Group, group_coords, over_groups
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
 from implicit_reasoning.dictionaries.measures.use import choose_swaps
 from implicit_reasoning.dictionaries.replacement import Replacement, local_run
@@ -250,10 +250,7 @@ def _labeled(outcomes: dict[str, np.ndarray], groups: Sequence[Group], cases: Ca
         "within": list(WITHIN),
         "prediction": list(PREDICTED),
         "observation": list(OBSERVED),
-        **{
-            name: ("group", [getattr(group, name) for group in groups])
-            for name in ("step", "sparsity", "seed")
-        },
+        **group_coords(groups),
     }
     found_set = xr.Dataset(arrays, coords)
     return found_set.assign(n_cases=("group", counted.sum(1)))
