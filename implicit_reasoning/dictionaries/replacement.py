@@ -262,21 +262,73 @@ def transport(
       tokens: the prompts, at which attention patterns and the scales of norms are frozen.
     """
     sites = replacement.sites
+    run = _linear(model, model_params, replacement, weights, tokens, sites.read)
+
+    def read(written: Written) -> Read:
+        logits, values = run(written)
+        return Read(jnp.stack([values[site] for site in sites.read], 2), logits[:, -1])
+
+    pull_back = jax.vjp(read, _nothing(model, replacement, tokens))[1]
+    return lambda cotangent: pull_back(cotangent)[0]
+
+
+def push_forward(
+    model: Transformer,
+    model_params: Params,
+    replacement: Replacement,
+    weights: Weights,
+    tokens: Int[Array | np.ndarray, "batch pos"],
+    reads: Sequence[str],
+) -> Callable[[Written], dict[str, Array]]:
+    """Return the function that maps written vectors to their parts of some sites.
+
+    The function is linear, and it is the transpose of that of `transport`.
+
+    Args:
+      model: the model.
+      model_params: the parameters of one model.
+      replacement: the transcoders, for the sites.
+      weights: the weights of the transcoders, for the skip connections.
+      tokens: the prompts, at which attention patterns and the scales of norms are frozen.
+      reads: the sites, such as `blocks.0.attn.hook_q`.
+    """
+    run = _linear(model, model_params, replacement, weights, tokens, reads)
+    push: Callable[[Written], dict[str, Array]] = jax.linearize(
+        lambda written: run(written)[1], _nothing(model, replacement, tokens)
+    )[1]
+    return push
+
+
+def _linear(
+    model: Transformer,
+    model_params: Params,
+    replacement: Replacement,
+    weights: Weights,
+    tokens: Int[Array | np.ndarray, "batch pos"],
+    reads: Sequence[str],
+) -> Callable[[Written], tuple[Array, dict[str, Array]]]:
+    """Return a run of the local replacement model, as a function of what is written."""
+    sites = replacement.sites
     rules = merge_edits(frozen_norms(model), frozen_patterns(model))
 
-    def run(written: Written) -> Read:
+    def run(written: Written) -> tuple[Array, dict[str, Array]]:
         moved = {"hook_embed": Edit(add, written.embed)}
         for layer, (read, write) in enumerate(zip(*sites, strict=True)):
             arguments = written.mlp[:, :, layer], weights.skip[layer]
             moved[write] = Edit(_write_only, arguments, read)
         edits = merge_edits(rules, moved)
-        logits, values = model.forward(model_params, tokens, edits=edits, sites=sites.read)
-        return Read(jnp.stack([values[site] for site in sites.read], 2), logits[:, -1])
+        return model.forward(model_params, tokens, edits=edits, sites=tuple(reads))
 
+    return run
+
+
+def _nothing(
+    model: Transformer, replacement: Replacement, tokens: Int[Array | np.ndarray, "batch pos"]
+) -> Written:
+    """Return zeros at all places that are written."""
     shape = (*tokens.shape, model.spec.d_model)
-    zeros = Written(jnp.zeros(shape), jnp.zeros((*tokens.shape, len(sites.write), shape[-1])))
-    pull_back = jax.vjp(run, zeros)[1]
-    return lambda cotangent: pull_back(cotangent)[0]
+    layers = len(replacement.sites.write)
+    return Written(jnp.zeros(shape), jnp.zeros((*tokens.shape, layers, shape[-1])))
 
 
 def _write_only(value: Array, hooks: HookContext, args: tuple[Array, Array], read: str) -> Array:

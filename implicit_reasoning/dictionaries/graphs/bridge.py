@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.dictionaries.graphs.attribution import Graph, NodeKinds
 from implicit_reasoning.dictionaries.graphs.influence import share_through, shares
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts
 from implicit_reasoning.runtime.machine import highest_precision
 
 MIN_F1 = 0.5
@@ -39,10 +40,7 @@ class BridgeFeatures(NamedTuple):
 @highest_precision
 def bridge_features(
     acts: Float[Array, "state pos layer feature"],
-    bridge: Int[Array | np.ndarray, " state"],
-    second: Bool[Array | np.ndarray, " state"],
-    counted: Bool[Array | np.ndarray, "state pos"],
-    n_values: int,
+    prompts: LabelPrompts,
     *,
     least: float = MIN_F1,
 ) -> BridgeFeatures:
@@ -50,18 +48,14 @@ def bridge_features(
 
     Args:
       acts: the activations of all features for some prompts.
-      bridge: the bridge of each prompt.
-      second: whether the first fact of each prompt is in the second half, on which F1 is computed.
-      counted: whether the state at each position counts. States of equal prefixes are equal, so
-        count one of them.
-      n_values: the number of entities.
+      prompts: these prompts.
       least: the least F1.
     """
     active = (acts > 0).astype(jnp.float32)
-    one_hot = jnp.asarray(np.eye(n_values, dtype=np.float32))[jnp.asarray(bridge)]
-    in_second = jnp.asarray(second)[:, None]
+    values = jnp.asarray(np.eye(prompts.n_values, dtype=np.float32))
+    one_hot, in_second = values[prompts.bridge], jnp.asarray(prompts.second)[:, None]
     first_half, second_half = (
-        f1_of_values(active, one_hot, jnp.asarray(counted) & half)
+        f1_of_values(active, one_hot, jnp.asarray(prompts.distinct) & half)
         for half in (~in_second, in_second)
     )
     chosen = first_half.argmax(-1)

@@ -34,7 +34,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.states import chain_splits, choose_rows
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.dictionaries.graphs.bridge import MIN_F1, f1_of_values
 from implicit_reasoning.dictionaries.graphs.connections import (
@@ -44,16 +43,13 @@ from implicit_reasoning.dictionaries.graphs.connections import (
     reading_vectors,
     through_heads,
 )
+from implicit_reasoning.dictionaries.graphs.label_prompts import any_label_prompts
 from implicit_reasoning.dictionaries.graphs.labels import (
     TrueValues,
     label_features,
     true_values,
 )
-from implicit_reasoning.dictionaries.graphs.measure import (
-    choose_chains,
-    group_coords,
-    over_groups,
-)
+from implicit_reasoning.dictionaries.graphs.measure import group_coords, over_groups
 from implicit_reasoning.dictionaries.replacement import Replacement, Weights, local_run
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Params, Transformer
@@ -277,19 +273,19 @@ def measure_guesses(run: Subject, made: Dictionaries) -> xr.Dataset:
       NotApplicable: the task has no chains.
     """
     dataset = run.dataset
-    chains = choose_chains(dataset, choose_rows(dataset, chain_splits(dataset), 1)[0])
-    true = true_values(dataset, chains.state_rows)
-    counted = chains.distinct & chains.second[:, None]
+    prompts = any_label_prompts(dataset)
+    true = true_values(dataset, prompts.rows)
+    counted = prompts.distinct & prompts.second[:, None]
 
     def measure(
         model: Transformer, params: Params, replacement: Replacement, own: Sequence[Params]
     ) -> dict[str, Array]:
-        acts = local_run(model, params, replacement, own, jnp.asarray(chains.states)).acts
+        acts = local_run(model, params, replacement, own, jnp.asarray(prompts.tokens)).acts
         guesses = guess_features(
-            model, params, replacement.weights(own), true, dataset.positions, ~chains.second
+            model, params, replacement.weights(own), true, dataset.positions, ~prompts.second
         )
         judged = judge_guesses(guesses, acts, true, counted, np.random.default_rng(_SEED))
-        labels = label_features(acts, true, chains.second, chains.distinct)
+        labels = label_features(acts, true, prompts)
         alive = judged.fires >= MIN_PREFIXES
         n = alive.sum(-1)
         found = {

@@ -41,6 +41,7 @@ from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.graphs.attribution import Graph
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures
 from implicit_reasoning.dictionaries.graphs.influence import influence
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts
 from implicit_reasoning.dictionaries.replacement import (
     Activations,
     LocalRun,
@@ -112,17 +113,14 @@ def swap(
 def mean_activations(
     acts: Float[Array, "state pos layer feature"],
     features: BridgeFeatures,
-    bridge: Int[Array | np.ndarray, " state"],
-    counted: Bool[Array | np.ndarray, "state pos"],
-    n_values: int,
+    prompts: LabelPrompts,
 ) -> Float[Array, "pos layer feature"]:
     """Return the mean positive activation of each feature on prompts with its bridge.
 
-    The mean of a feature that stands for no bridge is 0. The arguments are those of
-    `bridge_features`.
+    The mean of a feature that stands for no bridge is 0. `prompts` are the prompts of `acts`.
     """
-    one_hot = jnp.asarray(np.eye(n_values, dtype=np.float32))[jnp.asarray(bridge)]
-    weight = jnp.asarray(counted).astype(jnp.float32)
+    one_hot = jnp.asarray(np.eye(prompts.n_values, dtype=np.float32))[prompts.bridge]
+    weight = jnp.asarray(prompts.distinct).astype(jnp.float32)
     total, count = (
         jnp.einsum("splf,sv,sp->plfv", of, one_hot, weight)
         for of in (acts, (acts > 0).astype(jnp.float32))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.analysis.facts import first_known_position
 from implicit_reasoning.analysis.states import chain_variables
 from implicit_reasoning.dictionaries.graphs.bridge import MIN_F1, f1_of_values
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts
 from implicit_reasoning.worlds import Dataset
 
 
@@ -73,8 +74,7 @@ class FeatureLabels(NamedTuple):
 def label_features(
     acts: Float[Array, "state pos layer feature"],
     true: TrueValues,
-    second: Bool[Array | np.ndarray, " state"],
-    counted: Bool[Array | np.ndarray, "state pos"],
+    prompts: LabelPrompts,
     *,
     least: float = MIN_F1,
 ) -> FeatureLabels:
@@ -83,17 +83,15 @@ def label_features(
     Args:
       acts: the activations of all features for some prompts.
       true: the values of the variables of these prompts.
-      second: whether the first fact of each prompt is in the second half, on which F1 is computed.
-      counted: whether the state at each position counts. States of equal prefixes are equal, so
-        count one of them.
+      prompts: these prompts.
       least: the least F1.
     """
     active = (acts > 0).astype(jnp.float32)
-    in_second = jnp.asarray(second)[:, None]
+    in_second = jnp.asarray(prompts.second)[:, None]
     best = []
     for values, known in zip(true.values, true.known, strict=True):
         one_hot = jnp.asarray((values[:, None] == np.arange(true.n_values)).astype(np.float32))
-        counts = jnp.asarray(counted & known & (values >= 0)[:, None])
+        counts = jnp.asarray(prompts.distinct & known & (values >= 0)[:, None])
         choosing, scoring = (
             f1_of_values(active, one_hot, counts & half) for half in (~in_second, in_second)
         )

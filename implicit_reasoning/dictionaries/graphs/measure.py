@@ -23,8 +23,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int
 
-from implicit_reasoning.analysis.facts import first_occurrences
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts, state_keys
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts
 from implicit_reasoning.analysis.subject import Subject, stack_trees
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import Graph, attribute, node_kinds
@@ -34,6 +33,7 @@ from implicit_reasoning.dictionaries.graphs.bridge import (
     bridge_share,
 )
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, shares
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts, any_label_prompts
 from implicit_reasoning.dictionaries.replacement import Replacement, local_run, mlp_sites
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.errors import InputError
@@ -46,7 +46,6 @@ BRIDGES = ("own", "another chain's")
 OUTCOMES = ("replacement", "completeness", "n_active", "bridge_share")
 Measure = Callable[[Transformer, Params, Replacement, Sequence[Params]], dict[str, Array]]
 _MAX_CHAINS = 60  # of each split
-_MAX_STATES = 2_000  # chains on which features are labeled
 _SEED = 0
 
 
@@ -99,60 +98,35 @@ def replacement_groups(model: Transformer, made: Dictionaries) -> tuple[Replacem
 
 
 class Chains(NamedTuple):
-    """Chains whose graphs are made, and prompts on which features are labeled.
+    """Chains whose graphs are made.
 
     Attributes:
       tokens: the prompts of the chains.
       bridge: the bridge of each chain.
       other: the bridge of another chain with another bridge, for the null.
-      states: prompts on which features are labeled.
-      state_rows: the rows of these prompts in the dataset.
-      of_states: the bridge of each of these prompts.
-      second: whether the first fact of each of these prompts is in the second half.
-      distinct: whether the prefix at each position is the first of its kind.
-      n_values: the number of entities.
       sources: whether each position has a token of the first fact.
     """
 
     tokens: Int[np.ndarray, "chain pos"]
     bridge: Int[np.ndarray, " chain"]
     other: Int[np.ndarray, " chain"]
-    states: Int[np.ndarray, "state pos"]
-    state_rows: Int[np.ndarray, " state"]
-    of_states: Int[np.ndarray, " state"]
-    second: Bool[np.ndarray, " state"]
-    distinct: Bool[np.ndarray, "state pos"]
-    n_values: int
     sources: Bool[np.ndarray, " pos"]
 
 
-def choose_chains(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
-    """Choose the prompts on which features are labeled, for some chains."""
+def chains_of(dataset: Dataset, rows: Int[np.ndarray, " chain"]) -> Chains:
+    """Return the chains of some rows, with a bridge of another chain for each."""
     random = np.random.default_rng(_SEED)
     bridge = dataset.truth["e2"][rows]
     other = random.permutation(bridge)
-    clash = np.flatnonzero(other == bridge)
-    chains = np.concatenate([dataset.rows(split) for split in chain_splits(dataset)])
-    for place in clash:
-        # If all chains have one bridge, the other bridge is that of any chain of the dataset.
-        of = bridge if (bridge != bridge[place]).any() else dataset.truth["e2"][chains]
-        other[place] = random.choice(of[of != bridge[place]])
-    states = random.permutation(chains)[:_MAX_STATES]
-    halves = random.random(int(dataset.truth["fact1"].max()) + 1) < 0.5
-    world = dataset.world
-    assert world is not None  # A dataset of chains has a world.
-    return Chains(
-        prompts(dataset, rows),
-        bridge,
-        other,
-        prompts(dataset, states),
-        states,
-        dataset.truth["e2"][states],
-        halves[dataset.truth["fact1"][states]],
-        first_occurrences(state_keys(dataset, states)).T,
-        world.n_entities,
-        np.isin(dataset.positions, ("e1", "r1")),
-    )
+    for place in np.flatnonzero(other == bridge):
+        others = bridge[bridge != bridge[place]]
+        if not len(others):  # All chains have one bridge.
+            splits = [dataset.truth["e2"][dataset.rows(split)] for split in chain_splits(dataset)]
+            everywhere = np.concatenate(splits)
+            others = everywhere[everywhere != bridge[place]]
+        other[place] = random.choice(others)
+    sources = np.isin(dataset.positions, ("e1", "r1"))
+    return Chains(prompts(dataset, rows), bridge, other, sources)
 
 
 def measure_graphs(
@@ -182,14 +156,16 @@ def measure_graphs(
     dataset = run.dataset
     chosen = tuple(splits) or chain_splits(dataset)
     rows, split = choose_rows(dataset, chosen, _MAX_CHAINS)
-    chains = choose_chains(dataset, rows)
-
-    def measured(
-        model: Transformer, params: Params, replacement: Replacement, own: Sequence[Params]
-    ) -> dict[str, Array]:
-        return _outcomes(model, params, replacement, own, chains, max_features)
-
-    outcomes, groups = over_groups(run, made, measured)
+    outcomes, groups = over_groups(
+        run,
+        made,
+        partial(
+            _outcomes,
+            chains=chains_of(dataset, rows),
+            labels=any_label_prompts(dataset),
+            max_features=max_features,
+        ),
+    )
     return _labeled(outcomes, groups, chosen, split, clusters_of(dataset, rows))
 
 
@@ -245,15 +221,15 @@ def _outcomes(
     params: Params,
     replacement: Replacement,
     own: Sequence[Params],
+    *,
     chains: Chains,
+    labels: LabelPrompts,
     max_features: int,
 ) -> dict[str, Array]:
     """Return the outcomes of every chain for one replacement model."""
     arguments = model, params, replacement, own
-    acts = local_run(*arguments, jnp.asarray(chains.states)).acts
-    features = bridge_features(
-        acts, chains.of_states, chains.second, chains.distinct, chains.n_values
-    )
+    acts = local_run(*arguments, jnp.asarray(labels.tokens)).acts
+    features = bridge_features(acts, labels)
     graphs = attribute(*arguments, chains.tokens, max_features=max_features)
     judge = partial(_judged, features, jnp.asarray(chains.sources), replacement.n_layers)
     return jax.vmap(judge)(graphs, jnp.asarray(chains.bridge), jnp.asarray(chains.other))

@@ -31,6 +31,7 @@ from implicit_reasoning.dictionaries.graphs.influence import (
     prune,
     shares,
 )
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts, any_label_prompts
 from implicit_reasoning.dictionaries.graphs.labels import (
     FeatureLabels,
     TrueValues,
@@ -40,7 +41,7 @@ from implicit_reasoning.dictionaries.graphs.labels import (
 from implicit_reasoning.dictionaries.graphs.measure import (
     Chains,
     Group,
-    choose_chains,
+    chains_of,
     replacement_groups,
 )
 from implicit_reasoning.dictionaries.replacement import Replacement, local_run
@@ -161,13 +162,13 @@ def query_graphs(
     query = _query(run, row)
     replacement, groups = replacement_groups(model, made)
     chosen = _choose(groups, sparsity, seed)
-    chains = choose_chains(dataset, np.array([row]))
-    true = true_values(dataset, chains.state_rows)
+    chains, prompts = chains_of(dataset, np.array([row])), any_label_prompts(dataset)
+    true = true_values(dataset, prompts.rows)
     of_places = [
         stack_trees(*(made.params_of(group.numbers[place]) for group in chosen))
         for place in range(len(chosen[0].numbers))
     ]
-    program = _program(model, replacement, chains, true, max_features, nodes, edges)
+    program = _program(model, replacement, chains, prompts, true, max_features, nodes, edges)
     found = jax.device_get(program((run.params([group.step for group in chosen]), of_places)))
     graphs = [
         _step_graph(group.step, true, query, *jax.tree.map(lambda leaf, at=at: leaf[at], found))
@@ -228,6 +229,7 @@ def _program(
     model: Transformer,
     replacement: Replacement,
     chains: Chains,
+    prompts: LabelPrompts,
     true: TrueValues,
     max_features: int,
     nodes: float,
@@ -237,10 +239,9 @@ def _program(
 
     def one(item: tuple[Params, list[Params]]) -> _Found:
         arguments = model, item[0], replacement, item[1]
-        acts = local_run(*arguments, jnp.asarray(chains.states)).acts
-        halves = chains.second, chains.distinct
-        labels = label_features(acts, true, *halves)
-        bridges = bridge_features(acts, chains.of_states, *halves, chains.n_values)
+        acts = local_run(*arguments, jnp.asarray(prompts.tokens)).acts
+        labels = label_features(acts, true, prompts)
+        bridges = bridge_features(acts, prompts)
         graphs = attribute(*arguments, chains.tokens, max_features=max_features)
         graph: Graph = jax.tree.map(lambda leaf: leaf[0], graphs)
         n_pos = chains.tokens.shape[1]

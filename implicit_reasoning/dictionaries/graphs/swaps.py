@@ -21,6 +21,7 @@ and Nanda 2024 (edits of a concept should change all that follows from it).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +30,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int
 
-from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with
-from implicit_reasoning.analysis.states import need_chains, prompts, state_keys
+from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.analysis.variables.counterfactuals import rows_to_fit
 from implicit_reasoning.dictionaries.graphs.agreement import Agreement, agreement
@@ -47,6 +47,7 @@ from implicit_reasoning.dictionaries.graphs.interventions import (
     random_features,
     swap,
 )
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts, label_prompts
 from implicit_reasoning.dictionaries.graphs.measure import Group, group_coords, over_groups
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
 from implicit_reasoning.dictionaries.measures.use import choose_swaps
@@ -55,7 +56,6 @@ from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
-from implicit_reasoning.worlds.dataset import world_of
 
 CHANGES = ("swap", "clamp", "ablate")
 """`swap` replaces the features of b by those of b', `clamp` only activates those of b', and
@@ -67,7 +67,7 @@ _SEED = 0
 
 
 class Cases(NamedTuple):
-    """The prompts in which features are set, and the prompts on which features are found.
+    """The prompts in which features are set.
 
     Attributes:
       tokens: the prompt of each case.
@@ -76,11 +76,6 @@ class Cases(NamedTuple):
       third: another bridge, for the null.
       expected: the right answer for the new bridge.
       at: the positions at which features are set.
-      states: prompts on which features are found.
-      of_states: the bridge of each of these prompts.
-      second: whether the first fact of each of these prompts is in the second half.
-      distinct: whether the prefix at each position is the first of its kind.
-      n_values: the number of entities.
     """
 
     tokens: Int[np.ndarray, "case pos"]
@@ -89,11 +84,6 @@ class Cases(NamedTuple):
     third: Int[np.ndarray, " case"]
     expected: Int[np.ndarray, " case"]
     at: Bool[np.ndarray, " pos"]
-    states: Int[np.ndarray, "state pos"]
-    of_states: Int[np.ndarray, " state"]
-    second: Bool[np.ndarray, " state"]
-    distinct: Bool[np.ndarray, "state pos"]
-    n_values: int
 
 
 def choose_cases(dataset: Dataset, most: int = _MAX_CASES) -> Cases:
@@ -112,13 +102,10 @@ def choose_cases(dataset: Dataset, most: int = _MAX_CASES) -> Cases:
     random, swaps = np.random.default_rng(_SEED), choose_swaps(dataset)
     chosen = np.sort(random.permutation(len(swaps.old))[:most])
     old, new = swaps.old[chosen], swaps.new[chosen]
-    fitted = rows_to_fit(dataset)
-    bridges = np.unique(dataset.truth["e2"][fitted])
+    bridges = np.unique(dataset.truth["e2"][rows_to_fit(dataset)])
     third = random.permutation(new)
     for place in np.flatnonzero((third == new) | (third == old)):
         third[place] = random.choice(bridges[(bridges != new[place]) & (bridges != old[place])])
-    facts = dataset.truth["fact1"][fitted]
-    halves = random.random(int(facts.max()) + 1) < 0.5
     return Cases(
         swaps.tokens[chosen],
         old,
@@ -126,11 +113,6 @@ def choose_cases(dataset: Dataset, most: int = _MAX_CASES) -> Cases:
         third,
         swaps.expected[chosen],
         np.arange(len(dataset.positions)) >= bridge_position(dataset),
-        prompts(dataset, fitted),
-        dataset.truth["e2"][fitted].astype(np.int32),
-        halves[facts],
-        first_occurrences(state_keys(dataset, fitted)).T,
-        world_of(dataset).n_entities,
     )
 
 
@@ -161,13 +143,8 @@ def measure_swaps(run: Subject, made: Dictionaries, *, max_cases: int = _MAX_CAS
       NotApplicable: the task has no chains of two hops.
     """
     cases = choose_cases(run.dataset, max_cases)
-
-    def outcomes(
-        model: Transformer, params: Params, replacement: Replacement, own: Sequence[Params]
-    ) -> dict[str, Array]:
-        return _outcomes(model, params, replacement, own, cases)
-
-    found, groups = over_groups(run, made, outcomes)
+    labels = label_prompts(run.dataset, rows_to_fit(run.dataset))
+    found, groups = over_groups(run, made, partial(_outcomes, cases=cases, labels=labels))
     return _labeled(found, groups, cases)
 
 
@@ -176,14 +153,15 @@ def _outcomes(
     params: Params,
     replacement: Replacement,
     own: Sequence[Params],
+    *,
     cases: Cases,
+    labels: LabelPrompts,
 ) -> dict[str, Array]:
     """Return the outcomes of every case for one replacement model, [change, control, within]."""
     arguments = model, params, replacement, own
-    acts = local_run(*arguments, jnp.asarray(cases.states)).acts
-    states = cases.of_states, cases.distinct
-    features = bridge_features(acts, states[0], cases.second, states[1], cases.n_values)
-    means = mean_activations(acts, features, *states, cases.n_values)
+    acts = local_run(*arguments, jnp.asarray(labels.tokens)).acts
+    features = bridge_features(acts, labels)
+    means = mean_activations(acts, features, labels)
     run = Interventions.of(*arguments, jnp.asarray(cases.tokens))
     old, new, third = (jnp.asarray(x) for x in (cases.old, cases.new, cases.third))
     none = jnp.full_like(old, -1)

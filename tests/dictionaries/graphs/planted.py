@@ -10,6 +10,7 @@ from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.dictionaries.architectures import CrossLayer, Transcoder
 from implicit_reasoning.dictionaries.defaults import get_config
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts
 from implicit_reasoning.dictionaries.replacement import mlp_sites
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.model.planted.draft import Draft
@@ -41,6 +42,14 @@ def neuron_set(subject, layers=None):
     )
     stacked = {name: jnp.stack([own[layer][name] for layer in layers]) for name in NAMES[0]}
     return Dictionaries(made, stacked, members, named("transcoder", "neurons"))
+
+
+def labeled(bridge, second, distinct=None, n_values=5):
+    """Return prompts of two positions on which features are labeled, with these bridges."""
+    rows = np.arange(len(bridge))
+    everywhere = np.ones((len(bridge), 2), bool)
+    distinct = everywhere if distinct is None else distinct
+    return LabelPrompts(rows, np.zeros((len(bridge), 2), int), bridge, second, distinct, n_values)
 
 
 def named(kind, name):

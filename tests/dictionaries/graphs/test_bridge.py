@@ -14,7 +14,7 @@ from implicit_reasoning.dictionaries.graphs.measure import measure_graphs, repla
 from implicit_reasoning.dictionaries.replacement import mlp_sites
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.errors import InputError
-from tests.dictionaries.graphs.planted import neuron_set
+from tests.dictionaries.graphs.planted import labeled, neuron_set
 from tests.dictionaries.parameters import at_random
 
 
@@ -27,7 +27,7 @@ def test_features_of_a_bridge_are_found_and_others_are_not():
     acts[:, 1, 0, 2] = random.random(200) < 0.2
     acts[:, 0, 0, 3] = 1.0
     acts[:, 1, 0, 4] = second & (bridge == 0)  # no bridge can be chosen on the first half
-    found = bridge_features(jnp.asarray(acts), bridge, second, np.ones((200, 2), bool), 5)
+    found = bridge_features(jnp.asarray(acts), labeled(bridge, second))
     assert found.value[1, 0, 0] == 3 and found.f1[1, 0, 0] == 1
     assert (np.asarray(found.value) >= 0).sum() == 1
     # F1 of a feature that is always active is that of a constant prediction.

@@ -28,6 +28,7 @@ from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Transformer
 from implicit_reasoning.model.edits import mask
+from tests.dictionaries.graphs.planted import labeled
 from tests.dictionaries.graphs.replacements import drawn
 from tests.dictionaries.graphs.test_attribution import N_FEATURES, PLACES, SPEC, TOKENS
 
@@ -166,7 +167,8 @@ def test_a_swap_sets_the_features_of_both_bridges():
         random.exponential(size=(40, 2, 1, 4)) * (random.random((40, 2, 1, 4)) < 0.7)
     )
     bridge, states = random.integers(0, N_VALUES, 40), random.random((40, 2)) < 0.8
-    means = np.asarray(mean_activations(acts, features, bridge, states, N_VALUES))
+    prompts = labeled(bridge, np.zeros(40, bool), states, N_VALUES)
+    means = np.asarray(mean_activations(acts, features, prompts))
     for place in np.ndindex(value.shape):
         own = np.asarray(acts)[(slice(None), *place)]
         chosen = own[(bridge == value[place]) & states[:, place[0]] & (own > 0)]

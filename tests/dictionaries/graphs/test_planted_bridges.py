@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.truth.known import knowledge, scored_world, small_world
+from implicit_reasoning.analysis.variables.counterfactuals import rows_to_fit
 from implicit_reasoning.dictionaries.graphs.ablations import measure_ablations
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
 from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share
@@ -129,8 +130,9 @@ def test_what_skips_the_bridge_has_nothing_to_swap(relay, sets):
 
 
 def test_cases_have_three_different_bridges():
-    cases = choose_cases(small_world(order="r r e"))
+    dataset = small_world(order="r r e")
+    cases = choose_cases(dataset)
     assert (cases.old != cases.new).all()
     assert ((cases.third != cases.old) & (cases.third != cases.new)).all()
     assert cases.at.tolist() == [False, False, True]
-    assert set(cases.new) <= set(cases.of_states)
+    assert set(cases.new) <= set(dataset.truth["e2"][rows_to_fit(dataset)])

@@ -12,7 +12,7 @@ from implicit_reasoning.dictionaries.graphs.labels import TrueValues, label_feat
 from implicit_reasoning.dictionaries.graphs.page import make_page
 from implicit_reasoning.dictionaries.graphs.query import query_graphs
 from implicit_reasoning.errors import InputError
-from tests.dictionaries.graphs.planted import neuron_set
+from tests.dictionaries.graphs.planted import labeled, neuron_set
 from tests.dictionaries.graphs.test_page import data_of
 
 ENCODER = ("W_enc", "b_enc")
@@ -33,7 +33,7 @@ def test_labels_are_values_that_predict_activity_on_other_facts():
         ("e2", "r2"), np.stack([e2, r2]).astype(np.int32), np.array([[1, 1], [0, 1]]) > 0, (0, 9), 5
     )
     found = jax.device_get(
-        jax.jit(lambda acts: label_features(acts, true, second, np.ones((400, 2), bool)))(acts)
+        jax.jit(lambda acts: label_features(acts, true, labeled(e2, second)))(acts)
     )
     assert found.variable[1, 0].tolist() == [0, 1, -1, -1, 0]
     assert found.value[1, 0, [0, 1, 4]].tolist() == [3, 4, 0]
