@@ -6,7 +6,7 @@ The arms with four worlds and two initializations each are `composition`, `ladde
 (early supervision of single facts) and `scrambled`. The arms with three runs are shown as curves
 and support no claim: `without_id_triples`, `shadow`, `greater_than`, `indirect_object` and
 `in_context`. `ladder_taught` continues the runs of `ladder` on a task in which the cold facts begin
-ordinary chains. The runs are those of `arms.py`.
+ordinary chains. It answers question 6 only. The runs are those of `arms.py`.
 
 The prompts of a pair differ in one token (`circuit_formation_pairs.py`); in chains, it is e1.
 Circuits are found on half of the clusters of the first group of pairs (training chains) and
@@ -32,12 +32,15 @@ is missing if no measured circuit but that of all edges is faithful.
 1. Is the circuit sparse at the end? A run has a sparse circuit if the size of the circuit that
    grows from exact scores is at most a quarter of the edges that can matter. The null is the size
    for a random order.
-2. When does the two-hop circuit form, and how suddenly? (chains; `routes`.) The number is the
-   faithfulness of the route through r1 on training chains. A run has the two-hop circuit at the end
-   if its lower end is at least .8. It forms with the answers if its half-time and that of the
-   accuracy on test_ii differ by at most a factor of 2; half-times are those of `components.py`. It
-   forms suddenly if the route rises by half of its range in one step between measured checkpoints
-   that differ by at most a factor of 1.5.
+2. When does the route through r1 form, and how suddenly? (chains; `routes`.) The number is the
+   faithfulness of the route through r1 on training chains. A run answers through r1 at the end if
+   its lower end is at least .8. The null cuts as many random edges. This route is necessary for
+   composing, and not sufficient: a model that memorizes a code for each prefix (e1, r1) at r1 has
+   it, too. Question 8 of `components.py` tells them apart. The route forms with the answers if its
+   half-time and that of the accuracy on test_ii differ by at most a factor of 2; half-times are
+   those of `components.py`. It forms suddenly if it rises by half of its range between two
+   consecutive measured checkpoints that differ by at most a factor of 1.5. If it rises by so much
+   between checkpoints that differ by more, the answer of the run is missing.
 3. Does the memorizing circuit shrink, or is it bypassed? (chains.) The memorizing circuit is the
    route around r1. It is bypassed in a run if its faithfulness on training chains has a lower end
    of at least .5 at `memorised` and an upper end of at most .2 at the end. It remains if the lower
@@ -50,7 +53,7 @@ is missing if no measured circuit but that of all edges is faithful.
    are answered in a run, the run is missing.
 5. Which estimates agree with exact scores? For each estimate and stage, the number is the rank
    correlation with exact scores over all edges and positions whose sender differs between the
-   prompts; a run in which fewer than 20 pairs count is missing. An estimate is "reliable" if the
+   prompts; a run in which fewer than 20 clusters count is missing. An estimate is "reliable" if the
    interval over worlds is above .9, "misleading" if it is below .8, and otherwise "open". The null
    is the size of the change of the sender. ACDC agrees if the interval of its mean overlap with the
    exact circuit of equal size, over thresholds and orders, is above .8.
@@ -89,7 +92,7 @@ VERSION = 1
 
 DISCOVERY = Part(("faithfulness", "kept", "rank", "score"), {})
 EFFECTS = Part(("effect", "broken"), {"donor": ["pair", "another pair"]})
-ESTIMATES = Part(("score", "acdc_size", "acdc_overlap", "n_pairs"), {})
+ESTIMATES = Part(("score", "acdc_size", "acdc_overlap", "n_pairs", "n_clusters"), {})
 PARTS = {
     "discovery": DISCOVERY,
     "effects": EFFECTS,

@@ -44,8 +44,8 @@ TITLES = {
 ORDERS = {
     "exact, grown": (BLUE, "-"),
     "EAP, grown": (VERMILION, "-"),
-    "magnitude": (BLACK, "--"),
-    "random": (GREY, "--"),
+    "magnitude, grown": (BLACK, "--"),
+    "random, grown": (GREY, "--"),
 }
 
 
@@ -115,7 +115,7 @@ def draw_routes(arms: Mapping[str, Arm]) -> Any:
         part = arm.parts["routes"]
         faithful = known(part, "faithfulness").isel(group=0).clip(-0.2, 1.3)
         for name, color in zip(part["route"].values, (BLUE, VERMILION), strict=True):
-            draw_runs(ax, faithful.sel(route=name), color, str(name))
+            draw_runs(ax, faithful.sel(route=name, cut="own"), color, str(name))
         draw_accuracy(ax, arm)
         step_axis(ax, int(arm.parts["training"]["evaluation"][-1]))
         ax.set_xlim(left=10)

@@ -40,6 +40,9 @@ ORDERS = 5
 """Orders in which ACDC visits the edges."""
 
 ROUTES = ("through r1", "around r1")
+CUTS = ("own", "random edges")
+"""The edges of the corrupt run: those of the definition of a route, or as many random ones."""
+
 _R1 = 1  # the position of r1
 _AT_ONCE = 32
 _MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
@@ -76,13 +79,15 @@ class Estimates(EdgeInstrument):
         "with several thresholds and orders of the edges, and keeps the KL divergence from the "
         "clean run low. acdc_size: edges and positions of its circuit. acdc_overlap: Jaccard index "
         "of this circuit and the circuit of as many edges that grows from exact scores. n_pairs: "
-        "pairs that count. Null: the estimator magnitude, the size of the change of the sender."
+        "pairs that count. n_clusters: their clusters. Null: the estimator magnitude, the size of "
+        "the change of the sender."
     )
     outputs: ClassVar = {
         "score": ("estimator", "edge", "pos"),
         "acdc_size": ("tau", "order"),
         "acdc_overlap": ("tau", "order"),
         "n_pairs": (),
+        "n_clusters": (),
     }
     nulls: ClassVar = {"size of the change": {"estimator": "magnitude"}}
 
@@ -94,7 +99,10 @@ class Estimates(EdgeInstrument):
         """Make the pairs, and name the estimators, thresholds and orders."""
         made = super().examples(model, dataset)
         coords = {"estimator": ESTIMATORS, "tau": TAUS, "order": range(ORDERS)}
-        return dataclasses.replace(made, coords={**made.coords, **coords})
+        clusters = {"cluster": np.unique(made.clusters, return_inverse=True)[1]}
+        return dataclasses.replace(
+            made, inputs=made.inputs | clusters, coords={**made.coords, **coords}
+        )
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -124,6 +132,7 @@ class Estimates(EdgeInstrument):
             "acdc_size": sizes,
             "acdc_overlap": _overlap(circuits, grown.reshape(circuits.shape)),
             "n_pairs": counted.sum(),
+            "n_clusters": jnp.zeros(counted.size).at[inputs["cluster"]].max(counted).sum(),
         }
 
     def _scores(
@@ -156,13 +165,15 @@ class Routes(EdgeInstrument):
         "so is what heads of late blocks read at e1. faithfulness: (metric of the circuit - metric "
         "of the corrupt run) / (metric of the clean run - metric of the corrupt run); the "
         "denominator is its mean over the pairs of the group that count. kept: share of answers "
-        "that are still correct. Null: the corrupt run has faithfulness 0."
+        "that are still correct. Null: as many random edges are those of the corrupt run (one "
+        "draw)."
     )
     outputs: ClassVar = {
-        "faithfulness": ("route", "example"),
-        "kept": ("route", "example"),
+        "faithfulness": ("route", "cut", "example"),
+        "kept": ("route", "cut", "example"),
         "measured": ("example",),
     }
+    nulls: ClassVar = {"random edges": {"cut": "random edges"}}
     given: ClassVar = {"faithfulness": "measured", "kept": "measured"}
 
     def __init__(self) -> None:
@@ -178,7 +189,7 @@ class Routes(EdgeInstrument):
         if tuple(dataset.positions[:3]) != ("e1", "r1", "r2") or model.spec.depth < 2:
             raise NotApplicable("routes need prompts (e1, r1, r2) and a model with two blocks")
         made = super().examples(model, dataset)
-        return dataclasses.replace(made, coords={**made.coords, "route": ROUTES})
+        return dataclasses.replace(made, coords={**made.coords, "route": ROUTES, "cut": CUTS})
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -196,7 +207,8 @@ class Routes(EdgeInstrument):
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
         runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
 
-        circuits = np.stack([through(graph, _R1), around(graph, _R1)])  # the order of `ROUTES`
+        own = [through(graph, _R1), around(graph, _R1)]  # the order of `ROUTES`
+        circuits = np.stack([np.stack([circuit, like(graph, circuit)]) for circuit in own])
 
         def run(live: Array) -> dict[str, Array]:
             logits = forward_edges(model, params, batch.clean, graph, live, runs.other)[0][:, 0]
@@ -206,8 +218,21 @@ class Routes(EdgeInstrument):
                 "kept": answers_with(logits, batch.answer),
             }
 
-        found: dict[str, Array] = jax.lax.map(run, jnp.asarray(circuits, jnp.float32))
+        live = jnp.asarray(circuits, jnp.float32).reshape(-1, *circuits.shape[2:])
+        found = {
+            name: values.reshape(*circuits.shape[:2], -1)
+            for name, values in jax.lax.map(run, live).items()
+        }
         return found | {"measured": counted & wide}
+
+
+def like(graph: EdgeGraph, circuit: Bool[np.ndarray, "edge pos"]) -> Bool[np.ndarray, "edge pos"]:
+    """Return a circuit without as many random edges as another circuit lacks."""
+    alive = np.flatnonzero(graph.alive)
+    cut = np.random.default_rng(0).permutation(alive)[: int((graph.alive & ~circuit).sum())]
+    found = np.array(graph.alive)
+    found.ravel()[cut] = False
+    return found
 
 
 class _OfYears:

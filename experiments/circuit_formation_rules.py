@@ -54,29 +54,30 @@ class Formation(NamedTuple):
     answers: np.ndarray
 
 
-def route(arm: Arm, name: str, stage: str, group: int = 0) -> xr.Dataset:
+def route(arm: Arm, name: str, stage: str, group: int = 0, cut: str = "own") -> xr.Dataset:
     """Return the faithfulness of a route at a stage, with its interval; nan if it is missing."""
-    part = at_stage(arm, "routes", stage).sel(route=f"{name} r1").isel(group=group, drop=True)
+    part = at_stage(arm, "routes", stage).sel(route=f"{name} r1", cut=cut)
+    part = part.isel(group=group, drop=True)
     there = np.isfinite(known(part, "faithfulness"))
     return part[["faithfulness", "faithfulness_low", "faithfulness_high"]].where(there)
 
 
 def formation(arm: Arm) -> Formation:
-    """Ask question 2 of the runs of an arm."""
+    """Ask question 2 of the runs of an arm.
+
+    Whether a route forms suddenly is missing if the interval in which it rises is too long.
+    """
     times: dict[str, list[float]] = {"route": [], "answers": []}
     sudden = []
     group = str(arm.parts["routes"]["group"].values[0])
     accuracy = arm.parts["training"]["accuracy"].sel(split="test_ii")
-    at = {"route": "through r1", "group": group}
+    at = {"route": "through r1", "group": group, "cut": "own"}
     for number in range(len(arm.worlds)):
         steps, through = measured_steps(arm, "routes", "faithfulness", number, at)
         times["route"].append(half_time(steps, through) if len(steps) else np.nan)
         curve = accuracy.isel(run=number).dropna("evaluation")
         times["answers"].append(half_time(curve["evaluation"].values, curve.values))
-        close = steps[1:] <= SUDDEN_FACTOR * np.maximum(steps[:-1], 1)
-        rises = np.diff(through)
-        span = np.ptp(through) if len(through) else np.nan
-        sudden.append(bool((rises[close] >= span / 2).any()))
+        sudden.append(rises_suddenly(steps, through))
     route_times, answers = np.array(times["route"]), np.array(times["answers"])
     ratio = route_times / answers
     end = route(arm, "through", "end")["faithfulness_low"].values
@@ -87,6 +88,19 @@ def formation(arm: Arm) -> Formation:
         route_times,
         answers,
     )
+
+
+def rises_suddenly(steps: np.ndarray, values: np.ndarray) -> float:
+    """Return whether a curve rises by half of its range in one short interval between steps.
+
+    The result is 1 or 0. It is nan if the curve rises by so much in a long interval only, because
+    the measured checkpoints then do not show how fast it rises.
+    """
+    rises = np.diff(values) >= np.ptp(values) / 2 if len(values) > 1 else np.zeros(0, bool)
+    short = steps[1:] <= SUDDEN_FACTOR * np.maximum(steps[:-1], 1)
+    if (rises & short).any():
+        return 1.0
+    return np.nan if rises.any() or len(values) < 2 else 0.0
 
 
 class Memorizing(NamedTuple):
@@ -145,11 +159,11 @@ def same_circuit(difference: np.ndarray, arm: Arm) -> str:
 def agreement(arm: Arm, stage: str, estimator: str) -> np.ndarray:
     """Return the rank correlation of an estimator with exact scores in every run.
 
-    A run in which fewer than 20 pairs count is nan.
+    A run in which fewer than 20 clusters count is nan.
     """
     part = at_stage(arm, "estimates", stage)
     scores = part["score"].transpose("run", "estimator", "edge", "pos")
-    scores = scores.where(part["n_pairs"] >= MIN_CLUSTERS, 0)
+    scores = scores.where(part["n_clusters"] >= MIN_CLUSTERS, 0)
     found = []
     for run in scores:
         exact, other = (
@@ -164,7 +178,7 @@ def acdc_overlap(arm: Arm, stage: str) -> np.ndarray:
     """Return the mean overlap of ACDC's circuits with exact circuits of their size, by run."""
     part = at_stage(arm, "estimates", stage)
     counted = part["acdc_overlap"].where(part["acdc_size"] > 0)
-    counted = counted.where(part["n_pairs"] >= MIN_CLUSTERS)
+    counted = counted.where(part["n_clusters"] >= MIN_CLUSTERS)
     return np.asarray(counted.mean(("tau", "order")).values, float)
 
 

@@ -31,6 +31,7 @@ CLAIMS = ("composition", "ladder", "ladder_early", "scrambled")
 """Arms that support claims; the others are shown as curves."""
 
 LADDERS = ("ladder", "ladder_early")
+NULL = "random, grown"
 TAUGHT, BEFORE = "ladder_taught", "ladder"
 
 
@@ -45,7 +46,7 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
     ]
     sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]] = {
         "1. Is the circuit sparse at the end?": sparsity,
-        "2. When does the two-hop circuit form?": forming,
+        "2. When does the route through r1 form?": forming,
         "3. Does the memorizing circuit shrink, or is it bypassed?": routes,
         "4. Are cold facts answered by the circuit of other chains?": cold,
         "5. Which estimates agree with exact scores?": estimates,
@@ -72,7 +73,7 @@ def sparsity(arms: Mapping[str, Arm]) -> list[str]:
         [
             name,
             f"{all_edges(arm):.0f}",
-            *(steps_of(sizes(arm, "end", order)) for order in (EXACT, "EAP, grown", "random")),
+            *(steps_of(sizes(arm, "end", order)) for order in (EXACT, "EAP, grown", NULL)),
             answer(name, sparse(arm)),
         ]
         for name, arm in with_node(arms, "discovery").items()
@@ -89,7 +90,12 @@ def forming(arms: Mapping[str, Arm]) -> list[str]:
         rows.append(
             [
                 name,
-                over_worlds(route(arm, "through", "end")["faithfulness"].values, arm.worlds),
+                *(
+                    over_worlds(
+                        route(arm, "through", "end", cut=cut)["faithfulness"].values, arm.worlds
+                    )
+                    for cut in ("own", "random edges")
+                ),
                 steps_of(found.half_times),
                 steps_of(found.answers),
                 *(answer(name, said) for said in (found.there, found.with_answers, found.suddenly)),
@@ -97,8 +103,9 @@ def forming(arms: Mapping[str, Arm]) -> list[str]:
         )
     return table(
         [
-            *("arm", "through r1 at the end", "half-time of the route (steps)"),
-            *("half-time of test_ii (steps)", "two-hop circuit", "with the answers", "suddenly"),
+            *("arm", "through r1 at the end", "null: random edges"),
+            *("half-time of the route (steps)", "half-time of test_ii (steps)"),
+            *("through r1", "with the answers", "suddenly"),
         ],
         rows,
     )

@@ -133,7 +133,7 @@ sizes = curves.curve_points(int(graph.alive.sum())).sizes
 orders = {
     "exact scores": selection.greedy(graph, exact),
     "EAP": selection.greedy(graph, estimated),
-    "random (null)": selection.top_n(graph, np.random.default_rng(0).random(exact.shape)),
+    "random (null)": selection.greedy(graph, np.random.default_rng(0).random(exact.shape)),
 }
 
 

@@ -32,6 +32,7 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
 """The current names of outputs, by instrument and old name."""
 
 LABELS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "causal_scrubbing": {"control": {"dealt": "another value"}},
     "mean_swap": {"edit": {"dealt anew": "permuted means"}},
 }
 """The current labels of coordinates, by instrument, coordinate and old label."""

@@ -31,12 +31,14 @@ def arm(runs=8, **parts):
 
 def routes_of(through, around, width=0.05):
     """Return results of `routes`, the same in every run; arguments are values by step."""
-    mean = np.broadcast_to(np.array([through, around]).T[None, :, :, None], (8, 4, 2, 1))
-    dims = ("run", "step", "route", "group")
+    values = np.array([through, around]).T[None, :, :, None, None]
+    mean = np.broadcast_to(values, (8, 4, 2, 1, 1))
+    dims = ("run", "step", "route", "cut", "group")
     ends = {"": 0, "_low": -width, "_high": width}
     arrays = {f"faithfulness{end}": (dims, mean + shift) for end, shift in ends.items()}
     arrays["n_states"] = ("run", "step", "group"), np.full((8, 4, 1), 30.0)
-    coords = {"step": STEPS, "route": ["through r1", "around r1"], "group": ["train_ii"]}
+    names = {"route": ["through r1", "around r1"], "cut": ["own"], "group": ["train_ii"]}
+    coords = {"step": STEPS, **names}
     return xr.Dataset(arrays, coords)
 
 
@@ -55,10 +57,10 @@ def test_the_prompts_of_a_pair_differ_in_one_token_and_in_the_answer(task, chang
 def test_names_of_corrupt_prompts_are_answered_by_the_other_name():
     dataset = build(load_config("indirect_object:pocket").task)
     pairs = pairs_of(dataset)
-    for prompts, answers in ((pairs.clean, pairs.answer), (pairs.corrupt, pairs.corrupt_answer)):
-        for prompt, answer, other in zip(prompts, answers, pairs.answer, strict=True):
-            repeated = set(pairs.answer.tolist()) if answer != other else None
-            assert (prompt == answer).sum() == 1 and repeated != {answer}
+    sides = (pairs.clean, pairs.answer), (pairs.corrupt, pairs.corrupt_answer)
+    for (prompts, answers), (_, others) in zip(sides, sides[::-1], strict=True):
+        for prompt, answer, other in zip(prompts, answers, others, strict=True):
+            assert (prompt == answer).sum() == 1 and (prompt == other).sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -69,9 +71,11 @@ def test_routes_of_planted_models(mechanism, through):
     known = planted_model(mechanism, dataset, ("train_ii",))
     found = measure(instruments.Routes(), known.subject, progress=False).isel(step=0)
     faithful = found.faithfulness.sel(group="train_ii")
+    own, null = (faithful.sel(cut=cut) for cut in instruments.CUTS)
     way, other = ("through r1", "around r1")[:: 1 if through else -1]
-    assert float(faithful.sel(route=way)) > 0.99
-    assert float(faithful.sel(route=other)) < 0.01
+    assert float(own.sel(route=way)) > 0.99
+    assert float(own.sel(route=other)) < 0.01
+    assert float(null.sel(route=way)) < 0.9
 
 
 def test_no_part_has_the_old_name_of_an_instrument():
@@ -108,13 +112,20 @@ def test_a_route_is_bypassed_or_remains():
     assert np.isnan(rules.sizes(away, "untrained")).all()
 
 
-def test_few_pairs_and_few_runs_give_no_answer():
+def test_a_rise_between_distant_checkpoints_says_nothing_about_its_speed():
+    steps = np.array([0, 100, 140, 1_000])
+    assert rules.rises_suddenly(steps, np.array([0, 0.1, 0.9, 1.0])) == 1
+    assert rules.rises_suddenly(steps, np.array([0, 0.4, 0.6, 1.0])) == 0
+    assert np.isnan(rules.rises_suddenly(steps, np.array([0, 0.0, 0.1, 1.0])))
+
+
+def test_few_clusters_and_few_runs_give_no_answer():
     values = np.random.default_rng(0).random((8, 4, 3, 50, 2))
     values[:, :, 1] = 2 * values[:, :, 0]
     part = xr.Dataset(
         {
             "score": (("run", "step", "estimator", "edge", "pos"), values),
-            "n_pairs": (("run", "step"), np.array([[32, 32, 32, 19.0]] * 8)),
+            "n_clusters": (("run", "step"), np.array([[32, 32, 32, 19.0]] * 8)),
         },
         {"step": STEPS, "estimator": ["exact", "EAP", "magnitude"]},
     )

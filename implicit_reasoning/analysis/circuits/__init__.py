@@ -4,7 +4,7 @@ Instruments and their figures:
 
 edge_patching.py       patches each edge alone, at every checkpoint
 circuit_discovery.py   finds circuits of all sizes, and measures how faithful they are
-causal_scrubbing.py    replaces parts of a run by stand-ins that a hypothesis calls equivalent
+causal_scrubbing.py    tests a hypothesis by runs on prompts that it calls equivalent
 edge_instrument.py     the base class of the first two
 edge_figures.py        figures of `edge_patching`
 discovery_figures.py   figures of `circuit_discovery`

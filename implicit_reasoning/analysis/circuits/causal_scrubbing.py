@@ -1,18 +1,17 @@
-"""Scrub a hypothesis at every checkpoint: do answers stay correct on stand-ins?
+"""Causal scrubbing at every checkpoint: replace parts of a run, and measure the answers.
 
-A stand-in is a prompt that the hypothesis calls equivalent for a part of the run.
+Parts of a run are replaced by those of another prompt, the replacement prompt, that the hypothesis
+calls equivalent. The built-in hypothesis is that of two hops: at the position of r1, the state
+stands for the bridge e2, and nothing else of e1 and r1 matters.
 
-The built-in hypothesis is that of two hops: at the position of r1, the state stands for the bridge
-e2, and nothing else of e1 and r1 matters.
-
-The instrument makes no claims. A stand-in replaces the whole state at a position, so a model that
-looks up answers from (e1, r1) and r2 also passes, if it knows the answer to the chain of the
-stand-in's prefix and r2. Scrubbing shows through which states the answer is computed. It does not
+The instrument makes no claims. The whole state at a position is replaced, so a model that looks up
+answers from (e1, r1) and r2 also passes, if it knows the answer to the chain of the replacement
+prompt's prefix and r2. Scrubbing shows through which states the answer is computed. It does not
 show whether prefixes with one bridge share a code; `mean_swap` and `cross_query_patching` do.
 
 Source: Chan et al. 2022, "Causal scrubbing". The paper measures the share of the loss that is
-recovered. This instrument also measures the share of answers that are kept, and has a null whose
-stand-ins have another value of the variable.
+recovered. This instrument also measures the share of answers that are kept. Its null has
+replacement prompts with another value of the variable.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 HYPOTHESES: dict[str, HypothesisFunction] = {"two_hop": two_hop}
 """The built-in hypotheses by name."""
 
-CONTROLS = ("hypothesis", "dealt")
+CONTROLS = ("hypothesis", "another value")
 _MAX_PROMPTS = 96  # of each split
 _AT_ONCE = 32
 _SEED = 0
@@ -61,19 +60,21 @@ _MIN_GAP = 1e-4  # nats; nothing is recovered if the mean losses of the two runs
 
 
 class CausalScrubbing(Instrument):
-    """Instrument that replaces parts of a run by stand-ins, and measures the answers."""
+    """Instrument that replaces parts of a run by those of equivalent prompts."""
 
     name = "causal_scrubbing"
     definition = (
         "The terms of all senders up to a layer are replaced; later blocks compute from them. "
         "Terms that the hypothesis names come from another prompt with the same value of their "
         "variable, and all other terms come from a random prompt. two_hop: at r1, the terms stand "
-        "for the bridge; at r2, they stand for r2; nothing else matters. The stand-in of the "
+        "for the bridge; at r2, they stand for r2; nothing else matters. The replacement of the "
         "bridge has another prefix, and its prefix and r2 are not a training chain. kept: share "
         "of answers that are still correct. recovered: (loss of a random prompt - loss) / (loss "
         "of a random prompt - loss of the clean run); the denominator is its mean over the "
         "prompts of the group that count. Prompts count if they are answered correctly and have "
-        "stand-ins. Null 'dealt': the stand-ins of the tested variables have another value."
+        "replacements that satisfy the hypothesis. Groups in which the denominator is below 1e-4 "
+        "nats do not count. Null 'another value': the replacements of the tested variables have "
+        "another value."
     )
     outputs = {
         "kept": ("control", "layer", "example"),
@@ -82,7 +83,7 @@ class CausalScrubbing(Instrument):
         "correct": ("example",),
     }
     given = {"kept": "measured", "recovered": "measured"}
-    nulls = {"another value": {"control": "dealt"}}
+    nulls = {"another value": {"control": "another value"}}
     default = False
 
     def __init__(self, hypothesis: str | HypothesisFunction = "two_hop"):
@@ -102,7 +103,7 @@ class CausalScrubbing(Instrument):
         return {"hypothesis": self.hypothesis.identity()}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose chains of every split, and draw stand-ins for the parts of the hypothesis.
+        """Choose chains of every split, and draw replacements for the parts of the hypothesis.
 
         Raises:
           NotApplicable: the blocks of the model are not `gpt2`, or the task is not a chain task.
@@ -114,7 +115,7 @@ class CausalScrubbing(Instrument):
         rows, group = choose_rows(dataset, splits, _MAX_PROMPTS)
         targets, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
         drawn, known = zip(
-            *(draw(dataset, hypothesis, targets, random, dealt=d) for d in (False, True)),
+            *(draw(dataset, hypothesis, targets, random, another_value=d) for d in (False, True)),
             strict=True,
         )
         inputs = {
@@ -186,7 +187,7 @@ class CausalScrubbing(Instrument):
             "replaced by those of prompts that the hypothesis calls equivalent, for queries that "
             "are answered correctly. A curve is the share of answers that stay correct, with its "
             "95% interval. If the hypothesis is right at a layer, the share is 1. The dashed line "
-            "is the null, whose stand-ins have another value of the tested variable: the highest "
+            "is the null, with replacements that have another value of the variable: the highest "
             f"of all layers. Curves are missing where fewer than {MIN_CLUSTERS} clusters count."
         )
         title = "Do answers stay correct if equivalent prompts replace parts of the run?"

@@ -39,15 +39,16 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.graph import EdgeGraph, forward_edges
 from implicit_reasoning.worlds import Dataset
 
-ORDERS = ("exact, grown", "exact", "EAP, grown", "magnitude", "random")
+ORDERS = ("exact, grown", "exact", "EAP, grown", "magnitude, grown", "random, grown")
 """How edges are ranked.
 
-`grown` circuits grow from the logits (`selection.greedy`). The others have the edges with the
-largest scores (`selection.top_n`). `magnitude` ranks by the size of the change of the sender's
-output, and `random` at random; both are baselines.
+`grown` circuits grow from the logits (`selection.greedy`). `exact` has the edges with the largest
+scores (`selection.top_n`). `magnitude` scores an edge by the size of the change of the sender's
+output, and `random` at random. Both are baselines. They grow too: edges that are drawn without
+regard to their places are mostly not connected to the logits.
 """
 
-BASELINES = ("magnitude", "random")
+BASELINES = ("magnitude, grown", "random, grown")
 
 _AT_ONCE = 32
 _MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
@@ -68,7 +69,8 @@ class CircuitDiscovery(EdgeInstrument):
         "of the other clusters; the denominator is its mean over the pairs of the group that "
         "count. kept: share of answers that are still correct. rank: the place of an edge in an "
         "order; edges that are never selected have the number of all edges and positions. score: "
-        "the mean exact effect of patching the edge alone. Null: the orders magnitude and random."
+        "the mean exact effect of patching the edge alone. Null: circuits that grow by magnitude, "
+        "the size of the change of the sender's output, and by random scores (one draw)."
     )
     outputs = {
         "faithfulness": ("order", "size", "example"),
@@ -78,7 +80,10 @@ class CircuitDiscovery(EdgeInstrument):
         "measured": ("example",),
     }
     given = {"faithfulness": "measured", "kept": "measured"}
-    nulls = {"random order": {"order": "random"}, "size of the change": {"order": "magnitude"}}
+    nulls = {
+        "random scores": {"order": "random, grown"},
+        "size of the change": {"order": "magnitude, grown"},
+    }
 
     def __init__(
         self,
@@ -236,7 +241,7 @@ def _ranks(
         "exact, grown": selection.greedy(graph, means["exact"]),
         "exact": selection.top_n(graph, means["exact"]),
         "EAP, grown": selection.greedy(graph, means["EAP"]),
-        "magnitude": selection.top_n(graph, means["magnitude"]),
-        "random": selection.top_n(graph, random),
+        "magnitude, grown": selection.greedy(graph, means["magnitude"]),
+        "random, grown": selection.greedy(graph, random),
     }
     return jnp.stack([ranks[order] for order in ORDERS])

@@ -17,7 +17,11 @@ from implicit_reasoning.model.graph import EdgeGraph
 _BACKWARD = 2  # a forward and a backward pass cost this many forward passes
 
 BY_ACCURACY = ("exact", "EAP-IG activations", "mask gradients", "EAP-IG inputs", "EAP")
-"""The methods from the most to the least exact on models of this size, for `fitting_method`."""
+"""The methods from the most to the least expensive approximation of the exact scores.
+
+`fitting_method` chooses the first one within a budget. RelP costs as much as EAP. It has rules of
+its own for norms and products, so it has no place in this order.
+"""
 
 
 def score_costs(

@@ -27,6 +27,9 @@ _STYLES = {
     "exact, grown": (BLUE, "-"),
     "exact": (GREEN, "-"),
     "EAP, grown": (VERMILION, "-"),
+    "magnitude, grown": (ORANGE, "--"),
+    "random, grown": (GREY, "--"),
+    # Results of earlier versions have baselines that do not grow.
     "magnitude": (ORANGE, "--"),
     "random": (GREY, "--"),
 }
@@ -40,8 +43,8 @@ def summary(result: xr.Dataset) -> xr.Dataset:
 
     Returns:
       For each step, group and order: `cpr` (area under the curve of faithfulness; more is better),
-      `cmd` (area between the curve and 1; 0 is best), and `size` (the smallest measured number of
-      edges with a mean faithfulness of at least `LEVEL`; nan if there is none). Means over fewer
+      `cmd` (area between the curve and 1; 0 is best), and `smallest` (the smallest measured number
+      of edges with a mean faithfulness of at least `LEVEL`; nan if there is none). Means over fewer
       than `MIN_CLUSTERS` clusters give nan.
     """
     means = known_means(result, "faithfulness").transpose(..., "size")
@@ -53,13 +56,12 @@ def summary(result: xr.Dataset) -> xr.Dataset:
     found = {
         "cpr": circuit_performance_ratio(fractions, values),
         "cmd": circuit_model_distance(fractions, values),
-        "size": size_at(sizes, values, LEVEL),
+        "smallest": size_at(sizes, values, LEVEL),
     }
     dims = tuple(coords)
-    arrays = {name: xr.DataArray(array, coords, dims).where(known) for name, array in found.items()}
-    # `size` is also the name of a dimension of the result, so it gets a longer name here.
-    arrays["smallest"] = arrays.pop("size")
-    return xr.Dataset(arrays)
+    return xr.Dataset(
+        {name: xr.DataArray(array, coords, dims).where(known) for name, array in found.items()}
+    )
 
 
 def curves_figure(result: xr.Dataset) -> Figure:
@@ -73,7 +75,8 @@ def curves_figure(result: xr.Dataset) -> Figure:
     for ax, group in zip(axes, groups, strict=True):
         of = last.sel(group=group)
         known = has_min_clusters(of, "faithfulness")
-        for order, (color, style) in _STYLES.items():
+        for order in result["order"].values.tolist():
+            color, style = _STYLES[order]
             low, mean, high = (
                 of[f"faithfulness{end}"].where(known).sel(order=order).clip(-0.2, _HEIGHT)
                 for end in ("_low", "", "_high")
@@ -117,7 +120,8 @@ def over_training_figure(result: xr.Dataset) -> Figure:
         (f"edges at faithfulness {LEVEL:g}", "area to 1 (CMD)"),
         strict=True,
     ):
-        for order, (color, style) in _STYLES.items():
+        for order in result["order"].values.tolist():
+            color, style = _STYLES[order]
             values = numbers[name].sel(order=order)
             ax.plot(result["step"], values, style, color=color, lw=1.5, marker=marker, label=order)
         step_axis(ax, int(result["step"][-1]))

@@ -196,8 +196,8 @@ def scorable(
 ) -> Bool[Array, "edge _pos"]:
     """Return the edges that can have an effect: alive ones of senders whose value changes.
 
-    All other edges have an effect of 0 with certainty, so AUROC and average precision leave them
-    out.
+    All other edges have no effect above rounding errors, so AUROC and average precision leave
+    them out.
 
     Args:
       graph: the edge graph.

@@ -31,7 +31,7 @@ from implicit_reasoning.worlds import Dataset, prefix_keys
 from implicit_reasoning.worlds.dataset import world_of
 
 Condition = Callable[[queries.Queries, queries.Queries], Bool[np.ndarray, " pair"]]
-"""Function of prompts and their stand-ins that returns which pairs are allowed."""
+"""Function of prompts and their replacement prompts that returns which pairs are allowed."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Part:
       pos: the position.
       variable: the variable, a name of `variables_of`.
       inputs: what the terms are computed from; None for the whole prompt.
-      condition: which stand-ins are allowed. The default allows all prompts other than the own one.
-      tested: whether stand-ins have another value of the variable in the null.
+      condition: which replacements are allowed. The default allows all prompts but the own one.
+      tested: whether replacement prompts have another value of the variable in the null.
     """
 
     senders: tuple[str, ...]
@@ -77,8 +77,8 @@ def two_hop(dataset: Dataset, graph: EdgeGraph) -> Hypothesis:
     chains of two hops). At the position of the last relation, it stands for this relation. Nothing
     else matters.
 
-    The stand-in of the bridge has another prefix, and the chain of its prefix and the last relation
-    is not a training chain. A model that knows only its training chains does not pass.
+    The replacement of the bridge has another prefix, and the chain of its prefix and the last
+    relation is not a training chain. A model that knows only its training chains does not pass.
 
     Args:
       dataset: a dataset of a chain task.
@@ -107,7 +107,7 @@ def of_nodes(graph: EdgeGraph, nodes: Mapping[tuple[str, int], str]) -> Hypothes
     """Return the hypothesis that some nodes, each with a variable, compute the logits alone.
 
     A node of the mapping reads the earlier nodes of the mapping from which there is an edge. The
-    logits read those at the last position. Each node has a stand-in for every reader, as in the
+    logits read those at the last position. Each node has a replacement for every reader, as in the
     paper, so every added node can double the number of forward passes.
 
         of_nodes(graph, {("m0", 1): "e2", ("a1.h0", 2): "e2", ("input", 2): "r2"})
@@ -179,7 +179,7 @@ class Drawn:
       tokens: the prompts of the run, `[row, pos]`.
       rest: the prompts whose terms replace everything that is in no part, `[row, pos]`; None if
         nothing is replaced in the run.
-      parts: the runs on the stand-ins of the parts.
+      parts: the runs on the replacement prompts of the parts.
       senders: names of the senders whose terms the run gives; empty for all senders.
       pos: the position of these terms.
     """
@@ -198,20 +198,20 @@ def draw(
     targets: queries.Queries,
     random: np.random.Generator,
     *,
-    dealt: bool = False,
+    another_value: bool = False,
 ) -> tuple[Drawn, Bool[np.ndarray, " row"]]:
-    """Draw stand-ins for the parts of a hypothesis, from all chains of the world.
+    """Draw replacement prompts for the parts of a hypothesis, from all chains of the world.
 
     Args:
       dataset: a dataset of a chain task.
       hypothesis: the hypothesis.
       targets: the prompts to scrub.
       random: the random generator.
-      dealt: draw the null. Stand-ins of tested parts then have another value of the variable: a
+      another_value: draw the null. Replacements of tested parts then have another value: a
         random permutation without fixed points gives the new value for each old one.
 
     Returns:
-      The prompts, and whether every part of a target has a stand-in.
+      The prompts, and whether every part of a target has a replacement prompt.
 
     Raises:
       InputError: the dataset has no variable with the name in a part.
@@ -231,9 +231,9 @@ def draw(
                     f"this dataset has no variable {part.variable!r}; it has {', '.join(own)}"
                 )
             asked = own[part.variable]
-            if dealt and part.tested:
-                asked = _dealt(values[part.variable], random)[asked]
-            chosen, there = _stand_ins(part, rows, asked, table, values, random)
+            if another_value and part.tested:
+                asked = _other_values(values[part.variable], random)[asked]
+            chosen, there = _replacements(part, rows, asked, table, values, random)
             run, also = of_run(part.inputs, chosen)
             known &= there & also
             parts.append(dataclasses.replace(run, senders=part.senders, pos=part.pos))
@@ -243,7 +243,7 @@ def draw(
     return of_run(hypothesis, targets)
 
 
-def _stand_ins(
+def _replacements(
     part: Part,
     rows: queries.Queries,
     asked: Int[np.ndarray, " row"],
@@ -267,9 +267,9 @@ def _another(target: queries.Queries, other: queries.Queries) -> Bool[np.ndarray
 
 
 def _untrained(dataset: Dataset) -> Condition:
-    """Return a condition for stand-ins of a bridge.
+    """Return a condition for replacement prompts of a bridge.
 
-    The prefixes differ, and the stand-in's prefix with the target's last relation is not a training
+    The prefixes differ, and the replacement's prefix with the target's last relation is no training
     chain.
     """
     table = queries.all_queries(dataset)
@@ -285,7 +285,7 @@ def _untrained(dataset: Dataset) -> Condition:
     return allowed
 
 
-def _dealt(values: Int[np.ndarray, " query"], random: np.random.Generator) -> np.ndarray:
+def _other_values(values: Int[np.ndarray, " query"], random: np.random.Generator) -> np.ndarray:
     """Return a table that maps each value to another value, which also occurs."""
     present = random.permutation(np.unique(values))
     table = np.arange(int(values.max(initial=0)) + 1)

@@ -1,4 +1,4 @@
-"""Causal scrubbing: run a model on stand-ins that a hypothesis says are equivalent.
+"""Causal scrubbing: run a model on replacement prompts that a hypothesis says are equivalent.
 
 Every term in the residual stream that a hypothesis names comes from a run on another prompt, whose
 variable has the same value. All other terms come from a run on a random prompt. If the hypothesis

@@ -1,10 +1,14 @@
 """Estimated costs agree with XLA's count, and the most exact method that fits is named."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from implicit_reasoning.analysis.circuits import scores
 from implicit_reasoning.analysis.circuits.cost import fitting_method, score_costs
+from implicit_reasoning.analysis.circuits.edge_patching import EdgePatching
+from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.graph import EdgeGraph
@@ -40,6 +44,17 @@ def test_eap():
     costs = score_costs(EdgeGraph(SPEC, 4), PAIRS)
     assert costs["EAP"] == pytest.approx(counted(scores.eap), rel=0.15)
     assert costs["EAP"] < costs["EAP-IG inputs"] < costs["EAP-IG activations"]
+
+
+def test_an_instrument_says_what_a_large_model_costs(capsys):
+    spec = Spec(d_vocab=300, n_ctx=3, n_layers=8, d_model=768, n_heads=12, d_mlp=3072)
+    dataset = small_world()
+    EdgePatching().examples(Transformer(spec), dataset)
+    message = capsys.readouterr().err
+    assert "edge_patching patches 35,909 edges" in message and "EAP" in message
+    small = dataclasses.replace(spec, n_layers=2, d_model=64, n_heads=2, d_mlp=128)
+    EdgePatching().examples(Transformer(small), dataset)
+    assert not capsys.readouterr().err
 
 
 def test_the_most_exact_method_that_fits():

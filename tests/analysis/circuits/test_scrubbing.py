@@ -49,7 +49,7 @@ def forward():
 
 
 def test_a_cut_replaces_the_state_at_each_position():
-    """At the start of block 1, position 1 has the state of its stand-in, and so on."""
+    """At the start of block 1, position 1 has the state of its replacement prompt, and so on."""
     drawn = Drawn(prompts(0), prompts(1), (Drawn(prompts(2), pos=1), Drawn(prompts(3), pos=2)))
     of = {seed: forward()(params(), prompts(seed), None, 0)[1] for seed in (1, 2, 3)}
     state = MODEL.resid_sites[1]
@@ -62,7 +62,7 @@ def test_a_cut_replaces_the_state_at_each_position():
     np.testing.assert_allclose(scrub()(params(), drawn, 0), clean, atol=1e-5)
 
 
-def test_a_part_with_inputs_is_computed_from_their_stand_ins():
+def test_a_part_with_inputs_is_computed_from_their_replacements():
     """The MLP of block 0 reads the embedding of one prompt and the heads of another."""
     embedding = Drawn(prompts(2), senders=("input",), pos=2)
     mlp = Drawn(prompts(3), prompts(1), (embedding,), senders=("m0",), pos=2)
@@ -86,7 +86,7 @@ def asked():
     return queries.queries_of_rows(dataset(), rows)
 
 
-def test_stand_ins_have_the_value_of_the_variable_and_another_prefix():
+def test_replacements_have_the_value_of_the_variable_and_another_prefix():
     hypothesis = hypotheses.two_hop(dataset(), GRAPH)
     table = queries.all_queries(dataset())
     trained = {tuple(parts) for parts in table.parts[table.trained].tolist()}
@@ -100,15 +100,15 @@ def test_stand_ins_have_the_value_of_the_variable_and_another_prefix():
         )
     }
     n_entities = dataset().world.n_entities
-    for dealt in (False, True):
+    for another_value in (False, True):
         drawn, known_ = hypotheses.draw(
-            dataset(), hypothesis, asked(), np.random.default_rng(1), dealt=dealt
+            dataset(), hypothesis, asked(), np.random.default_rng(1), another_value=another_value
         )
         bridge, relation = (part.tokens for part in drawn.parts)
         assert known_.mean() > 0.5
         for row in np.flatnonzero(known_):
             same = bridges[tuple(bridge[row].tolist())] == e2[row]
-            assert same != dealt
+            assert same != another_value
             target = drawn.tokens[row]
             assert (bridge[row, :2] != target[:2]).any()
             e1, r1, r2 = int(bridge[row, 0]), int(bridge[row, 1]), int(target[2])
@@ -144,5 +144,5 @@ def test_the_answers_of_a_composer_survive_where_the_bridge_is():
     right = {"control": "hypothesis", "layer": [1, 2]}
     assert (kept.sel(right) == 1).all() and (found.sel(right) > 0.9).all()
     assert (kept.sel(control="hypothesis", layer=[0, 3]) < 0.4).all()
-    assert (kept.sel(control="dealt") < 0.4).all()
+    assert (kept.sel(control="another value") < 0.4).all()
     assert len(instrument.figures(result)) == 1
