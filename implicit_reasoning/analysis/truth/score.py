@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import jax
 
 from implicit_reasoning.analysis.api import find_instrument
-from implicit_reasoning.analysis.claims import Verdict, describe, judge
+from implicit_reasoning.analysis.claims import Claim, Mechanism, Verdict, describe, judge
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.truth.known import SEEDS, KnownModel, known_models
@@ -26,6 +26,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.formatting import card, note, plural, table
 from implicit_reasoning.model import Transformer
+from implicit_reasoning.model.units import State, WholeModel
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.runtime.progress import ProgressBar
@@ -48,6 +49,9 @@ class Score:
         instrument has no `claims` method.
       claims: the true, false and open claims as text, under the keys "true", "false" and "open".
       why: the reason for the verdict "not applicable"; otherwise empty.
+      found: for each kind of claim and type of unit, such as "moves, Head", the number of true
+        claims that were made, and the number of all true claims. Claims about states and about
+        the whole model are not counted, because most of them follow from others.
     """
 
     instrument: str
@@ -55,6 +59,7 @@ class Score:
     verdict: Verdict | Literal["not applicable", "makes no claims"]
     claims: Mapping[str, list[str]]
     why: str = ""
+    found: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,30 @@ class Scores:
             found.append([name, *models, *claims])
         return found
 
+    def _found(self, models: Sequence[str]) -> list[str]:
+        """Return a table of how many of the true claims were made, by model.
+
+        It has the kinds of claims that an instrument made about at least one model.
+        """
+        of = {(row.instrument, row.model): row.found for row in self.rows}
+        columns = dict.fromkeys(
+            (row.instrument, kind)
+            for row in self.rows
+            for kind, (made, _) in row.found.items()
+            if made
+        )
+        if not columns:
+            return []
+
+        def cell(name: str, model: str, kind: str) -> str:
+            made, total = of.get((name, model), {}).get(kind, (0, 0))
+            return f"{made:,} of {total:,}" if total else ""
+
+        head = ["model", *(f"{name}: {kind}" for name, kind in columns)]
+        body = [[model, *(cell(name, model, kind) for name, kind in columns)] for model in models]
+        title = "True claims about heads, neurons and edges that were made, of all that are true:"
+        return ["", title, "", _cells(head), _cells(["---"] * len(head)), *map(_cells, body)]
+
     def _without_claims(self) -> list[str]:
         return list(dict.fromkeys(row.instrument for row in self.rows if row.verdict == NO_CLAIMS))
 
@@ -129,19 +158,35 @@ class Scores:
     def markdown(self) -> str:
         """Return a Markdown report.
 
-        The report has the summary, a table of verdicts by model and instrument, and all claims.
+        The report has the summary, a table of verdicts by model and instrument, a table of how many
+        true claims were made, and all claims.
         """
         table = self.verdicts()
         models = list(dict.fromkeys(row.model for row in self.rows))
         lines = [self.summary()]
         lines += [_cells(["model", *table]), _cells(["---"] * (1 + len(table)))]
         lines += [_cells([name, *(table[i].get(name, "") for i in table)]) for name in models]
+        lines += self._found(models)
         for row in self.rows:
             if row.verdict == NO_CLAIMS:
                 continue  # The tables above show this verdict.
             lines += ["", f"## {row.instrument} on {row.model}: {row.verdict}", ""]
             lines += _in_words(row)
         return "\n".join(lines) + "\n"
+
+
+def count_found(claims: Set[Claim], mechanism: Mechanism) -> dict[str, list[int]]:
+    """Count the true claims that were made, and all true claims, by kind and type of unit."""
+
+    def counts(of: Iterable[Claim]) -> Counter[str]:
+        return Counter(
+            f"{claim.kind}, {type(claim.unit).__name__}"
+            for claim in of
+            if not isinstance(claim.unit, (State, WholeModel))
+        )
+
+    made = counts(claims & mechanism.true)
+    return {kind: [made[kind], total] for kind, total in sorted(counts(mechanism.true).items())}
 
 
 def score(
@@ -205,7 +250,9 @@ def _score_one(
         return Score(instrument.name, known.name, NOT_APPLICABLE, {}, str(error))
     claims = instrument.claims(result.isel(step=0, drop=True))
     found = describe(claims, known.mechanism)
-    return Score(instrument.name, known.name, judge(claims, known.mechanism), found)
+    verdict = judge(claims, known.mechanism)
+    counts = count_found(claims, known.mechanism)
+    return Score(instrument.name, known.name, verdict, found, found=counts)
 
 
 def _cells(texts: Sequence[Any]) -> str:

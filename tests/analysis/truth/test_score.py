@@ -13,10 +13,11 @@ from implicit_reasoning.analysis.instrument import Examples, Instrument, NotAppl
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.subject import InMemory
 from implicit_reasoning.analysis.truth import known
-from implicit_reasoning.analysis.truth.score import score
+from implicit_reasoning.analysis.truth.score import Score, Scores, count_found, score
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.planted import MECHANISMS
+from implicit_reasoning.model.units import Head, Neuron
 from tests.model.exchange.models import filled
 
 # A tenth of the facts is OOD, so there are fewer OOD states than a claim needs.
@@ -106,6 +107,20 @@ def test_what_was_claimed_is_said_in_words(scores):
     assert words["false"] == ["e2 used at layer 4, e1"]
     assert of["vague", "composer"].claims["open"] == ["answer carried at layer 1, r1"]
     assert of["good", "untrained"].why == "made for 4 layers"
+
+
+def test_true_claims_that_were_not_made_are_counted():
+    head, neurons = Head(0, 1), [Neuron(0, index) for index in range(3)]
+    stores = [Claim("stores", "fact (0, 0)", neuron) for neuron in neurons]
+    mechanism = Mechanism(frozenset({TRUE, Claim("moves", "e1", head), *stores[:2]}))
+    made = {TRUE, *stores[1:]}  # one neuron is missed, and one claim is false
+    assert count_found(made, mechanism) == {"moves, Head": [0, 1], "stores, Neuron": [1, 2]}
+    rows = [
+        Score("keys", "one", "wrong", {}, found=count_found(made, mechanism)),
+        Score("keys", "other", "silent", {}),
+    ]
+    text = Scores(tuple(rows)).markdown()
+    assert "| model | keys: stores, Neuron |\n| --- | --- |\n| one | 1 of 2 |" in text
 
 
 def test_scores_are_written_for_people_and_for_programs(scores, tmp_path):
