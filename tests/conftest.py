@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ _CHEAP = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
+# The package switches YNNPACK off (runtime/xla_flags.py). LLVM then compiles every product, which
+# takes longer. Here, YNNPACK computes single products, without the fusions that are at fault. XLA
+# aborts if it does not know a flag.
+if version("jaxlib").startswith(("0.10.", "0.11.")):
+    _CHEAP += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 _thorough = os.environ.get("TESTS") == "thorough"
 if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
     _flags = os.environ.get("XLA_FLAGS", "")

@@ -1,7 +1,9 @@
 """The Python examples of the guides run at small sizes, and tables of names are complete."""
 
 import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,26 @@ def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"Member\(steps=\(60,\), .* explains \S+", said)
     assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
     assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_examples_of_attribution_graphs_run(tmp_path, monkeypatch):
+    """The page is one program. Only the front end of circuit-tracer needs another environment."""
+    text = Path("docs/how-to/attribution-graphs.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE)
+    code = "".join(textwrap.dedent(block) for block in blocks if "circuit_tracer" not in block)
+    shared.finished_copy(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run: Run = Run("run")
+    found: dict[str, Any] = {}
+    train_dictionaries(run, small_config("transcoder", sparsities=(3.0,)))
+    found["run"] = run
+    exec(compile(code, "attribution-graphs.md", "exec"), found)
+    scores = run.model.forward(
+        found["params"], found["prompts"], sites=("blocks.1.attn.hook_attn_scores",)
+    )[1]["blocks.1.attn.hook_attn_scores"][:, 0, 2]
+    np.testing.assert_allclose(found["prefers"].sum((1, 2)), scores[:, 1] - scores[:, 0], atol=1e-4)
+    assert (tmp_path / "graphs.html").exists() and list((tmp_path / "graphs").glob("step-*.json"))
 
 
 def test_the_activation_function_of_your_own_is_trained(tmp_path, monkeypatch):

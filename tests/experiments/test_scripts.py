@@ -8,6 +8,7 @@ from tests.experiments.scripts import FILES, load, smoke_command
 # These run in the environment of another package, which the default tests do not have.
 OF_PEERS = {
     "auto_circuit_edges",
+    "circuit_tracer_attribution",
     "cross_query_torch",
     "gpt2_torch",
     "sae_lens_trainer",
