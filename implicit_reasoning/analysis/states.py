@@ -159,6 +159,27 @@ def choose_rows(
     return np.concatenate(parts), group
 
 
+def another_of_group(
+    group: Int[np.ndarray, " row"], random: np.random.Generator
+) -> Int[np.ndarray, " row"]:
+    """Choose a random different row of the same group for each row.
+
+    Every row is chosen once. A row that is alone in its group is chosen for itself.
+
+    Args:
+      group: the group of each row.
+      random: the random number generator.
+
+    Returns:
+      The index of the chosen row, for each row.
+    """
+    other = np.empty(len(group), np.int64)
+    for number in np.unique(group):
+        members = random.permutation(np.flatnonzero(group == number))
+        other[members] = np.roll(members, 1)  # unlike a permutation, this keeps no row in its place
+    return other
+
+
 def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "row pos"]:
     """Return the tokens of the prompts, without the answers.
 

@@ -11,6 +11,7 @@ from implicit_reasoning.model.edits import (
     scale,
     set_to,
 )
+from implicit_reasoning.model.embeddings import unembedding_matrix
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Network, Params, Transformer
@@ -30,4 +31,5 @@ __all__ = [
     "merge_edits",
     "scale",
     "set_to",
+    "unembedding_matrix",
 ]

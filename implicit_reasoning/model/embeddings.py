@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from implicit_reasoning.model.blocks.parameters import (
     Parameter,
@@ -66,3 +70,15 @@ class Unembed(nnx.Module):
             **({} if spec.tied else {"W_U": weight}),
             **({"b_U": bias} if spec.unembed_bias else {}),
         }
+
+
+def unembedding_matrix(params: Mapping[str, Any]) -> Float[Array, "d_model d_vocab"]:
+    """Return the matrix `W_U` that maps states to logits, without the final norm and the bias.
+
+    A model with tied embeddings has no `W_U`, and the transposed `W_E` is returned.
+
+    Args:
+      params: the parameters of one model.
+    """
+    weight = params.get("unembed", {}).get("W_U")
+    return jnp.asarray(params["embed"]["W_E"].T if weight is None else weight)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model.blocks import require_gpt2
+from implicit_reasoning.model.embeddings import unembedding_matrix
 from implicit_reasoning.model.factored import FactoredMatrix, ov_matrices, qk_matrices
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
@@ -50,7 +51,7 @@ class Weights:
     @property
     def W_U(self) -> Float[Array, "d_model d_vocab"]:
         """The unembedding; the transposed embedding if the model is tied."""
-        return self.W_E.T if self.cfg.tied else jnp.asarray(self.params["unembed"]["W_U"])
+        return unembedding_matrix(self.params)
 
     @property
     def b_U(self) -> Float[Array, " d_vocab"]:

@@ -46,9 +46,20 @@ from implicit_reasoning.analysis.components.ablation_runs import (
     mean_run,
     run,
 )
+from implicit_reasoning.analysis.components.losses import cross_entropy
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.patching.outcomes import answers_with, divergence, outcomes_of
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts
+from implicit_reasoning.analysis.patching.outcomes import (
+    answers_with,
+    divergence,
+    margin,
+    outcomes_of,
+)
+from implicit_reasoning.analysis.states import (
+    another_of_group,
+    chain_splits,
+    choose_rows,
+    prompts,
+)
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2
@@ -88,7 +99,8 @@ class Ablation(Instrument):
         "ablated || ablated), in nats. The last three are over all examples. cumulative: share of "
         "unchanged answers with several heads ablated at all positions. Heads are sorted by the "
         "mean decrease of their logit_difference on half of the clusters, and ablated in the "
-        "others; a random order for each example is the null."
+        "others; a random order for each example is the null. Here, resample uses the first of the "
+        f"{_DRAWS} other examples only."
     )
     outputs = {
         "fraction": ("outcome", *_CELLS),
@@ -126,7 +138,7 @@ class Ablation(Instrument):
         splits, random = splits_of_full_prompts(dataset), np.random.default_rng(_SEED)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         train = np.flatnonzero(dataset.truth["position"][: dataset.n_train] == _last(dataset))
-        others = np.stack([_others(group, random) for _ in range(_DRAWS)])
+        others = np.stack([another_of_group(group, random) for _ in range(_DRAWS)])
         same = _same_answers(dataset, rows, train, random)
         donors = np.concatenate([rows[others], np.where(same >= 0, same, rows)[None]])
         answer = dataset.truth["answer"]
@@ -242,15 +254,6 @@ def _last(dataset: Dataset) -> int:
     return len(dataset.positions) - 1
 
 
-def _others(group: Int[np.ndarray, " row"], random: np.random.Generator) -> np.ndarray:
-    """Return the index of a random other row of the same group, for each row."""
-    other = np.empty_like(group)
-    for number in np.unique(group):
-        members = random.permutation(np.flatnonzero(group == number))
-        other[members] = np.roll(members, 1)
-    return other
-
-
 def _same_answers(
     dataset: Dataset, rows: np.ndarray, pool: np.ndarray, random: np.random.Generator
 ) -> Int[np.ndarray, " row"]:
@@ -280,24 +283,24 @@ def _single(
     answer = example["answer"]
     clean, base = run(model, params, example["tokens"])
     donors = make_donors(model, params, base, mean, jnp.swapaxes(example["donors"], 0, 1))
-    nobody = jnp.full_like(answer, -1)
-    its_answers = jnp.stack([nobody, nobody, *example["donor_answers"].T])
+    none = jnp.full_like(answer, -1)  # zeros and means come from no example
+    donor_answers = jnp.stack([none, none, *example["donor_answers"].T])
 
     def outcomes(donor: tuple[Any, Array]) -> dict[str, Array]:
         logits = ablate_components(model, params, base, donor[0])
         return {
             "fraction": outcomes_of(logits, answer, donor[1]).astype(jnp.float32),
             "logit_difference": margin(logits, answer),
-            "log_probability": _log_probability(logits, answer),
+            "log_probability": -cross_entropy(logits, answer),
             "divergence": divergence(logits, clean),
         }
 
-    found = {k: _by_kind(v) for k, v in jax.lax.map(outcomes, (donors, its_answers)).items()}
+    found = {k: _by_kind(v) for k, v in jax.lax.map(outcomes, (donors, donor_answers)).items()}
     return {
         **found,
         "fraction": jnp.swapaxes(found["fraction"], 0, 1),
         "clean_logit_difference": margin(clean, answer),
-        "clean_log_probability": _log_probability(clean, answer),
+        "clean_log_probability": -cross_entropy(clean, answer),
         "correct": answers_with(clean, answer),
     }
 
@@ -341,7 +344,7 @@ def _cumulative(
 ) -> dict[str, Array]:
     """Compute the outcomes of ablating the first 0, 1, ... heads of each order."""
     clean, base = run(model, params, example["tokens"])
-    # Resampling uses the first draw. The last prompt is that with the same answer.
+    # Only the first draw is used, to save time. The last prompt is that with the same answer.
     tokens = jnp.swapaxes(example["donors"], 0, 1)[jnp.array([0, -1])]
     donors = make_donors(model, params, base, mean, tokens)
     counts = jnp.arange(model.spec.depth * model.spec.n_heads + 1)
@@ -364,19 +367,3 @@ def _cumulative(
     ranks = example["ranks"].transpose(1, 2, 0, 3, 4)  # [kind, order, example, block, head]
     found: dict[str, Array] = jax.lax.map(of_kind, (donors, ranks))
     return found
-
-
-def margin(
-    logits: Float[Array, "*cell example d_vocab"], token: Int[Array, " example"]
-) -> Float[Array, "*cell example"]:
-    """Return the logit of a token minus the highest logit of all other tokens."""
-    own = jax.nn.one_hot(token, logits.shape[-1], dtype=bool)
-    own = jnp.expand_dims(own, range(logits.ndim - 2))
-    other = jnp.where(own, -jnp.inf, logits).max(-1)
-    return jnp.where(own, logits, -jnp.inf).max(-1) - other
-
-
-def _log_probability(logits: Array, token: Array) -> Array:
-    own = jax.nn.one_hot(token, logits.shape[-1], dtype=bool)
-    own = jnp.expand_dims(own, range(logits.ndim - 2))
-    return jnp.where(own, jax.nn.log_softmax(logits), 0).sum(-1)

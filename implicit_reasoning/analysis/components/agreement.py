@@ -33,7 +33,28 @@ def rank_correlation(
       exact: the exact effect of each cell.
       counted: whether each cell counts.
     """
-    ranks = [_ranks(_without_rounding(values, counted), counted) for values in (estimate, exact)]
+    one, other = (_without_rounding(values, counted) for values in (estimate, exact))
+    return spearman(one, other, counted)
+
+
+def spearman(
+    one: Float[Array, "*#batch cell"],
+    other: Float[Array, "*#batch cell"],
+    counted: Bool[Array, "*#batch cell"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Return Spearman's rank correlation of two arrays with broadcast batch axes.
+
+    Equal values share the mean of their ranks. The correlation is 0 if all values of one array are
+    equal.
+
+    Args:
+      one: values.
+      other: values of the same cells.
+      counted: whether each cell counts; all cells by default.
+    """
+    if counted is None:
+        counted = jnp.ones((*(1 for _ in one.shape[:-1]), one.shape[-1]), bool)
+    ranks = [_ranks(values, jnp.broadcast_to(counted, values.shape)) for values in (one, other)]
     count = jnp.maximum(counted.sum(-1, keepdims=True), 1)
     centred = [
         jnp.where(counted, x - (x * counted).sum(-1, keepdims=True) / count, 0) for x in ranks

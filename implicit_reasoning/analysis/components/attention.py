@@ -32,13 +32,12 @@ from implicit_reasoning.analysis.components.knock_out import (
     existing_edges,
     knock_out_sites,
     knock_outs,
-    margin,
     match_edges,
     match_everywhere,
 )
 from implicit_reasoning.analysis.components.rows import answer_rows
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.patching.outcomes import answers_with, margin
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2

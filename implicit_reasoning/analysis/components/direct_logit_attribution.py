@@ -28,9 +28,9 @@ from implicit_reasoning.analysis.claims import MIN_CLUSTERS, known_means
 from implicit_reasoning.analysis.drawing import some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.query_pairs import replacements
-from implicit_reasoning.analysis.states import chain_splits, choose_rows
+from implicit_reasoning.analysis.states import another_of_group, chain_splits, choose_rows
 from implicit_reasoning.figures import BLACK, GREY, SERIES_COLORS, Figure, new_drawing, step_axis
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.edits import expand_to_rank
 from implicit_reasoning.model.wirings import forward_at
@@ -55,7 +55,7 @@ class DirectLogitAttribution(Instrument):
         "are embeddings, heads (a0.h1), attention biases, MLPs (m0, without their output bias), "
         "MLP biases, and the biases of final norm and unembedding. The parts sum to "
         "logit_difference. compared: whether the query with the exchanged token has another "
-        "answer. Null: the two answers are those of another query."
+        "answer. Null: the two answers are those of another query of the group."
     )
     outputs = {
         "part": ("component", "truth", "token", "example"),
@@ -64,6 +64,7 @@ class DirectLogitAttribution(Instrument):
     }
     given = dict.fromkeys(("part", "logit_difference"), "compared")
     nulls = {"answers of another query": {"truth": TRUTHS[1]}}
+    version = 2
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose rows of every split whose prompts are full chains, such as (e1, r1, r2).
@@ -79,7 +80,7 @@ class DirectLogitAttribution(Instrument):
         asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
         _, changed = replacements(dataset, asked, random)
         changed = changed[queries.prompt_order(dataset)]
-        another = random.permutation(len(rows))
+        another = another_of_group(group, random)
         inputs = {
             "tokens": queries.prompt_tokens(dataset, asked.parts),
             "answer": np.stack([asked.answer, asked.answer[another]]).astype(np.int32),
@@ -211,7 +212,7 @@ def direct_parts(
         mlp = last[f"blocks.{block}.hook_mlp_out"] - bias
         written += [heads, of_attention[None], mlp[None], bias[None]]
     x = jnp.concatenate(written)
-    columns = params["embed"]["W_E"] if spec.tied else params["unembed"]["W_U"].T
+    columns = unembedding_matrix(params).T
     direction = columns[answer] - columns[other]  # [*case, example, d_model]
     of_norm = jnp.zeros(answer.shape)
     if "ln_final.hook_scale" in last:

@@ -36,7 +36,7 @@ from implicit_reasoning.analysis.components.losses import cross_entropy
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.worlds import Dataset
 
@@ -187,12 +187,10 @@ def modulus_of(dataset: Dataset) -> int:
 def neuron_logit_map(params: Params, modulus: int) -> Float[Array, "neuron residue"]:
     """Return W_L, the product of W_out of the last block and the unembedding of the residues.
 
-    A model with tied embeddings has no W_U, so the transposed W_E is used. A final norm is ignored.
+    A final norm is ignored.
     """
     last = params["blocks"][max(params["blocks"], key=int)]
-    unembed = params.get("unembed", {}).get("W_U")
-    unembed = params["embed"]["W_E"].T if unembed is None else unembed
-    return last["mlp"]["W_out"] @ unembed[:, :modulus]
+    return last["mlp"]["W_out"] @ unembedding_matrix(params)[:, :modulus]
 
 
 def other_frequencies(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.patching.outcomes import outcomes_of
+from implicit_reasoning.analysis.patching.outcomes import margin, outcomes_of
 from implicit_reasoning.model import Edit, HookContext, Params, Transformer, mask
 from implicit_reasoning.model.blocks import GPT2Block
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits
@@ -142,21 +142,6 @@ def _without_each_key(
     """Return the attention after the knock-out of each key; the first axis is the key."""
     knocked_out = jnp.eye(scores.shape[-1], dtype=bool)[:, None, None]
     return jax.nn.softmax(jnp.where(knocked_out, -jnp.inf, scores[None]), axis=-1)
-
-
-def margin(
-    logits: Float[Array, "*cell example d_vocab"], answer: Int[Array, " example"]
-) -> Float[Array, "*cell example"]:
-    """Return the logit of the answer minus the highest logit of all other tokens.
-
-    Args:
-      logits: the logits after each knock-out.
-      answer: the token of the answer.
-    """
-    own = jax.nn.one_hot(answer, logits.shape[-1], dtype=bool)
-    own = jnp.broadcast_to(own, logits.shape)
-    mine = jnp.where(own, logits, 0.0).sum(-1)
-    return mine - jnp.where(own, -jnp.inf, logits).max(-1)
 
 
 def match_edges(mass: Float[Array, "block cut query_pos key_pos"], edges: np.ndarray) -> Any:

@@ -1,11 +1,11 @@
 """Measure how much single MLP neurons contribute to answers, exactly and by an estimate.
 
 The exact effect is that of mean ablation: the activation of one neuron is replaced by its mean over
-the prompts that have no fact in common with the prompt. The mean over all prompts would contain the
-activation for the fact itself. If all other logits are equal, even a small remainder of the neuron
-would give the right answer. The estimate is the log probability increase of Yu and Ananiadou, which
-needs no further forward pass and only sees what a neuron writes directly into the logits at the
-last position.
+other prompts. A mean over all prompts includes the prompt's own fact. If all other logits are
+equal, this small contribution is enough for the right answer. The mean therefore excludes prompts
+that share a fact. The estimate is the log probability increase of Yu and Ananiadou, which needs no
+further forward pass and only sees what a neuron writes directly into the logits at the last
+position.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.components.losses import cross_entropy, log_odds
 from implicit_reasoning.analysis.states import neuron_sites
 from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.model import Edit, HookContext, Params, Transformer, mask
@@ -205,7 +206,7 @@ def log_probability_increase(
             base, acts, scale, answer = prompt
             logits = base[None] + (acts / scale)[:, None] * direction
             token = jnp.full(len(logits), answer)
-            return log_probability(logits, token) - log_probability(base[None], token[:1])
+            return cross_entropy(base[None], token[:1]) - cross_entropy(logits, token)
 
         found: Array = jax.lax.map(of_prompt, (base, acts, scale[:, 0], answer))
         return found.T
@@ -256,24 +257,3 @@ def answers_clearly(
     index = jnp.broadcast_to(answer, logits.shape[:-1])[..., None]
     own = jnp.take_along_axis(logits, index, axis=-1)
     return (~(logits < own - _TIE)).sum(-1) == 1  # the answer itself is not lower
-
-
-def log_odds(
-    logits: Float[Array, "*cell prompt d_vocab"], answer: Int[Array, " prompt"]
-) -> Float[Array, "*cell prompt"]:
-    """Return log p / (1 - p) of the answer of each prompt, where p is its probability.
-
-    Unlike log p, it does not saturate if the model is certain. The differences of log p between
-    neurons would then be rounding errors.
-    """
-    token = jnp.broadcast_to(answer, logits.shape[:-1])
-    own = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    is_answer = jax.nn.one_hot(token, logits.shape[-1], dtype=bool)
-    return own - jax.nn.logsumexp(jnp.where(is_answer, -jnp.inf, logits), axis=-1)
-
-
-def log_probability(
-    logits: Float[Array, "*cell prompt d_vocab"], answer: Int[Array, " prompt"]
-) -> Float[Array, "*cell prompt"]:
-    """Return the log probability of the answer of each prompt, in nats, precise near p = 1."""
-    return -jax.nn.softplus(-log_odds(logits, answer))

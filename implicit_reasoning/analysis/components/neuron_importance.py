@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Key
 
+from implicit_reasoning.analysis.components.agreement import spearman
 from implicit_reasoning.analysis.components.neuron_effects import (
     common_facts,
     log_probability_increase,
@@ -30,6 +30,7 @@ from implicit_reasoning.analysis.components.neuron_figures import (
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.states import (
+    another_of_group,
     chain_splits,
     choose_rows,
     neuron_sites,
@@ -103,11 +104,7 @@ class NeuronImportance(Instrument):
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         splits = chain_splits(dataset)[:_SPLITS]
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
-        random = np.random.default_rng(0)
-        other = np.arange(len(rows))
-        for number in range(len(splits)):  # a chain of the same split
-            own = np.flatnonzero(group == number)
-            other[own] = np.roll(own, random.integers(1, max(len(own), 2)))
+        other = another_of_group(group, np.random.default_rng(0))
         inputs = {
             "tokens": prompts(dataset, rows),
             "answer": dataset.truth["answer"][rows],
@@ -150,45 +147,24 @@ class NeuronImportance(Instrument):
             jnp.einsum("...e,se->s...", part, weight, precision="highest")
             for part in (effect, importance)
         ]
+
+        def by_chain(importance: Float[Array, "block neuron example"]) -> Array:
+            return spearman(jnp.swapaxes(effect, -1, -2), jnp.swapaxes(importance, -1, -2)[None])
+
         return {
             "effect": effect,
             "importance": importance,
-            "rank_correlation": _spearman(effect, importance[None], -2),
-            "null_rank_correlation": _spearman(effect, another[None], -2),
+            "rank_correlation": by_chain(importance),
+            "null_rank_correlation": by_chain(another),
             "top_share": _top_share(effect, importance[None]),
             "null_top_share": _top_share(effect, another[None]),
-            "mean_rank_correlation": _spearman(means[0], means[1][:, None], -1),
+            "mean_rank_correlation": spearman(means[0], means[1][:, None]),
             "correct": correct,
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw importance against effect at the last step, and their agreement over training."""
         return [importance_and_effect(result), agreement(result)]
-
-
-def _spearman(
-    one: Float[Array, "*cells"], other: Float[Array, "*other_cells"], axis: int
-) -> Float[Array, "*rest"]:
-    """Return the Spearman correlation along an axis; 0 if all values of one array are equal.
-
-    Equal values share the mean of their ranks. The arrays are broadcast.
-    """
-    a, b = (_centred_ranks(jnp.moveaxis(part, axis, -1)) for part in (one, other))
-    size = jnp.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return jnp.where(size > 0, (a * b).sum(-1) / jnp.maximum(size, 1e-30), 0.0)
-
-
-def _centred_ranks(values: Float[Array, "*cell item"]) -> Float[Array, "*cell item"]:
-    """Return the rank of each item, minus the mean rank. Equal items share a rank."""
-
-    def of_cell(values: Float[Array, " item"]) -> Float[Array, " item"]:
-        order = jnp.sort(values)
-        below = jnp.searchsorted(order, values, side="left")
-        upto = jnp.searchsorted(order, values, side="right")
-        return (below + upto - len(values)) / 2
-
-    found = jax.lax.map(of_cell, values.reshape(-1, values.shape[-1]))
-    return found.reshape(values.shape)
 
 
 def _top_share(

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 
 
 def written_logits(
@@ -28,8 +28,7 @@ def written_logits(
     """
     weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
     directions = _gained(model, params.get("ln_final"), weights)
-    unembedding = params["embed"]["W_E"].T if model.spec.tied else params["unembed"]["W_U"]
-    return _product(directions, unembedding)
+    return _product(directions, unembedding_matrix(params))
 
 
 def embedded_inputs(

@@ -89,6 +89,12 @@ def logit_difference(
     return _at(logits, clean) - _at(logits, counterfactual)
 
 
+def margin(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
+    """Return the logit of a token minus the highest logit of all other tokens."""
+    is_token = jax.nn.one_hot(_like(token, logits), logits.shape[-1], dtype=bool)
+    return _at(logits, token) - jnp.where(is_token, -jnp.inf, logits).max(-1)
+
+
 def probability(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
     """Return the probability of a token."""
     return jnp.exp(_at(jax.nn.log_softmax(logits), token))

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching.metrics import (
@@ -18,7 +18,9 @@ from implicit_reasoning.analysis.patching.metrics import (
     find_metrics,
 )
 from implicit_reasoning.analysis.patching.pairs import PairsFunction, find_pairs, make_pairs
+from implicit_reasoning.analysis.states import another_of_group
 from implicit_reasoning.analysis.suffix import final_logits
+from implicit_reasoning.analysis.variables.counterfactuals import round_robin
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
@@ -85,7 +87,7 @@ class PairInstrument(Instrument):
         pairs = make_pairs(self.pairs, dataset, model)
         for metric in self.metrics:
             check_metric(metric, pairs.clean.shape[1], model.spec.d_vocab)
-        other = another_of_group(pairs.group)
+        other = another_of_group(pairs.group, np.random.default_rng(_SEED))
         return Examples(
             {
                 "clean": pairs.clean,
@@ -134,6 +136,25 @@ def limit_pairs(made: Examples, most: int, groups: Sequence[str] = ()) -> Exampl
     )
 
 
+def alternate_clusters(made: Examples) -> Examples:
+    """Reorder examples so that the clusters of each group alternate.
+
+    `limit_pairs` then keeps pairs of as many clusters as possible, so that the means of few pairs
+    have intervals.
+
+    Args:
+      made: examples whose inputs have one entry for each pair on their first axis.
+    """
+    _, kind = np.unique(np.stack([made.group, made.clusters]), axis=1, return_inverse=True)
+    order = round_robin(np.arange(len(made.group)), kind)
+    return dataclasses.replace(
+        made,
+        inputs={name: values[order] for name, values in made.inputs.items()},
+        group=made.group[order],
+        clusters=made.clusters[order],
+    )
+
+
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
     """Compute the logits of both prompts of each pair."""
     clean, corrupt, answer, corrupt_answer = (
@@ -141,24 +162,6 @@ def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
     )
     said = (final_logits(model, params, tokens) for tokens in (clean, corrupt))
     return PairBatch(clean, corrupt, answer, corrupt_answer, *said)
-
-
-def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
-    """Choose a random different pair of the same group for each pair.
-
-    A pair that is alone in its group is chosen for itself.
-
-    Args:
-      group: the group of each pair.
-
-    Returns:
-      The index of the chosen pair, for each pair.
-    """
-    random, other = np.random.default_rng(_SEED), np.empty_like(group)
-    for number in np.unique(group):
-        members = random.permutation(np.flatnonzero(group == number))
-        other[members] = np.roll(members, 1)
-    return other
 
 
 def mean_by_group(

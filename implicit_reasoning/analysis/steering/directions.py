@@ -40,7 +40,7 @@ from implicit_reasoning.analysis.variables.alignment import (
 )
 from implicit_reasoning.analysis.variables.subspaces import ClassMeans, whiten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 
 _SHRINKAGE = 0.1  # of the within-class covariance, as in the decoder of `erasure`
 _RANK = 32  # of the aligned subspace
@@ -190,7 +190,7 @@ def aligned(data: FitData) -> Float[Array, "value d_model"]:
 
 def unembedding(data: FitData) -> Float[Array, "value d_model"]:
     """Return the column of the unembedding for each value, minus the mean over values."""
-    columns = data.params["unembed"]["W_U"].T[: data.n_values]  # entities are the first tokens
+    columns = unembedding_matrix(data.params).T[: data.n_values]  # entities are the first tokens
     return _centred(columns, data.means)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from implicit_reasoning.dictionaries.replacement import Weights
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 from implicit_reasoning.model.factored import ov_matrices
 from implicit_reasoning.runtime.machine import highest_precision
 
@@ -71,8 +71,7 @@ def logit_vectors(model: Transformer, model_params: Params) -> Float[Array, "d_m
 
     The mean over the vocabulary is subtracted, as for the logit nodes of attribution graphs.
     """
-    tied = model.spec.tied
-    unembed = model_params["embed"]["W_E"].T if tied else model_params["unembed"]["W_U"]
+    unembed = unembedding_matrix(model_params)
     centred = unembed - unembed.mean(1, keepdims=True)
     return before_norm(model, model_params.get("ln_final"), centred)
 

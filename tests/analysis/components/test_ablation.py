@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.components import ablation
-from implicit_reasoning.analysis.components.ablation import Ablation, margin
+from implicit_reasoning.analysis.components.ablation import Ablation
 from implicit_reasoning.analysis.components.ablation_runs import (
     ablate_components,
     ablate_heads,
@@ -15,6 +15,7 @@ from implicit_reasoning.analysis.components.ablation_runs import (
     mean_run,
     run,
 )
+from implicit_reasoning.analysis.patching.outcomes import margin
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, mask
 from implicit_reasoning.model.units import Head

@@ -42,6 +42,20 @@ def parts_of(model, params, tokens):
     return jax.device_get(jax.jit(both)(params))
 
 
+def test_the_other_query_of_the_null_is_of_the_same_group():
+    data = dataset()
+    model, _ = composer(data)
+    examples = DirectLogitAttribution().examples(model, data)
+    own, other = examples.inputs["answer"]
+    for number in range(len(examples.groups)):
+        here = examples.group == number
+        np.testing.assert_array_equal(np.sort(own[here]), np.sort(other[here]))
+    # Different queries may have equal answers, so the counterfactual answers are compared too.
+    counterfactual = examples.inputs["counterfactual"]
+    both = np.concatenate([examples.inputs["answer"][:, None], counterfactual], axis=1)
+    assert (both[0] != both[1]).any(0).mean() > 0.99
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_the_parts_sum_to_the_logit_difference(name):
     model = Transformer(SPECS[name])

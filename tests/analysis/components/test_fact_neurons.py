@@ -7,9 +7,10 @@ import pytest
 
 from implicit_reasoning.analysis.claims import describe
 from implicit_reasoning.analysis.components import fact_neurons
+from implicit_reasoning.analysis.components.agreement import spearman
 from implicit_reasoning.analysis.components.fact_chains import choose_facts
 from implicit_reasoning.analysis.components.fact_neurons import FactNeurons
-from implicit_reasoning.analysis.components.neuron_importance import NeuronImportance, _spearman
+from implicit_reasoning.analysis.components.neuron_importance import NeuronImportance
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import small_world
 from tests.analysis.planted_subject import planted_model
@@ -101,7 +102,7 @@ def test_spearman_is_that_of_scipy():
 
     random = np.random.default_rng(0)
     one, other = jnp.asarray(random.normal(size=(2, 3, 20)).round(1))  # rounded values have ties
-    correlation = jax.jit(lambda one, other: _spearman(one, other, -1))
+    correlation = jax.jit(spearman)
     found = correlation(one, other)
     wanted = [spearmanr(*pair).statistic for pair in zip(one, other, strict=True)]
     np.testing.assert_allclose(found, wanted, atol=1e-6)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis.components import neuron_effects
+from implicit_reasoning.analysis.components.losses import cross_entropy
+from implicit_reasoning.analysis.components.losses import log_odds as log_odds_of
 from implicit_reasoning.analysis.components.neuron_effects import (
     answers_without,
     log_probability_increase,
@@ -115,10 +116,9 @@ def log_odds(logits, answer):
 def test_log_probabilities_are_precise_where_the_model_is_certain():
     """With a logit of 40, p is 1 in float32, and so log p would be 0."""
     logits, answer = jnp.array([[40.0, 0.0, 0.0], [41.0, 0.0, 0.0]]), jnp.zeros(2, int)
-    odds = jax.jit(neuron_effects.log_odds)(logits, answer)
+    odds, lost = jax.jit(lambda *of: (log_odds_of(*of), cross_entropy(*of)))(logits, answer)
     np.testing.assert_allclose(odds, np.array([40, 41]) - np.log(2), rtol=1e-6)
-    found = jax.jit(neuron_effects.log_probability)(logits, answer)
-    np.testing.assert_allclose(found, -2 * np.exp([-40.0, -41.0]), rtol=1e-4)
+    np.testing.assert_allclose(lost, 2 * np.exp([-40.0, -41.0]), rtol=1e-4)
 
 
 def test_the_pass_by_hand_is_that_of_the_model(model, params, prompts, found):

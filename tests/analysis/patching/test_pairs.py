@@ -15,11 +15,17 @@ from implicit_reasoning.analysis import (
     find_instrument,
     with_pairs,
 )
+from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.patching import metrics
-from implicit_reasoning.analysis.patching.pair_instrument import another_of_group, mean_by_group
+from implicit_reasoning.analysis.patching.pair_instrument import (
+    alternate_clusters,
+    limit_pairs,
+    mean_by_group,
+)
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.analysis.patching.pairs import PAIRS, find_pairs, make_pairs
 from implicit_reasoning.analysis.patching.query_pairs import GROUPS, SAME
+from implicit_reasoning.analysis.states import another_of_group
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runs import Run
@@ -202,10 +208,20 @@ def test_metrics_are_those_of_numpy():
 
 def test_the_other_pair_is_of_the_group_and_another():
     group = np.array([0, 1, 0, 1, 0, 2])
-    other = another_of_group(group)
+    other = another_of_group(group, np.random.default_rng(0))
     np.testing.assert_array_equal(group[other], group)
     assert (other[:5] != np.arange(5)).all() and other[5] == 5
     assert sorted(other) == list(range(6))
+
+
+def test_few_pairs_are_from_as_many_clusters_as_possible():
+    group = np.repeat([0, 1], [8, 4])
+    clusters = np.array([5, 5, 5, 5, 7, 7, 9, 9, 5, 5, 6, 6])
+    inputs = {"place": np.arange(12), "member": group[:, None] == np.arange(2)}
+    made = limit_pairs(alternate_clusters(Examples(inputs, ("a", "b"), group, clusters)), 4)
+    np.testing.assert_array_equal(made.inputs["place"], [0, 4, 6, 1, 8, 10, 9, 11])
+    np.testing.assert_array_equal(made.clusters, [5, 7, 9, 5, 5, 6, 5, 6])
+    np.testing.assert_array_equal(made.group, [0] * 4 + [1] * 4)
 
 
 def test_means_by_group_leave_out_what_does_not_count():

@@ -37,11 +37,12 @@ def fitted():
     states = (CENTERS[values] + noise + 5).astype(np.float32)
     # A value without states has no vector.
     n_values, empty = VALUES + 1, jnp.zeros(1, jnp.int32)
+    tied = random_checkpoints(1, tied=True)
     chosen = [class_mean, discriminant, ridge_probe, logistic_probe, unembedding]
     own = given("own", np.eye(n_values, D, dtype=np.float32))
 
     @jax.jit
-    def fit(params, states):
+    def fit(params, of_tied, states):
         weight = jnp.ones(len(states))
         data = FitData(
             states=states,
@@ -62,13 +63,16 @@ def fitted():
         old, new, wrong = jnp.array([0, 1]), jnp.array([1, 3]), jnp.array([2, -1])
         cases = {"old": old, "new": new, "wrong": wrong}
         alike = (Direction("class mean", class_mean), own)
+        vectors = {one.__name__: one(data) for one in chosen}
+        vectors["tied"] = unembedding(data._replace(model=tied.model, params=of_tied))
         return (
-            {one.__name__: one(data) for one in chosen},
+            vectors,
             _case_vectors(alike, data, cases),
             data.means.mean,
         )
 
-    return jax.device_get(fit(subject.checkpoints[0], states)), subject
+    both = subject.checkpoints[0], tied.checkpoints[0]
+    return jax.device_get(fit(*both, states)), both
 
 
 def cosine(a, b):
@@ -76,7 +80,7 @@ def cosine(a, b):
 
 
 def test_vectors_have_their_closed_forms(fitted):
-    (vectors, _, means), subject = fitted
+    (vectors, _, means), (params, of_tied) = fitted
     centred = means[:VALUES] - means[:VALUES].mean(0)
     np.testing.assert_allclose(vectors["class_mean"][:VALUES], centred, atol=1e-5)
     # Shrinkage adds a tenth of the mean variance to every direction.
@@ -89,10 +93,12 @@ def test_vectors_have_their_closed_forms(fitted):
     assert (cosine(vectors["ridge_probe"][:VALUES], CENTERS @ np.linalg.inv(total)) > 0.97).all()
     logistic = vectors["logistic_probe"][:VALUES]
     assert (cosine(logistic, CENTERS @ np.linalg.inv(SPREAD)) > 0.95).all()
-    columns = np.asarray(subject.checkpoints[0]["unembed"]["W_U"]).T[:VALUES]
-    np.testing.assert_allclose(
-        vectors["unembedding"][:VALUES], columns - columns.mean(0), atol=1e-5
-    )
+    assert "W_U" not in of_tied.get("unembed", {})
+    by_hand = {"unembedding": np.asarray(params["unembed"]["W_U"]).T}
+    by_hand["tied"] = np.asarray(of_tied["embed"]["W_E"])
+    for name, columns in by_hand.items():
+        wanted = columns[:VALUES] - columns[:VALUES].mean(0)
+        np.testing.assert_allclose(vectors[name][:VALUES], wanted, atol=1e-5)
     for found in vectors.values():
         np.testing.assert_array_equal(found[VALUES], 0)
 
