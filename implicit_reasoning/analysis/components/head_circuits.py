@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Key
 from implicit_reasoning.analysis.drawing import heat_maps, some_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.figures import Figure
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.factored import FactoredMatrix, ov_matrices, qk_matrices
 from implicit_reasoning.worlds import Dataset
@@ -49,15 +49,17 @@ class HeadCircuits(Instrument):
         "null_mean and null_std: mean and standard deviation over random rotations of what the "
         "writer writes. z: (composition - null_mean) / null_std. p_value: share of rotations "
         "whose largest z over all pairs and kinds is at least the z of the pair, with one added "
-        "to both counts. copying: sum of the real parts of the eigenvalues of W_E W_OV W_U, "
-        "divided by the sum of their absolute values. null_copying: the mean of its absolute "
-        "value over rotations. ov_norm, qk_norm: Frobenius norms."
+        "to both counts; the z of a rotation is that of its composition, with the mean and the "
+        "standard deviation over the other rotations. copying: sum of the real parts of the "
+        "eigenvalues of W_E W_OV W_U, divided by the sum of their absolute values. null_copying: "
+        "the mean of its absolute value over rotations. ov_norm, qk_norm: Frobenius norms."
     )
     outputs = {
         **dict.fromkeys(("composition", "null_mean", "null_std", "z", "p_value"), _PAIR),
         **dict.fromkeys(("copying", "null_copying", "ov_norm", "qk_norm"), ("block", "head")),
     }
     nulls = {"random rotations": "null_mean", "random rotations, of copying": "null_copying"}
+    version = 2
     default = False
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -97,7 +99,7 @@ class HeadCircuits(Instrument):
         there = (deviation > 0) & earlier
         scale = jnp.where(there, deviation, 1.0)
         z = (observed - mean) / scale
-        largest = jnp.where(there[None], (null - mean[None]) / scale[None], -jnp.inf)
+        largest = jnp.where(there[None], leave_one_out_z(null), -jnp.inf)
         largest = largest.reshape(DRAWS, *(1,) * z.ndim, -1).max(-1)
         found = {
             **{"composition": observed, "null_mean": mean, "null_std": deviation},
@@ -168,6 +170,23 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     return jnp.where(lengths > 0, product.norm() / jnp.where(lengths > 0, lengths, 1.0), 0.0)
 
 
+def leave_one_out_z(draws: Float[Array, "draw ..."]) -> Float[Array, "draw ..."]:
+    """Return the z value of each draw, from the mean and the deviation of all other draws.
+
+    The z value of an observation that is not one of the draws is then comparable: it is also
+    computed from draws that do not contain it. It is inf if all other draws are equal.
+
+    Args:
+      draws: at least three draws.
+    """
+    count = draws.shape[0]
+    away = draws - draws.mean(0)[None]
+    # The squared differences from the mean of the other draws sum to this.
+    rest = (away**2).sum(0)[None] - away**2 * count / (count - 1)
+    deviation = jnp.sqrt(jnp.maximum(rest, 0) / (count - 2))
+    return away * count / (count - 1) / deviation
+
+
 def _reduced(matrix: FactoredMatrix) -> Float[Array, "*batch k d"]:
     """Return a small matrix with the same products of lengths: `M = (orthonormal columns) @ it`."""
     upper = jnp.linalg.qr(matrix.A, mode="r")
@@ -208,12 +227,11 @@ def _split(matrix: FactoredMatrix, key: Key[Array, ""]) -> tuple[Array, Array]:
 
 def _through_tokens(model: Transformer, params: Params) -> Float[Array, "d d"]:
     """Return `W_U W_E`, with the centring and the weight of the final norm in W_U."""
-    embedding = params["embed"]["W_E"]
-    unembedding = embedding.T if model.spec.tied else params["unembed"]["W_U"]
+    unembedding = unembedding_matrix(params)
     if model.spec.normalization == "LN":
         weighted = params["ln_final"]["w"][:, None] * unembedding
         unembedding = weighted - weighted.mean(0, keepdims=True)
-    return jnp.matmul(unembedding, embedding, precision="highest")
+    return jnp.matmul(unembedding, params["embed"]["W_E"], precision="highest")
 
 
 def _copying(ov: FactoredMatrix, through: Float[Array, "d d"]) -> Float[Array, "block head"]:

@@ -10,6 +10,7 @@ from implicit_reasoning.analysis.components.head_circuits import (
     DRAWS,
     HeadCircuits,
     composition_scores,
+    leave_one_out_z,
 )
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.model import Spec, Transformer
@@ -103,6 +104,15 @@ def test_composition_scores_of_batches():
     lengths = (np.linalg.norm(one, axis=(-2, -1)) for one in (left, right))
     wanted = np.linalg.norm(product, axis=(-2, -1)) / np.prod(np.broadcast_arrays(*lengths), axis=0)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_z_values_of_draws_are_computed_from_the_other_draws():
+    draws = np.random.default_rng(0).normal(3, 2, (7, 2, 3)).astype(np.float32)
+    found = jax.jit(leave_one_out_z)(draws)
+    for number, draw in enumerate(draws):
+        others = np.delete(draws, number, axis=0)
+        wanted = (draw - others.mean(0)) / others.std(0, ddof=1)
+        np.testing.assert_allclose(found[number], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_p_values_follow_the_order_of_the_statistic(result):
