@@ -2,7 +2,7 @@
 
 The scores of attention use the patterns of a head on the rows of any task. The scores of copying
 and of the successor use the weights of a head and say what it would write if it attended to a
-single position. Every score has a null: other keys, permuted tokens, or shuffled successors.
+single position. Every score has a null: other keys, shuffled tokens, or shuffled successors.
 
 Sources: see `detection.py` and `token_maps.py`.
 """
@@ -64,8 +64,9 @@ class HeadScores(Instrument):
         "unembeds to t. mean_copying: the same for the values of a variable, with the mean state "
         "of each value in place of the embedding, at the first position that determines the "
         "variable. successor: share of ordered tokens t for which unembed(OV(MLP0(E_t))) is "
-        "highest at the next token; nan if the task has no ordered tokens. truth: tokens and "
-        "successors are true, or dealt anew among the tokens. loss: cross-entropy over the "
+        "highest at the next token (in the tasks successor and modular_addition, the first token "
+        "follows the last one); nan if the task has no ordered tokens. truth: tokens and "
+        "successors are true, or shuffled among the tokens. loss: cross-entropy over the "
         "supervised positions of a row, in nats. correct: whether the last answer is right."
     )
     outputs = {
@@ -82,7 +83,8 @@ class HeadScores(Instrument):
         "correct": ("example",),
     }
     given = {"attention": "exists", "other_keys": "exists"}
-    nulls = {"other keys": "other_keys", "tokens dealt anew": {"truth": "shuffled"}}
+    nulls = {"other keys": "other_keys", "shuffled tokens": {"truth": "shuffled"}}
+    version = 2
     default = False
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -333,7 +335,7 @@ def _copying_figure(result: xr.Dataset) -> Figure:
         "head maps to themselves: the output is nearest to the token's own embedding, or unembeds "
         "to the token. Means are the mean states of the values at the position that determines "
         "the variable. For the successor, the output must unembed to the next token. The gray "
-        "line is the null, the maximum over heads with tokens dealt anew. A head that copies into "
+        "line is the null, the maximum over heads with shuffled tokens. A head that copies into "
         "a subspace that no embedding has scores 0 here; `head_moves` finds it."
     )
     return Figure("head_copying", "What do heads write for a single token?", caption, drawing)

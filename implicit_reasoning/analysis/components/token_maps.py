@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.states import another_of_group
 from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.model.blocks import GPT2Block
 from implicit_reasoning.worlds import Dataset
@@ -24,8 +25,11 @@ from implicit_reasoning.worlds import Dataset
 SPACES = ("embedding", "unembedding")
 """Where the output of a head is compared with tokens: nearest embedding, or highest logit."""
 
-_ORDERED = ("value", "start", "a")
-"""Truth columns of tasks whose answers are ordered: successor, greater_than, modular_addition."""
+_CYCLIC = ("value", "a")
+"""Truth columns of tasks in which the first token follows the last: successor, modular_addition."""
+
+_ORDERED = ("start", *_CYCLIC)
+"""Truth columns of tasks whose answers are ordered; `start` is that of greater_than."""
 
 
 def head_outputs(
@@ -104,11 +108,13 @@ def mean_states(
 
 
 def successors(dataset: Dataset) -> Int[np.ndarray, " d_vocab"]:
-    """Return the next token of each token; -1 for tokens without order, and for last tokens.
+    """Return the next token of each token; -1 for tokens without a next token.
 
     A task has ordered tokens if its truth has a column of ordered values (`value`, `start` or `a`).
     The ordered tokens are those that occur as answers. Their names end with a number, and the next
-    token has the next number and the same name otherwise.
+    token has the next number and the same name otherwise. The orders of the tasks `successor` and
+    `modular_addition` are cyclic: the token with the number 0 follows the last one. The last year
+    of `greater_than` has no next token.
 
     Args:
       dataset: the dataset of any task.
@@ -117,10 +123,14 @@ def successors(dataset: Dataset) -> Int[np.ndarray, " d_vocab"]:
     if not any(name in dataset.truth for name in _ORDERED):
         return found
     answers = np.unique(dataset.truth["answer"])
-    parts = {int(t): re.fullmatch(r"(.*?)(\d+)>?", dataset.vocab[t]) for t in answers if t >= 0}
-    numbered = {(m[1], int(m[2])): token for token, m in parts.items() if m}
+    parts = [re.fullmatch(r"(.*?)(\d+)>?", name) for name in dataset.vocab]
+    every = {(m[1], int(m[2])): token for token, m in enumerate(parts) if m}
+    numbered = {name: token for name, token in every.items() if token in answers}
+    is_cyclic = any(name in dataset.truth for name in _CYCLIC)
     for (stem, number), token in numbered.items():
-        found[token] = numbered.get((stem, number + 1), -1)
+        is_last = (stem, number + 1) not in every
+        following = (stem, 0 if is_cyclic and is_last else number + 1)
+        found[token] = numbered.get(following, -1)
     return found
 
 
@@ -160,10 +170,8 @@ def derangement(there: Bool[np.ndarray, " token"], seed: int) -> Int[np.ndarray,
 
     With fewer than two such tokens, nothing is moved.
     """
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(there))
-    found = np.arange(len(there))
-    found[order] = np.roll(order, 1)
-    return found
+    alone = np.arange(len(there))
+    return another_of_group(np.where(there, -1, alone), np.random.default_rng(seed))
 
 
 __all__ = [

@@ -154,17 +154,34 @@ def test_a_successor_head_is_found():
         params["blocks"][block]["attn"]["W_V"][0] = np.eye(n)
     params["blocks"]["0"]["attn"]["W_O"][0] = np.eye(n)
     params["blocks"]["1"]["attn"]["W_O"][0] = np.eye(n, k=1)
+    params["blocks"]["1"]["attn"]["W_O"][0, 8, 0] = 1  # 0 follows 8
     found = measure(HeadScores(), InMemory(model, SUMS, [params]), progress=False).isel(step=0)
     np.testing.assert_array_equal(found.successor.sel(truth="true", head=0), [0, 1])
     assert found.successor.sel(truth="shuffled").max() < 0.5
-    assert found.n_ordered == 8  # 0 to 7 have a next number
+    assert found.n_ordered == 9
     np.testing.assert_array_equal(found.copying.sel(truth="true", block=0, head=0), [1, 1])
 
 
 def test_successors_follow_the_numbers_in_names():
     following = successors(SUMS)
-    np.testing.assert_array_equal(following[:9], [1, 2, 3, 4, 5, 6, 7, 8, -1])
+    np.testing.assert_array_equal(following[:9], [1, 2, 3, 4, 5, 6, 7, 8, 0])
     assert following[9] == -1  # the token of the equals sign
+    alphabets = build(
+        SimpleNamespace(
+            **{"name": "successor", "alphabets": (5, 6), "prompt_length": 4, "n_train": 200},
+            **{"holdout": 0.1, "probes": 20, "world_seed": 0},
+        )
+    )
+    wanted = [*(1, 2, 3, 4, 0), *(6, 7, 8, 9, 10, 5), -1, -1]  # each alphabet is cyclic
+    np.testing.assert_array_equal(successors(alphabets), wanted)
+    years = build(
+        SimpleNamespace(
+            **{"name": "greater_than", "n_years": 5, "n_centuries": 4, "rows_per_start": 4},
+            **{"holdout": 0.25, "probes": 20, "world_seed": 0},
+        )
+    )
+    # The year 0 is no answer, because it is greater than no year. No year follows the last one.
+    np.testing.assert_array_equal(successors(years)[:5], [-1, 2, 3, 4, -1])
     assert (successors(dataset()) == -1).all() and (successors(REPEATED) == -1).all()
 
 
