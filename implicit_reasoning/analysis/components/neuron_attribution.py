@@ -1,9 +1,10 @@
 """Attribution of single neurons: estimated effects of patches beside exact effects.
 
 A model has many more neurons than states, so exact patching is costly: few pairs are measured, and
-effects are returned as sums over neurons. A relu neuron that is off in the clean run passes no
-gradient to what it reads. Attribution patching therefore misses an earlier neuron whose output in
-the corrupt run would turn it on.
+effects are returned as sums over neurons. The pairs of a group are from as many clusters as
+possible, because a mean needs 20 clusters of pairs that are answered correctly. A relu neuron that
+is off in the clean run passes no gradient to what it reads. Attribution patching therefore misses
+an earlier neuron whose output in the corrupt run would turn it on.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class NeuronAttribution(PairAttribution):
 
     name = "neuron_attribution"
     kinds: ClassVar[tuple[str, ...]] = ("neurons",)
-    max_pairs: ClassVar[int] = 24  # a mean needs 20 clusters
+    max_pairs: ClassVar[int] = 24  # from as many clusters as possible; a mean needs 20
     at_once: ClassVar[int] = 8  # the logits of all neurons are large
     definition = (
         "The comparison of attribution for single neurons: the activation of one neuron "
@@ -46,7 +47,8 @@ class NeuronAttribution(PairAttribution):
         "the sum of the effects of the neurons of one MLP at one position. joint_effect: the exact "
         "effect of the output of this MLP, that is, of all its neurons together. missed: share of "
         "the summed sizes of exact effects at neurons whose estimate is below 1% of the largest "
-        "size. Null: the donor run is that of another pair of the group."
+        "size. Null: the donor run is that of another pair of the group. A group has at most 24 "
+        "pairs, from as many clusters as possible."
     )
     outputs = {
         "agreement": ("estimator", "ranked", "kind", "donor", "example"),

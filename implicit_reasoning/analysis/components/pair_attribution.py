@@ -37,6 +37,7 @@ from implicit_reasoning.analysis.patching.metrics import Metric, PairBatch, over
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.patching.pair_instrument import (
     PairInstrument,
+    alternate_clusters,
     batch_of,
     limit_pairs,
 )
@@ -79,6 +80,7 @@ class PairAttribution(PairInstrument):
     max_pairs: ClassVar[int] = 48  # of each group, because integrated gradients are costly
     at_once: ClassVar[int] = 64
     default = False
+    version = 2
 
     def __init__(
         self,
@@ -109,13 +111,14 @@ class PairAttribution(PairInstrument):
         return super().options() | {"nodes": self.nodes}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the prompt pairs, and keep the first pairs of each group.
+        """Make the prompt pairs, and keep some pairs of each group, from many clusters.
 
         Raises:
           NotApplicable: the blocks of the model are not `gpt2`.
         """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        made = limit_pairs(super().examples(model, dataset), self.max_pairs)
+        made = alternate_clusters(super().examples(model, dataset))
+        made = limit_pairs(made, self.max_pairs)
         return dataclasses.replace(made, coords={**made.coords, "of_group": made.groups})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
@@ -195,7 +198,7 @@ class PairAttribution(PairInstrument):
             return self.metrics[0].call(logits, batch)
 
         clean, base = run(batch.clean)
-        said, donors = jax.lax.map(run, jnp.stack([batch.corrupt, example["other"]]))
+        donor_logits, donors = jax.lax.map(run, jnp.stack([batch.corrupt, example["other"]]))
         start = metric(clean)
 
         def exact(donor: Cache) -> dict[str, Array]:
@@ -219,7 +222,7 @@ class PairAttribution(PairInstrument):
         for kind, values in estimates.items():
             patched[kind] = jnp.concatenate([patched[kind][None], values])
         changed = {f"{kind} moved": x for kind, x in jax.vmap(moved)(donors).items()}
-        return patched | changed | {"difference": jax.vmap(metric)(said) - start[None]}
+        return patched | changed | {"difference": jax.vmap(metric)(donor_logits) - start[None]}
 
     def patched(
         self, model: Transformer, params: Params, batch: PairBatch, base: Cache, donor: Cache

@@ -68,10 +68,11 @@ def linear(model):
 
 def outcomes(runner, params, data):
     """Return the outcomes by example for one model, whose own answers count as correct."""
-    pairs, model = few_pairs(data), runner.model
+    model = runner.model
     say = jax.jit(lambda tokens: model.forward(params, tokens)[0][:, -1].argmax(-1))
-    answers = {"answer": say(pairs.clean), "corrupt_answer": say(pairs.corrupt)}
     examples = runner.instrument.examples(model, data)
+    pairs = {name: examples.inputs[name] for name in ("clean", "corrupt")}
+    answers = {"answer": say(pairs["clean"]), "corrupt_answer": say(pairs["corrupt"])}
     examples = dataclasses.replace(examples, inputs=examples.inputs | answers)
     stacked = jax.tree.map(lambda x: np.asarray(x)[None], params)
     found = runner(stacked, runner.place(examples))
