@@ -1,7 +1,5 @@
 """Tails are decodable at e1 where a table writes them there, and not if the table is off."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -19,25 +17,42 @@ def dataset():
     return small_world(n_entities=12, n_relations=4, out_degree=3, phi=1.5)
 
 
-@pytest.fixture(scope="module")
-def result(dataset):
-    """Measure a model whose block 1 writes the tails of e1 at e1, and looks up e2 at r1.
+def planted(dataset, *, translated):
+    """Return a model whose block 1 writes the tails of e1 at e1, and looks up e2 at r1.
 
-    Block 2 looks up the answer at r2. The table of tails is not read.
+    Block 0 translates e1 at e1 into another code. Block 2 looks up the answer at r2. The table of
+    tails is not read.
+
+    Args:
+      dataset: the dataset.
+      translated: whether the look-up of e2 reads the code that block 0 writes, or the embedding.
     """
     known = knowledge(dataset, dataset.splits)
-    head, relation, tail = known.facts
+    (head, relation, tail), entity = known.facts, np.arange(known.n_entities)
     draft = Draft(known.n_entities, known.n_relations, depth=3)
-    for entity in range(known.n_entities):
-        own = np.unique(tail[head == entity])
-        draft.table(1, "e1", [draft.entity[[entity]]], [draft.output[[one]] for one in own])
-    copied, arrived = draft.space(known.n_entities), draft.space(known.n_entities)
-    draft.move(0, "e1", "r1", draft.entity, copied, "e1")
-    draft.table(0, "r1", [copied[head], draft.relation[relation]], [draft.output[tail]])
+    for number in entity:
+        own = np.unique(tail[head == number])
+        draft.table(1, "e1", [draft.entity[[number]]], [draft.output[[one]] for one in own])
+    code, copied, arrived = (draft.space(known.n_entities) for _ in range(3))
+    draft.table(0, "e1", [draft.entity[entity]], [code[entity]])
+    draft.move(1, "e1", "r1", code if translated else draft.entity, copied, "e1")
+    draft.table(1, "r1", [copied[head], draft.relation[relation]], [draft.output[tail]])
     draft.move(2, "r1", "r2", draft.output, arrived, "e2")
     draft.table(2, "r2", [arrived[head], draft.relation[relation]], [draft.output[tail]])
-    model, params = build(draft, None)
-    return measure(Enrichment(), InMemory(model, dataset, [params]), progress=False)
+    return build(draft, None)
+
+
+@pytest.fixture(scope="module")
+def results(dataset):
+    """Measure a model that does not read what the MLPs write at e1, and one that does."""
+    (model, direct), (other, translated) = (planted(dataset, translated=t) for t in (False, True))
+    assert model.spec == other.spec
+    return measure(Enrichment(), InMemory(model, dataset, [direct, translated]), progress=False)
+
+
+@pytest.fixture(scope="module")
+def result(results):
+    return results.isel(step=[0])
 
 
 def test_tails_are_decodable_after_the_table_that_writes_them(result):
@@ -53,6 +68,14 @@ def test_tails_are_decodable_after_the_table_that_writes_them(result):
 
 def test_answers_do_not_need_what_no_block_reads(result):
     assert (result.chain_right == 1).all() and (result.fact_right == 1).all()
+
+
+def test_answers_that_need_the_first_mlp_at_e1_fall_when_it_is_off(results):
+    one = results.isel(step=1)
+    for name in ("fact_right", "chain_right"):
+        of = one[name]
+        assert (of.sel(n_off=0) == 1).all() and (of.sel(off="attention") == 1).all()
+        assert (of.sel(off="MLPs", n_off=[1, 2, 3]) < 0.2).all()
 
 
 def test_what_is_off_does_not_depend_on_e1(dataset):
@@ -82,4 +105,3 @@ def test_prompts_that_do_not_begin_with_e1_are_refused(dataset):
     other = small_world(n_entities=12, n_relations=4, out_degree=3, phi=1.5, order="r r e")
     with pytest.raises(NotApplicable, match="begin with e1"):
         Enrichment().examples(measured_model(dataset), other)
-    assert dataclasses.is_dataclass(other)
