@@ -10,6 +10,12 @@ estimates.py                 estimates patching effects from gradients
 agreement.py                 compares estimated effects with exact effects
 attribution_figures.py       draws the results of the two instruments of attribution
 
+Ablation:
+
+ablation.py          replaces the output of a component by zero, by a mean or by another example's
+ablation_runs.py     runs the ablated models
+ablation_figures.py  draws the results of ablation
+
 Heads:
 
 attention.py          attention patterns, and the knock-out of attention edges
@@ -44,13 +50,4 @@ fourier.py               computes Fourier components of functions of a residue
 fourier_figures.py       draws the progress of modular addition, and finds its phases
 composition_figures.py   draws the progress of composition
 losses.py                computes losses that stay accurate at a probability of 1
-"""
-
-"""Instruments for components: heads, attention, MLPs and neurons.
-
-Ablation:
-
-ablation.py          replaces the output of a component by zero, by a mean or by another example's
-ablation_runs.py     runs the ablated models
-ablation_figures.py  draws the results of ablation
 """

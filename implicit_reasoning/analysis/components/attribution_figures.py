@@ -27,10 +27,10 @@ _COLORS = dict(zip(ESTIMATES, SERIES_COLORS, strict=False)) | {ESTIMATORS[0]: BL
 _LEAST = 1e-4  # smaller shares are drawn here on a logarithmic axis
 
 _ESTIMATES_IN_WORDS = (
-    "AtP multiplies the difference of the values with the gradient in the clean run. AtP* computes "
-    "attention patterns anew and skips one block at a time. RelP holds norm scales, attention "
-    "patterns and the ratios of neurons constant. Integrated gradients average the gradient on the "
-    "way from the clean run to the corrupt run."
+    "AtP multiplies the difference of the values with the gradient in the clean run. AtP* "
+    "recomputes attention patterns and skips one block at a time. RelP holds norm scales, "
+    "attention patterns and the ratios of neurons constant. Integrated gradients average the "
+    "gradient on the way from the clean run to the corrupt run."
 )
 
 

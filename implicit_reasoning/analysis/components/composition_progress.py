@@ -2,14 +2,15 @@
 
 A model that composes has one code for each bridge (e2), which all prefixes (e1, r1) with this
 bridge share, and reads the answer to (e1, r1, r2) from this code. A model that has memorized chains
-reads the answer from what is special to the prefix. The losses of edited states distinguish the
+reads the answer from the part of the state that differs between prefixes with the same bridge. The
+losses of edited states distinguish the
 two. They are the analogue of the restricted and the excluded loss for modular addition
 (`fourier_progress`). The layer of the states is chosen before anything is measured.
 
 - Restricted loss: the state is replaced by the mean state of other prefixes with the same bridge,
   so only the shared code remains.
-- Excluded loss: the shared code is removed from the state, so only what is special to the prefix
-  remains.
+- Excluded loss: the shared code is removed from the state, so only the part of the state remains
+  that differs between prefixes with the same bridge.
 
 The class means are over facts that are first facts of training chains (role `I`). In a split whose
 first facts have no training chains or few (roles `O` and `C`), the restricted loss asks whether

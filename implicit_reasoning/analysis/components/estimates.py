@@ -6,11 +6,11 @@ base run. A cell is one such patch. Kinds of cells are states `S[layer, pos]`, b
 multiply the difference of the values, donor minus base, with some gradient:
 
 - `AtP` (attribution patching): the gradient at the base run.
-- `AtP*`: for queries and keys, the attention pattern is computed anew with the donor's value, and
-  its difference is multiplied with the gradient at the pattern. To find effects that cancel, the
-  estimate is the mean size over backward passes that skip one block each (GradDrop). A pass that
-  skips the cell's own block gives 0 and is not in the mean. The mean of sizes has no sign; here it
-  gets the sign of the estimate without skipped blocks. A model with one block skips none.
+- `AtP*`: AtP* recomputes the attention pattern with the donor's query or key, and multiplies the
+  change of the pattern with its gradient. GradDrop averages |estimate| over backward passes that
+  skip one block each, so that positive and negative paths do not cancel. A pass that skips the
+  cell's own block gives 0 and is not in the mean. The result has the sign of the estimate with no
+  skipped block. A model with one block skips none.
 - `RelP` (relevance patching): the gradient of the model with norm scales, attention patterns and
   ratios of neurons held constant.
 - `integrated gradients`: the mean gradient while the values of the cell's site, at all positions
@@ -312,20 +312,20 @@ def _with_new_patterns(
     gradients: Mapping[str, Array],
     kinds: Sequence[str],
 ) -> Effects:
-    """Return the effects, with attention patterns computed anew for queries and keys."""
+    """Return the effects, with recomputed attention patterns for queries and keys."""
     found = effects_of(model, differences, gradients, kinds)
     if "projections" not in kinds:
         return found
     n_pos = base["blocks.0.hook_resid_pre"].shape[1]
-    anew = []
+    recomputed = []
     for block in range(model.spec.depth):
         names = {name: f"blocks.{block}.attn.hook_{name}" for name in ("q", "k", "pattern")}
         scores = base[f"blocks.{block}.attn.hook_attn_scores"]
         own, other = ({name: run[names[name]] for name in "qk"} for run in (base, donor))
         queries, keys = pattern_effects(own, other, scores, gradients[names["pattern"]])
-        anew.append(jnp.stack([_pad(queries, n_pos), keys]))
+        recomputed.append(jnp.stack([_pad(queries, n_pos), keys]))
     values = found["projections"][:, 2:]
-    return found | {"projections": jnp.concatenate([jnp.stack(anew), values], axis=1)}
+    return found | {"projections": jnp.concatenate([jnp.stack(recomputed), values], axis=1)}
 
 
 def pattern_effects(

@@ -116,9 +116,9 @@ def draw_losses(result: xr.Dataset) -> Figure:
         "mean and the range of 20 draws. "
     )
     if ends:
-        said = ", ".join(f"{name} until step {step:,}" for name, step in ends.items())
+        phases = ", ".join(f"{name} until step {step:,}" for name, step in ends.items())
         caption += (
-            f"Vertical lines are the ends of phases: {said}. Memorization ends when the excluded "
+            f"Vertical lines are the ends of phases: {phases}. Memorization ends when the excluded "
             "loss is lowest, circuit formation ends when the test loss was last at half of its "
             f"maximum, and cleanup ends when test accuracy stays at {MIN_FINAL_ACCURACY} or above. "
         )

@@ -232,10 +232,11 @@ class HeadMoves(Instrument):
         - The lower end of `mass` is at least `MIN_LOWER_BOUND`, and `size` is at least `MIN_SIZE`.
           Uniform attention therefore supports no claim.
         - The lower end of `identified` is at least `MIN_LOWER_BOUND`, and above the null.
-        - For a variable that is not a token, such as e2, a code that is set by training chains must
-          be told from a code of the variable. The claim therefore needs facts that begin no
-          training chain, and their vectors must identify the variable as well. If most of them do
-          not (upper end at most `MAJORITY`), the claim is about the variable `cluster`.
+        - For a variable that is not a token, such as e2, the test must distinguish a code of the
+          variable from a code that only training chains produce. The claim therefore needs facts
+          that begin no training chain, and their vectors must identify the variable as well. If
+          most of them do not (upper end at most `MAJORITY`), the claim is about the variable
+          `cluster`.
         - The claim is about the variable `prefix` if the vectors identify the prefix, and identify
           no single variable better than shuffled values do.
         """

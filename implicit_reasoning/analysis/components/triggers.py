@@ -4,7 +4,7 @@ A trigger is a value of a variable, such as the bridge e2 = 7, a fact, such as (
 a whole chain. The states are the distinct prefixes of the world's chains at each position. A
 trigger is present in a state if the prefix determines it.
 
-A neuron's trigger is the best of many, and the best of many is good by chance. A trigger that is
+The trigger with the highest F1 of many has a high F1 by chance (selection bias). A trigger that is
 present in several states is therefore chosen on one half of the states and scored on the second
 half. Neither half contains a first fact of the other half. The exception is a trigger that a single
 first fact implies, whose states are divided by their last relation. A trigger that is present in

@@ -4,12 +4,11 @@ A case is a training chain with bridge b and last relations r2, ..., and a new b
 fact with r2. The chain is steered towards b', so its answer should become the answer of (b', r2,
 ...). Directions are fitted to chains whose first facts differ from those of the cases.
 
-A case also has an unrelated chain, to measure side effects. Its bridge is neither b nor b', and b'
-has no fact with its r2. The vector of the case is added at the same place. The vector says nothing
-about this chain: the old bridge, whose code may be subtracted, is not there, and the new bridge
-leads nowhere. Its answer should therefore not change. Two other choices would be wrong. The prompt
-(e1, r1) of a single fact has the same state as the chain, and its right answer changes with the
-bridge. The chain of the case with a relation that b' lacks has no right answer without b.
+A case also has an unrelated chain, to measure side effects. The vector of the case is added at the
+same place. The vector is unrelated to this chain: its bridge is neither b nor b', and b' has no
+fact with its r2. Its answer should therefore not change. Two other choices would be wrong. The
+prompt (e1, r1) of a single fact has the same state as the chain, and its right answer changes with
+the bridge. The chain of the case with a relation that b' lacks has no right answer without b.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_a_composer_answers_through_the_shared_code(found):
         assert min(of["excluded"], of["restricted, other bridge"]) > _CHANCE
 
 
-def test_a_memoriser_answers_through_what_is_special_to_the_prefix(found):
+def test_a_memoriser_answers_through_what_differs_between_prefixes_with_one_bridge(found):
     of = loss(found["prefix_memoriser"], "train_ii")
     assert max(of["own"], of["excluded"], of["excluded, other bridge"]) < _CERTAIN
     assert min(of["restricted"], of["restricted, other bridge"]) > _CHANCE
