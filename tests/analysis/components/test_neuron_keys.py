@@ -176,6 +176,14 @@ def test_every_fact_of_a_composer_is_named_unless_another_trigger_is_the_same(co
     assert NeuronKeys().claims(noise) == set()
 
 
+def test_a_neuron_whose_key_is_ambiguous_or_does_not_fit_is_not_named(composed):
+    first = composed[0].isel(step=0, drop=True)
+    assert NeuronKeys().claims(first)
+    worse = ({"ambiguous": first.ambiguous * 0 + 1}, {"f1": first.f1 * 0.4})
+    for changed in (*worse, {"first_f1": first.first_f1 * 0.4}):
+        assert NeuronKeys().claims(first.assign(changed)) == set()
+
+
 def test_a_neuron_that_is_active_in_one_state_by_chance_is_not_named(composed):
     """Random weights have such neurons, and about as many that are active in two states."""
     noise = composed[0].isel(step=1, drop=True).sel(activity="positive")
