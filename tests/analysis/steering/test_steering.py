@@ -1,20 +1,62 @@
 """The code of a planted bridge steers answers without side effects; an idle code does not."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis.states import prompts, residuals
 from implicit_reasoning.analysis.steering import steering_cases
 from implicit_reasoning.analysis.steering.directions import DIRECTIONS, given
 from implicit_reasoning.analysis.steering.steering import NULLS, Steering
 from implicit_reasoning.analysis.steering.steering_cases import GROUPS, choose_steering_cases
 from implicit_reasoning.analysis.steering.steering_figures import alpha50, followed_at
 from implicit_reasoning.analysis.variables.counterfactuals import rows_to_fit
+from implicit_reasoning.dictionaries.architectures import Autoencoder
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.errors import InputError
 from tests.analysis.planted_subject import dataset, known
 
 CLASS_MEAN = DIRECTIONS[0]
+
+
+WITHOUT_FEATURE = 3  # this entity has no feature in the dictionary
+
+
+def decoder_rows(subject, columns):
+    """Return the decoder row of the feature that stands for each entity; 0 if there is none.
+
+    The dictionary reads S[1, r1]. Its features are the codes of bridges, except one, and random
+    directions, in random order. The feature of an entity is found from activations.
+    """
+    random, model = np.random.default_rng(0), subject.model
+    codes = np.delete(columns, WITHOUT_FEATURE, axis=0)
+    others = random.normal(size=(40, columns.shape[1]))
+    rows = np.concatenate([codes, others])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = random.permutation(rows).astype(np.float32)
+    data = dataset()
+    fitted = rows_to_fit(data)
+    tokens, values = jnp.asarray(prompts(data, fitted)), data.truth["e2"][fitted]
+    params = {"W_enc": rows.T, "W_dec": rows, "b_dec": np.zeros(rows.shape[1], np.float32)}
+    params["b_enc"] = np.full(len(rows), -0.5, np.float32)
+    width = rows.shape[1]
+    autoencoder = InferenceDictionary(Autoencoder(width, width, len(rows)), "standard")
+
+    @jax.jit
+    def activations(of_model, of_dictionary):
+        states = residuals(model, of_model, tokens)[1, :, 1]
+        return autoencoder.encode(of_dictionary, states)
+
+    acts = np.asarray(activations(subject.checkpoints[0], params)) > 0
+    of_value = values == np.arange(24)[:, None]
+    both = of_value.astype(float) @ acts
+    f1 = 2 * both / np.maximum(of_value.sum(1)[:, None] + acts.sum(0), 1)
+    feature = np.where(f1.max(1) > 0.9, f1.argmax(1), -1)
+    assert np.flatnonzero((feature < 0) & of_value.any(1)).tolist() == [WITHOUT_FEATURE]
+    return np.where(feature[:, None] >= 0, rows[feature], 0)
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +64,13 @@ def steered():
     """Return results for `idle_copy`, at the state with the code that is read and at the other."""
     subject, found = known("idle_copy").subject, {}
     columns = np.asarray(subject.checkpoints[0]["unembed"]["W_U"]).T[:24]
-    for pos, layer in (("r1", 1), ("r2", 2)):
-        code = given("code", columns)
-        one = Steering((CLASS_MEAN, code), layers=(layer,), pos=pos, alphas=(0.0, 0.5, 1.0, 2.0))
+    code = given("code", columns)
+    of_dictionary = given("dictionary", decoder_rows(subject, columns))
+    for pos, layer, chosen in (
+        ("r1", 1, (CLASS_MEAN, code, of_dictionary)),
+        ("r2", 2, (CLASS_MEAN, code)),
+    ):
+        one = Steering(chosen, layers=(layer,), pos=pos, alphas=(0.0, 0.5, 1.0, 2.0))
         runner = Runner(one, subject.model)
         found[pos] = measure(one, subject, progress=False, runner=runner)
         assert runner.traces <= 2
@@ -48,6 +94,16 @@ def test_the_code_is_followed_without_side_effects_and_controls_are_not(steered)
     np.testing.assert_allclose(found["fraction"].sum("outcome"), 1, atol=1e-6)
     half = alpha50(found)
     assert (half.sel(direction="code") <= 1).all() and np.isinf(half.sel(direction=NULLS[0])).all()
+
+
+def test_features_of_a_dictionary_steer_like_the_code_that_they_stand_for(steered):
+    found = steered["r1"].isel(step=0, layer=0).sel(edit="replace", alpha=1)
+    of = found.sel(direction="dictionary")
+    assert (of.fraction.sel(outcome="followed", group=GROUPS[0]) == 1).all()
+    assert of.side_divergence.sel(group=GROUPS[0]) < 1e-3
+    # Cases with the same new bridge are a cluster. The entity without a feature is left out.
+    clusters = found.fraction_n.sel(group=GROUPS[0])
+    assert (clusters.sel(direction="dictionary") == clusters.sel(direction="code") - 1).all()
 
 
 def test_an_idle_code_is_not_followed(steered):
