@@ -13,9 +13,14 @@ from scipy.stats import spearmanr
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.components.agreement import can_be_ranked, rank_correlation
 from implicit_reasoning.analysis.components.attribution import Attribution
-from implicit_reasoning.analysis.components.estimates import pattern_effects
+from implicit_reasoning.analysis.components.estimates import (
+    cell_sites,
+    estimated_effects,
+    pattern_effects,
+)
 from implicit_reasoning.analysis.components.neuron_attribution import NeuronAttribution
 from implicit_reasoning.analysis.components.pair_attribution import ESTIMATORS
+from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.pairs import bridge_pairs
 from implicit_reasoning.analysis.patching.projections import (
     PROJECTIONS,
@@ -25,8 +30,12 @@ from implicit_reasoning.analysis.patching.projections import (
 from implicit_reasoning.analysis.patching.query_pairs import BRIDGE, SAME
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
+from implicit_reasoning.model.cones import cache_sites
+from implicit_reasoning.model.planted.draft import POSITIONS
 from implicit_reasoning.model.wirings import forward_at
 from tests.analysis.by_hand import composer, dataset
+from tests.analysis.planted_subject import dataset as planted_dataset
+from tests.analysis.planted_subject import known
 from tests.model.exchange.models import filled, tokens_for
 
 GRADIENTS = [name for name in ESTIMATORS if name != "AtP*"]  # GradDrop is not exact if linear
@@ -267,3 +276,50 @@ def test_attribution_patching_misses_neurons_that_would_turn_a_neuron_on(data):
     )
     for figure in NeuronAttribution().figures(result):
         figure.drawing.draw_without_rendering()
+
+
+@pytest.mark.slow
+def test_a_patch_of_the_bridge_misses_the_route_that_does_not_read_it():
+    """The planted model `parallel` also looks up the chain, from copies of e1 and r1 at r2.
+
+    Composition writes twice as much as the look-up: the difference is 20 + 10 in the clean run, and
+    -20 in the corrupt run, whose chain is not stored.
+    """
+    subject, data = known("parallel").subject, planted_dataset()
+    model, made = subject.model, bridge_pairs(data)
+    keep = np.flatnonzero(made.group == made.groups.index(BRIDGE))[:24]
+    columns = ("clean", "corrupt", "answer", "corrupt_answer")
+    clean, corrupt, answer, other = (jnp.asarray(getattr(made, name)[keep]) for name in columns)
+    rows = jnp.arange(len(keep))
+    sites = tuple(dict.fromkeys((*cache_sites(model), *cell_sites(model, ("states",)))))
+
+    def difference(logits):
+        return logits[..., rows, answer] - logits[..., rows, other]
+
+    @jax.jit
+    def shares(params):
+        """Return the share of the difference of each state, [estimator, layer, pos, pair]."""
+        (start, base), (end, donor) = (
+            forward_at(model, params, tokens, sites=sites) for tokens in (clean, corrupt)
+        )
+        start, end = difference(start[:, 0]), difference(end[:, 0])
+        exact = difference(patch_states(model, params, base, donor)) - start[None, None]
+        estimates = estimated_effects(
+            model,
+            params,
+            clean,
+            lambda logits: difference(logits[:, 0]),
+            jax.tree.map(lambda values: values[None], donor),
+            ("states",),
+            8,
+        )["states"][:, 0]
+        return jnp.concatenate([exact[None], estimates]) / (end - start)[None, None, None]
+
+    found = dict(zip(ESTIMATORS, np.asarray(shares(subject.checkpoints[0])), strict=True))
+    r1, r2 = (POSITIONS.index(name) for name in ("r1", "r2"))
+    np.testing.assert_allclose(found["patching"][1, r1], 0.8, atol=1e-3)
+    np.testing.assert_allclose(found["patching"][1, r2], 0.2, atol=1e-3)
+    np.testing.assert_allclose(found["patching"][:3].sum(1)[1:], 1, atol=1e-3)
+    # A neuron of the look-up is off after a part of the change, but its gradient stays the same.
+    np.testing.assert_allclose(found["AtP"][1, r2], 0.8, atol=1e-2)
+    np.testing.assert_allclose(found["integrated gradients"][1, r2], 0.25, atol=0.02)
