@@ -9,5 +9,7 @@ batched.py            many edits in one model, over the MLPs of several blocks (
 fine_tuning.py        fine-tuning on one edit
 scores.py             scores the answers of an edited model
 edited_models.py      evaluates many edited models in one program
+sequences.py          several edits of one model: edited back, and one after another
+traces.py             where the key of an edit is read, and which tail a state says
 knowledge_editing.py  the instrument: edits facts with several editors, and scores them
 """

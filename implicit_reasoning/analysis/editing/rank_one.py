@@ -97,18 +97,20 @@ def memory(moment: Float[Array, "d_mlp d_mlp"]) -> Memory:
 
 
 def exact_keys(
-    model: Transformer, params: Params, prompts: FactPrompts, layer: int
+    model: Transformer, params: Params, prompts: FactPrompts, layer: int, pos: int = -1
 ) -> Float[Array, "edit d_mlp"]:
-    """Return the key k* of each edited fact: the activations of the neurons at r1.
+    """Return the key k* of each edited fact: the activations of the neurons at one position.
 
     Args:
       model: the model.
       params: the parameters of one model.
       prompts: the prompts of the facts.
       layer: the unrolled depth of the block.
+      pos: the position in the prompt (e1, r1). The default is r1. All facts of an entity have the
+        same key at e1, where the search alone protects the other facts.
     """
     site = f"blocks.{layer}.mlp.hook_post"
-    return model.forward(params, prompts.tokens[:, 0], sites=(site,))[1][site][:, -1]
+    return model.forward(params, prompts.tokens[:, 0], sites=(site,))[1][site][:, pos]
 
 
 def rank_one_change(
@@ -146,6 +148,7 @@ def search_values(
     directions: LowRankChange,
     unit: Float[Array, ""],
     search: ValueSearch,
+    earlier: LowRankChange | None = None,
 ) -> Float[Array, "edit d_model"]:
     """Search for the values of all edits, each in its own changed model.
 
@@ -157,33 +160,61 @@ def search_values(
       directions: changes from `rank_one_changes`; their values are ignored.
       unit: the root mean square of the outputs of the MLP.
       search: the settings.
+      earlier: a change [edit, ...] of the same block that each model has before its edit.
 
     Returns:
-      v* - W k* of each edit.
+      v* - W k* of each edit, where W has the earlier change.
     """
+    none = jax.tree.map(lambda part: part[:, :0], directions)
 
-    def one(own: FactPrompts, keys: Array) -> Array:
-        start = change_point(model, params, own.tokens, layer)
+    def one(own: FactPrompts, keys: Array, earlier: LowRankChange) -> Array:
+        return search_value(model, params, own, layer, keys, unit, search, earlier)
 
-        def answers(step: Array) -> Array:
-            change = LowRankChange(keys, (unit * step)[None])
-            logits = logits_after_change(model, params, start, layer, change)[:, 0]
-            return jax.nn.log_softmax(logits)
+    return in_chunks(one, (prompts, directions.keys, none if earlier is None else earlier))
 
-        before = answers(jnp.zeros(model.spec.d_model))
-        others = own.there & (jnp.arange(len(own.there)) > 0)
 
-        def loss(step: Array) -> tuple[Array, Array]:
-            after = answers(step)
-            divergence = (jnp.exp(before) * (before - after)).sum(-1)
-            divergence = jnp.where(others, divergence, 0).sum() / jnp.maximum(others.sum(), 1)
-            target = -after[0, own.new]
-            penalty = search.decay * (step**2).mean()
-            return target + search.divergence * divergence + penalty, target
+def search_value(
+    model: Transformer,
+    params: Params,
+    own: FactPrompts,
+    layer: int,
+    keys: Float[Array, "1 d_mlp"],
+    unit: Float[Array, ""],
+    search: ValueSearch,
+    earlier: LowRankChange,
+) -> Float[Array, " d_model"]:
+    """Search for the value of one edit; see `search_values`.
 
-        return unit * minimize(loss, model.spec.d_model, search)
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      own: the prompts of the edit, without the axis of edits.
+      layer: the unrolled depth of the block.
+      keys: the keys of the change of the edit.
+      unit: the root mean square of the outputs of the MLP.
+      search: the settings.
+      earlier: a change of the same block before the edit; its rank can be 0.
+    """
+    start = change_point(model, params, own.tokens, layer)
 
-    return in_chunks(one, (prompts, directions.keys))
+    def answers(step: Array) -> Array:
+        both = zip((keys, (unit * step)[None]), earlier, strict=True)
+        change = LowRankChange(*(jnp.concatenate(parts) for parts in both))
+        logits = logits_after_change(model, params, start, layer, change)[:, 0]
+        return jax.nn.log_softmax(logits)
+
+    before = answers(jnp.zeros(model.spec.d_model))
+    others = own.there & (jnp.arange(len(own.there)) > 0)
+
+    def loss(step: Array) -> tuple[Array, Array]:
+        after = answers(step)
+        divergence = (jnp.exp(before) * (before - after)).sum(-1)
+        divergence = jnp.where(others, divergence, 0).sum() / jnp.maximum(others.sum(), 1)
+        target = -after[0, own.new]
+        penalty = search.decay * (step**2).mean()
+        return target + search.divergence * divergence + penalty, target
+
+    return unit * minimize(loss, model.spec.d_model, search)
 
 
 def random_change(key: Array, like: LowRankChange) -> LowRankChange:

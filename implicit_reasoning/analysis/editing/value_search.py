@@ -27,12 +27,13 @@ class FactPrompts(NamedTuple):
     """Prompts (e1, r1) of edited facts, with prompts of other facts of the same entity.
 
     Attributes:
-      tokens: the prompts. The first prompt of each edit is that of the edited fact.
+      tokens: the prompts. The first prompt of each edit is that of the edited fact. The last
+        position predicts the answer, so prompts can also be chains of one length.
       there: whether there is a prompt; false for padding.
       new: the token of the new tail b'.
     """
 
-    tokens: Int[Array | np.ndarray, "edit prompt 2"]
+    tokens: Int[Array | np.ndarray, "edit prompt pos"]
     there: Bool[Array | np.ndarray, "edit prompt"]
     new: Int[Array | np.ndarray, " edit"]
 
