@@ -100,8 +100,12 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
     )
 
 
-def need_chains(dataset: Dataset) -> None:
+def need_chains(dataset: Dataset, *, allows_thought: bool = False) -> None:
     """Raise an error if the task is not a chain task with answers of one token.
+
+    Args:
+      dataset: the dataset.
+      allows_thought: whether answers may begin with the bridge.
 
     Raises:
       NotApplicable: the task is not a chain task, entities consist of two tokens, or answers begin
@@ -116,7 +120,7 @@ def need_chains(dataset: Dataset) -> None:
             "this instrument needs entities of one token, but this task uses two tokens for each "
             "entity (see task.names)"
         )
-    if "thought" in dataset.truth:
+    if "thought" in dataset.truth and not allows_thought:
         raise NotApplicable(
             "this instrument needs answers of one entity, but answers of this task begin with the "
             "bridge (see task.chain_of_thought)"

@@ -13,6 +13,9 @@ whose answers change, and the prompts that are most likely to change by mistake:
 The last two do not change. All other prompts do not change either; a sample of them, the same for
 all edits, measures locality.
 
+With a chain of thought, the answer to a chain is the bridge, followed by the last entity. The
+prompts of chains then have one more token, which is the bridge that the model says itself.
+
 Sources: Cohen et al. 2023, "Evaluating the ripple effects of knowledge editing" (compositionality I
 and II, relation specificity); Zhong et al. 2023, "MQuAKE".
 """
@@ -41,6 +44,12 @@ _KIND = 6  # column of `kind` in the rows of `_consequences_of`; the next column
 MOST = 12
 """Maximum number of consequences of one kind, except for the fact itself."""
 
+_ROUNDED = 8
+"""The number of prompts is padded to a multiple of this number.
+
+Worlds with similar numbers of prompts then share one compiled program.
+"""
+
 
 class FactEdits(NamedTuple):
     """Facts with new tails.
@@ -62,7 +71,8 @@ class Consequences(NamedTuple):
     """The consequences of all edits, padded to the same number of prompts for each edit.
 
     Attributes:
-      tokens: the prompts. Prompts of one fact are padded with token 0.
+      tokens: the prompts. Prompts of one fact are padded with token 0. With a chain of thought, the
+        fourth token, the bridge that the model says, is also 0.
       position: the position that predicts the answer.
       before: the right answer before the edit.
       after: the right answer after the edit; equal to `before` if the edit does not change it.
@@ -102,7 +112,7 @@ def need_editable(dataset: Dataset) -> World:
       NotApplicable: the task is not a chain task of two hops with prompts (e1, r1, r2), or the
         taught answers differ from those of the world.
     """
-    need_chains(dataset)
+    need_chains(dataset, allows_thought=True)
     truth, world = dataset.truth, world_of(dataset)
     if dataset.positions != POSITIONS:
         raise NotApplicable(
@@ -110,13 +120,21 @@ def need_editable(dataset: Dataset) -> World:
             f"{', '.join(dataset.positions)}"
         )
     last = np.where(truth["fact2"] >= 0, truth["fact2"], truth["fact1"])
-    wrong = (last >= 0) & (truth["answer"] != world.facts.tail[last])
+    said = truth["answer"]
+    if has_thought(dataset):
+        said = np.where(truth["thought"] > 0, truth["answer2"], said)
+    wrong = (last >= 0) & (said != world.facts.tail[last])
     if wrong.any():
         raise NotApplicable(
             "editing needs answers that follow from the facts of the world; "
             f"{int(wrong.sum()):,} rows of this task have other answers"
         )
     return world
+
+
+def has_thought(dataset: Dataset) -> bool:
+    """Return whether answers to chains begin with the bridge (chain of thought)."""
+    return "thought" in dataset.truth
 
 
 def choose_edits(dataset: Dataset, count: int, seed: int = 0) -> FactEdits:
@@ -154,6 +172,21 @@ def choose_edits(dataset: Dataset, count: int, seed: int = 0) -> FactEdits:
     return FactEdits(fact, new_tails, tuple(GROUPS[letter] for letter in there), group)
 
 
+def training_chains(dataset: Dataset) -> Int[np.ndarray, "fact hop"]:
+    """Count the training chains that use each fact of the world at the first and second hop.
+
+    Args:
+      dataset: a dataset of a chain task of two hops.
+
+    Raises:
+      NotApplicable: the facts of the dataset cannot be edited; see `need_editable`.
+    """
+    n_facts = need_editable(dataset).n_facts
+    trained = [dataset.truth[name][: dataset.n_train] for name in ("fact1", "fact2")]
+    chains = trained[1] >= 0
+    return np.stack([np.bincount(used[chains], minlength=n_facts) for used in trained], axis=1)
+
+
 def consequences(dataset: Dataset, edits: FactEdits, seed: int = 0) -> Consequences:
     """List the consequences of each edit, at most 12 of each kind.
 
@@ -166,17 +199,19 @@ def consequences(dataset: Dataset, edits: FactEdits, seed: int = 0) -> Consequen
       seed: the seed of the choice of prompts.
     """
     world, random = need_editable(dataset), np.random.default_rng(seed)
+    last = 2 + has_thought(dataset)
     parts = [
-        _consequences_of(world, int(fact), int(new), set(edits.fact.tolist()), random)
+        _consequences_of(world, int(fact), int(new), set(edits.fact.tolist()), random, last)
         for fact, new in zip(edits.fact, edits.new, strict=True)
     ]
-    width = max(map(len, parts))
+    width = -(-max(map(len, parts)) // _ROUNDED) * _ROUNDED
     table = np.zeros((len(parts), width, len(parts[0][0])), np.int32)
     table[..., _KIND : _KIND + 2] = NONE
     for number, part in enumerate(parts):
         table[number, : len(part)] = part
     position, before, after, kind, place, shared = np.moveaxis(table[..., 3:], -1, 0)
-    return Consequences(table[..., :3], position, before, after, kind, place, shared.astype(bool))
+    tokens = np.pad(table[..., :3], ((0, 0), (0, 0), (0, last - 2)))
+    return Consequences(tokens, position, before, after, kind, place, shared.astype(bool))
 
 
 def other_prompts(dataset: Dataset, edits: FactEdits, count: int, seed: int = 0) -> Others:
@@ -200,12 +235,14 @@ def other_prompts(dataset: Dataset, edits: FactEdits, count: int, seed: int = 0)
     first, second = paths.T
     single = second < 0
     later = np.where(single, 0, world.n_entities + facts.relation[second])
-    tokens = np.column_stack([facts.head[first], world.n_entities + facts.relation[first], later])
+    columns = [facts.head[first], world.n_entities + facts.relation[first], later]
+    last = 2 + has_thought(dataset)
+    tokens = np.column_stack([*columns, *[np.zeros_like(later)] * (last - 2)])
     related = (paths[None] == edits.fact[:, None, None]).any(-1)
     near = facts.head[first][None] == facts.head[edits.fact][:, None]
     near |= facts.relation[first][None] == facts.relation[edits.fact][:, None]
     answer = facts.tail[np.where(single, first, second)]
-    position = np.where(single, 1, 2).astype(np.int32)
+    position = np.where(single, 1, last).astype(np.int32)
     return Others(tokens.astype(np.int32), position, answer, related | (near & single[None]))
 
 
@@ -228,9 +265,12 @@ def _allowed(world: World, hop: int) -> Bool[np.ndarray, "entity relation"]:
 
 
 def _consequences_of(
-    world: World, fact: int, new: int, edited: set[int], random: np.random.Generator
+    world: World, fact: int, new: int, edited: set[int], random: np.random.Generator, answered: int
 ) -> list[tuple[int, ...]]:
-    """Return the rows of one edit; the columns are the fields of `Consequences`."""
+    """Return the rows of one edit; the columns are the fields of `Consequences`.
+
+    Chains are answered at the position `answered`.
+    """
     facts, tail, number = world.facts, world.tail, world.fact_id
     head, relation, old = (int(column[fact]) for column in facts[:3])
     there = _allowed(world, 1)
@@ -243,7 +283,7 @@ def _consequences_of(
     def row(kind: int, e: int, r: int, r2: int | None, place: int, path: set[int]) -> None:
         last = 0 if r2 is None else world.n_entities + r2
         before, after = _answers(tail, (head, relation, new), e, r, r2)
-        position, shared = 1 + (r2 is not None), bool(path & others)
+        position, shared = 1 if r2 is None else answered, bool(path & others)
         tokens = e, world.n_entities + r, last
         rows.append((*tokens, position, before, after, kind, place, shared))
 
@@ -254,7 +294,7 @@ def _consequences_of(
         row(1, head, relation, r2, 1, {int(number[old, r2]), int(number[new, r2])})
     before = (facts.tail == head) & _allowed(world, 0)[facts.head, facts.relation]
     for one in some(np.flatnonzero(before & (np.arange(world.n_facts) != fact))):
-        row(2, int(facts.head[one]), int(facts.relation[one]), relation, 2, {one})
+        row(2, int(facts.head[one]), int(facts.relation[one]), relation, answered, {one})
     for r in some(np.flatnonzero((tail[head] >= 0) & (np.arange(world.n_relations) != relation))):
         row(3, head, r, None, NONE, {int(number[head, r])})
     for e in some(np.flatnonzero((tail[:, relation] >= 0) & (np.arange(len(tail)) != head))):

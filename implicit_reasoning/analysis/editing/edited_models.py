@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.editing.edit_cases import KINDS
+from implicit_reasoning.analysis.editing.edit_cases import KINDS, POSITIONS
 from implicit_reasoning.analysis.editing.scores import Case, score_edit
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.model import Edits, Params, Transformer
@@ -82,7 +83,7 @@ def prepare(
 
     cases = cases._replace(counted=jax.lax.map(right, cases))
     tokens, position, answer = (others[name] for name in ("tokens", "position", "answer"))
-    logits = forward_at(model, params, tokens, position[:, None])[0][:, 0]
+    logits = answer_logits(model, params, tokens, position)
     counted = answers_with(logits, answer)[None] & ~others["related"]
     return cases, Rest(
         tokens, position, answer, counted, change_point(model, params, tokens, layer)
@@ -98,9 +99,50 @@ def consequence_logits(
       model: the model.
       params: the parameters of the edited model.
       case: the consequences of the edit.
-      edits: edits of activations.
+      edits: edits of activations; see `answer_logits`.
     """
-    return forward_at(model, params, case.tokens, case.position[:, None], edits=edits)[0][:, 0]
+    return answer_logits(model, params, case.tokens, case.position, edits)
+
+
+def answer_logits(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "prompt pos"],
+    position: Int[Array, " prompt"],
+    edits: Edits | None = None,
+    *,
+    whole: bool = False,
+) -> Float[Array, "prompt d_vocab"]:
+    """Return the logits of the answers to prompts.
+
+    Prompts with a token after r2 are those of a chain of thought. The model then says the bridge
+    (greedy decoding), and reads it before it answers. Prompts of one fact end before this token.
+
+    Args:
+      model: the model.
+      params: the parameters of the edited model.
+      tokens: the prompts.
+      position: the position that predicts the answer.
+      edits: edits of activations.
+      whole: whether the last block is computed at all positions. Edits of the last block that
+        depend on the position need it.
+    """
+
+    def ask(tokens: Array, position: Array) -> Array:
+        if not whole:
+            return forward_at(model, params, tokens, position[:, None], edits=edits)[0][:, 0]
+        logits = model.forward(params, tokens, edits=edits)[0]
+        return jnp.take_along_axis(logits, position[:, None, None], axis=1)[:, 0]
+
+    if has_thought(tokens):
+        said = ask(tokens, jnp.full(len(tokens), len(POSITIONS) - 1)).argmax(-1)
+        tokens = jnp.asarray(tokens).at[:, len(POSITIONS)].set(said.astype(tokens.dtype))
+    return ask(tokens, position)
+
+
+def has_thought(tokens: Int[Array | np.ndarray, "*prompt pos"]) -> bool:
+    """Return whether prompts have a place for a chain of thought."""
+    return tokens.shape[-1] > len(POSITIONS)
 
 
 def score_unchanged(model: Transformer, params: Params, cases: Case, rest: Rest) -> ScoredEdits:
@@ -153,9 +195,13 @@ def score_changes(
         edit, is_null, change = item
         case = jax.tree.map(lambda leaf: leaf[edit], cases)
         logits = consequence_logits(model, params, case, change_edits(model, layer, change))
-        after = logits_after_change(
-            model, params, rest.start, layer, change, rest.position[:, None]
-        )[:, 0]
+        if has_thought(rest.tokens):  # what the changed model says is not known before
+            edits = change_edits(model, layer, change)
+            after = answer_logits(model, params, rest.tokens, rest.position, edits)
+        else:
+            after = logits_after_change(
+                model, params, rest.start, layer, change, rest.position[:, None]
+            )[:, 0]
         kept = answers_with(after, rest.answer)
         scored = score_edit(case, logits, kept, rest.counted[edit], needs_efficacy=~is_null)
         return ScoredEdits(*scored, change.norm() / norm)
@@ -201,7 +247,7 @@ def score_parameters(
             unseen = ~taught[edit] | (case.kind == KINDS.index("fact"))
             case = case._replace(counted=case.counted & unseen)
         logits = consequence_logits(model, edited, case)
-        after = forward_at(model, edited, rest.tokens, rest.position[:, None])[0][:, 0]
+        after = answer_logits(model, edited, rest.tokens, rest.position)
         scored = score_edit(case, logits, answers_with(after, rest.answer), rest.counted[edit])
         size = jnp.linalg.norm(output_matrix(model, edited, layer) - old) / norm
         return ScoredEdits(*scored, size)
@@ -231,7 +277,7 @@ def score_together(
       shared: prompts that use a fact of another edit (`Consequences.shared`). They do not count.
     """
     counted = rest.counted.all(0)
-    after = forward_at(model, edited, rest.tokens, rest.position[:, None])[0][:, 0]
+    after = answer_logits(model, edited, rest.tokens, rest.position)
     kept = answers_with(after, rest.answer)
     old, new = (output_matrix(model, one, layer) for one in (params, edited))
     size = jnp.linalg.norm(new - old) / jnp.linalg.norm(old)

@@ -33,9 +33,11 @@ from implicit_reasoning.analysis.editing.batched import edit_together
 from implicit_reasoning.analysis.editing.edit_cases import (
     KINDS,
     MOST,
+    POSITIONS,
     FactEdits,
     choose_edits,
     consequences,
+    has_thought,
     other_prompts,
 )
 from implicit_reasoning.analysis.editing.edited_models import (
@@ -179,21 +181,60 @@ class KnowledgeEditing(Instrument):
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         changed_depths(model, self.layer)
         edits = choose_edits(dataset, self.edits, self.seed)
-        inputs = {
+        if ORACLE in self.editors and has_thought(dataset):
+            raise NotApplicable(
+                f"the editor {ORACLE!r} teaches answers of one entity, but answers of this task "
+                "begin with the bridge (see task.chain_of_thought); choose other editors"
+            )
+        inputs = self.inputs(dataset, edits)
+        return Examples(inputs, groups=edits.groups, group=edits.group, clusters=edits.fact)
+
+    def inputs(self, dataset: Dataset, edits: FactEdits) -> dict[str, Any]:
+        """Return the prompts that edits need, which are the inputs of `measure`.
+
+        Args:
+          dataset: a dataset of a chain task.
+          edits: the edits.
+        """
+        return {
             "case": consequences(dataset, edits, self.seed)._asdict(),
             "others": other_prompts(dataset, edits, self.others, self.seed)._asdict(),
             "facts": fact_prompts(dataset, edits)._asdict(),
             "moment": moment_prompts(dataset, self.seed),
         }
-        return Examples(inputs, groups=edits.groups, group=edits.group, clusters=edits.fact)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Make every edit with every editor, and score it."""
-        inputs, layer = jax.tree.map(jnp.asarray, inputs), self.layer
-        cases, rest = prepare(model, params, inputs["case"], inputs["others"], layer)
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        cases, rest = prepare(model, params, inputs["case"], inputs["others"], self.layer)
         made = self.changes(model, params, inputs, key)
+        found = self.score(model, params, inputs, made, cases, rest)
+        chosen = [found[name] for name in (*NULLS, *self.editors)]
+        share, counted, size = (jnp.stack(part) for part in zip(*chosen, strict=True))
+        return {"share": share.mT, "counted": counted.mT, "change": size}
+
+    def score(
+        self,
+        model: Transformer,
+        params: Params,
+        inputs: Any,
+        made: MadeEdits,
+        cases: Case,
+        rest: Rest,
+    ) -> dict[str, ScoredEdits]:
+        """Score the edits of every editor, and the null controls.
+
+        Args:
+          model: the model.
+          params: the parameters of one model.
+          inputs: the inputs of `examples`.
+          made: the changes of all edits, from `changes`.
+          cases: the consequences of all edits, from `prepare`.
+          rest: the other prompts, from `prepare`.
+        """
+        layer = self.layer
         changed = {RANDOM: made.random} | ({ROME: made.rome} if ROME in self.editors else {})
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *changed.values())
         is_null = jnp.array([name in NULLS for name in changed])
@@ -213,10 +254,7 @@ class KnowledgeEditing(Instrument):
             )
             shared = inputs["case"]["shared"]
             found[MEMIT] = score_together(model, params, edited, cases, rest, layer, shared)
-        found |= {name: self.tune(model, params, cases, rest, name) for name in self._tuned}
-        chosen = [found[name] for name in (*NULLS, *self.editors)]
-        share, counted, size = (jnp.stack(part) for part in zip(*chosen, strict=True))
-        return {"share": share.mT, "counted": counted.mT, "change": size}
+        return found | {name: self.tune(model, params, cases, rest, name) for name in self._tuned}
 
     @property
     def _tuned(self) -> tuple[str, ...]:
@@ -356,11 +394,12 @@ def moment_prompts(dataset: Dataset, seed: int = 0) -> dict[str, np.ndarray]:
     """
     world, truth = world_of(dataset), dataset.truth
     facts = world.facts
-    zero = np.zeros(world.n_facts, np.int32)
-    alone = np.column_stack([facts.head, world.n_entities + facts.relation, zero])
+    width = len(POSITIONS) + has_thought(dataset)
+    alone = np.column_stack([facts.head, world.n_entities + facts.relation])
+    alone = np.pad(alone, ((0, 0), (0, width - 2)))
     trained = np.flatnonzero(truth["fact2"][: dataset.n_train] >= 0)
     rows = np.random.default_rng(seed).permutation(trained)[:_CHAINS]
-    tokens = np.concatenate([alone, dataset.tokens[rows, :3]]).astype(np.int32)
+    tokens = np.concatenate([alone, dataset.tokens[rows, :width]]).astype(np.int32)
     weight = first_occurrences(prefix_keys(tokens, dataset.n_vocab).T).T.astype(np.float32)
-    weight[: len(alone), 2] = 0  # padding
+    weight[: len(alone), 2:] = 0  # padding
     return {"tokens": tokens, "weight": weight}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.analysis.editing.edited_models import Rest, ScoredEdits
+from implicit_reasoning.analysis.editing.edited_models import Rest, ScoredEdits, answer_logits
 from implicit_reasoning.analysis.editing.scores import Case, score_edit
 from implicit_reasoning.analysis.editing.value_search import (
     FactPrompts,
@@ -89,9 +89,8 @@ def score_states(
     def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
         case, counted, vector = item
         edits = _edits(model, layer, site, case.place, vector)
-        logits = model.forward(params, case.tokens, edits=edits)[0]
-        at_answer = jnp.take_along_axis(logits, case.position[:, None, None], axis=1)[:, 0]
-        return ScoredEdits(*score_edit(case, at_answer, counted, counted), jnp.float32(0))
+        logits = answer_logits(model, params, case.tokens, case.position, edits, whole=True)
+        return ScoredEdits(*score_edit(case, logits, counted, counted), jnp.float32(0))
 
     found: ScoredEdits = jax.lax.map(one, (cases, rest.counted, added))
     return found

@@ -10,6 +10,7 @@ from implicit_reasoning.analysis.editing.edit_cases import (
     choose_edits,
     consequences,
     other_prompts,
+    training_chains,
 )
 from implicit_reasoning.worlds import ROLES
 from tests.analysis import tiny_states
@@ -107,6 +108,37 @@ def test_other_prompts_have_the_answers_of_the_world(chosen):
         near |= others.tokens[:, 1] == entities + relation
         assert others.related[number][near & alone].all()
     assert 0 < others.related.mean() < 0.3
+
+
+def test_training_chains_of_facts_are_counted():
+    data = dataset()
+    truth, found = data.truth, training_chains(data)
+    chains = [row for row in range(data.n_train) if truth["fact2"][row] >= 0]
+    for hop in (1, 2):
+        used = [int(truth[f"fact{hop}"][row]) for row in chains]
+        assert [used.count(fact) for fact in range(data.world.n_facts)] == found[
+            :, hop - 1
+        ].tolist()
+    outside = data.world.facts.role == ROLES.index("O")
+    assert found[outside].max() == 0 < found[~outside].sum()
+
+
+def test_chains_of_thought_have_the_same_consequences_with_a_place_for_the_bridge():
+    plain, thinking = dataset(), dataset(chain_of_thought=True)
+    edits = choose_edits(plain, 20)
+    for one, other in zip(edits, choose_edits(thinking, 20), strict=True):
+        np.testing.assert_array_equal(one, other)
+    usual, found = consequences(plain, edits), consequences(thinking, edits)
+    is_chain = np.isin(usual.kind, (1, 2))
+    np.testing.assert_array_equal(found.tokens[..., :3], usual.tokens)
+    assert found.tokens.shape[-1] == 4 and not found.tokens[..., 3].any()
+    np.testing.assert_array_equal(found.position, usual.position + is_chain)
+    np.testing.assert_array_equal(found.place, usual.place + (usual.kind == 2))
+    for name in ("before", "after", "kind", "shared"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(usual, name))
+    others, longer = other_prompts(plain, edits, 30), other_prompts(thinking, edits, 30)
+    np.testing.assert_array_equal(longer.position, np.where(others.position == 2, 3, 1))
+    np.testing.assert_array_equal(longer.answer, others.answer)
 
 
 def test_other_tasks_are_refused(monkeypatch):
