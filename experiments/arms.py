@@ -186,4 +186,8 @@ STUDIES: Mapping[str, Sequence[Need]] = {
         ),
         Need("pocket", ("shadow", "scrambled", "modular_addition_larger_eps"), paired(3)),
     ),
+    "editing": (
+        Need("pocket", ("composition", "ladder", "ladder_looped"), crossed(4, 2)),
+        Need("pocket", ("ladder_early", "ladder_chain_of_thought"), paired(3)),
+    ),
 }

@@ -100,7 +100,7 @@ def test_grokking_trains(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["composition_phases", "feature_birth", "components"])
+@pytest.mark.parametrize("study", ["composition_phases", "feature_birth", "components", "editing"])
 def test_trains_and_measures(study, tmp_path):
     out = Path(run(STUDIES[study], tmp_path)["out"])
     assert xr.load_datatree(out / "composition.nc").sizes["run"] == 1

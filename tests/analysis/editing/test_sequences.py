@@ -63,24 +63,24 @@ def made():
         return chain, back, after, jax.vmap(answers)(back)
 
     prompts = FactPrompts(facts, np.ones((COUNT, 2), bool), np.zeros(COUNT, np.int32))
-    prompts = jax.tree.map(jnp.asarray, prompts)
     ways, unit, logits = directions(params, prompts)
-    new, old = np.argsort(logits, axis=1)[:, [-2, -3]].T.astype(np.int32)  # no first answers
-    prompts = prompts._replace(new=jnp.asarray(new))
+    order = np.asarray(logits).argsort(axis=1).astype(np.int32)
+    new, old = order[:, -2], order[:, -3]  # neither is the first answer
+    prompts = prompts._replace(new=new)
     changes, _ = alone(params, prompts, ways, unit)
     chain, back, after, restored = together(params, prompts, ways, unit, changes, old)
     current, by_hand = params, []
     for number in range(COUNT):
         change, written = alone(current, prompts, ways, unit)
-        by_hand.append(change.values[number, 0])
-        current = jax.tree.map(lambda leaf, number=number: leaf[number], written)
+        by_hand.append(np.asarray(change.values)[number, 0])
+        current = jax.tree.map(lambda leaf, number=number: np.asarray(leaf)[number], written)
     found = {
         "chain": chain,
         "changes": changes,
         "back": back,
         "after": after,
         "restored": restored,
-        "by_hand": jnp.stack(by_hand),
+        "by_hand": np.stack(by_hand),
     }
     return jax.tree.map(np.asarray, found) | {"new": new, "old": old}
 
