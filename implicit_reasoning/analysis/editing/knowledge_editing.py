@@ -50,14 +50,7 @@ from implicit_reasoning.analysis.editing.edited_models import (
     score_unchanged,
 )
 from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
-from implicit_reasoning.analysis.editing.rank_one import (
-    exact_keys,
-    memory,
-    random_change,
-    rank_one_changes,
-    search_values,
-    second_moment,
-)
+from implicit_reasoning.analysis.editing.rank_one import random_change, rome_edits
 from implicit_reasoning.analysis.editing.scores import SCORES, Case
 from implicit_reasoning.analysis.editing.state_edits import score_states, search_states
 from implicit_reasoning.analysis.editing.value_search import FactPrompts, ValueSearch
@@ -339,17 +332,13 @@ class KnowledgeEditing(Instrument):
           key: the random key of the random changes.
         """
         prompts, layer = FactPrompts(**inputs["facts"]), self.layer
-        moment, unit = second_moment(model, params, **inputs["moment"], layer=layer)
-        keys = exact_keys(model, params, prompts, layer)
-        solved = memory(moment).solve(keys)
-        directions = rank_one_changes(keys, solved, jnp.zeros((len(keys), model.spec.d_model)))
-        added = search_values(model, params, prompts, layer, directions, unit, self.search)
+        made = rome_edits(model, params, prompts, inputs["moment"], layer, self.search)
         before_mlp = search_states(
-            model, params, prompts, layer, "hook_resid_mid", unit, self.search
+            model, params, prompts, layer, "hook_resid_mid", made.unit, self.search
         )
-        rome = directions._replace(values=added[:, None])
-        random = jax.vmap(random_change)(jax.random.split(key, len(keys)), rome)
-        return MadeEdits(keys, added, before_mlp, rome, random)
+        rome = made.change
+        random = jax.vmap(random_change)(jax.random.split(key, len(made.keys)), rome)
+        return MadeEdits(made.keys, made.added, before_mlp, rome, random)
 
 
 class MadeEdits(NamedTuple):

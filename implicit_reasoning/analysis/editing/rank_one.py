@@ -17,7 +17,8 @@ k* is a mean over prompts with random prefixes, and the KL divergence is that of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +216,48 @@ def search_value(
         return target + search.divergence * divergence + penalty, target
 
     return unit * minimize(loss, model.spec.d_model, search)
+
+
+class RankOneEdits(NamedTuple):
+    """Rank-one edits of facts, each for its own model.
+
+    Attributes:
+      keys: the key k* of each edit.
+      added: v* - W k* of each edit.
+      change: the change of each edit.
+      unit: the root mean square of the outputs of the MLP.
+    """
+
+    keys: Float[Array, "edit d_mlp"]
+    added: Float[Array, "edit d_model"]
+    change: LowRankChange
+    unit: Float[Array, ""]
+
+
+def rome_edits(
+    model: Transformer,
+    params: Params,
+    prompts: FactPrompts,
+    moment: Mapping[str, Any],
+    layer: int,
+    search: ValueSearch,
+) -> RankOneEdits:
+    """Compute the rank-one edit of each fact.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      prompts: the prompts of the facts.
+      moment: the prompts of the second moment, arguments of `second_moment`.
+      layer: the unrolled depth of the block.
+      search: the settings of the search for v*.
+    """
+    second, unit = second_moment(model, params, moment["tokens"], moment["weight"], layer)
+    keys = exact_keys(model, params, prompts, layer)
+    nothing = jnp.zeros((len(keys), model.spec.d_model))
+    directions = rank_one_changes(keys, memory(second).solve(keys), nothing)
+    added = search_values(model, params, prompts, layer, directions, unit, search)
+    return RankOneEdits(keys, added, directions._replace(values=added[:, None]), unit)
 
 
 def random_change(key: Array, like: LowRankChange) -> LowRankChange:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.analysis.editing.edited_models import Rest, ScoredEdits, answer_logits
 from implicit_reasoning.analysis.editing.scores import Case, score_edit
@@ -55,7 +55,7 @@ def search_states(
         place = jnp.array([tokens.shape[1] - 1])
 
         def loss(step: Array) -> tuple[Array, Array]:
-            edits = _edits(model, layer, site, place, unit * step)
+            edits = overwrite(model, layer, site, place, unit * step)
             logits = model.forward(params, tokens[:1], edits=edits)[0]
             target = -jax.nn.log_softmax(logits[0, -1])[new]
             return target + search.decay * (step**2).mean(), target
@@ -88,7 +88,7 @@ def score_states(
 
     def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
         case, counted, vector = item
-        edits = _edits(model, layer, site, case.place, vector)
+        edits = overwrite(model, layer, site, case.place, vector)
         logits = answer_logits(model, params, case.tokens, case.position, edits, whole=True)
         return ScoredEdits(*score_edit(case, logits, counted, counted), jnp.float32(0))
 
@@ -96,9 +96,22 @@ def score_states(
     return found
 
 
-def _edits(
-    model: Transformer, layer: int, site: str, place: Array, vector: Array
+def overwrite(
+    model: Transformer,
+    layer: int,
+    site: str,
+    place: Int[Array, " batch"],
+    vector: Float[Array, " d_model"],
 ) -> dict[str, Edit]:
+    """Return edits that add a vector at one position of each prompt.
+
+    Args:
+      model: the model.
+      layer: an unrolled depth of the block. States are edited at every depth of this block.
+      site: the name of the site in the block.
+      place: the position for each prompt; -1 to leave the prompt as it is.
+      vector: the vector.
+    """
     return {
         f"blocks.{depth}.{site}": Edit(_add_at, (place, vector))
         for depth in changed_depths(model, layer)
