@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -66,6 +67,29 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a folder under a temporary name, and rename it to `path` when it is complete.
+
+    The temporary folder is next to `path`. If an exception occurs, it is removed with its contents.
+
+    Args:
+      path: the folder to make, which must be missing or empty. Its parent is created if it is
+        missing.
+
+    Yields:
+      The path of the temporary folder.
+    """
+    # A resolved path always has a parent, even if `path` is `.`, and contains no links.
+    path = local_path(path, "folder").resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        yield made
+        os.replace(made, path)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:

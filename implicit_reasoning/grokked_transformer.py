@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json, write_npz
+from implicit_reasoning.files import atomic_folder, read_json, write_json, write_npz
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.exchange import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
@@ -81,7 +80,6 @@ def import_grokked(
     Raises:
       InputError: a file is missing or truncated, or two files contradict each other.
     """
-    # A resolved path always has a parent, even if `workdir` is `.`, and contains no links.
     files = Layout(local_path(workdir, "workdir").resolve())
     check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
@@ -89,14 +87,8 @@ def import_grokked(
     checkpoints = find_checkpoints(local_folder(source, "source"))
     data = local_folder(data, "data")
     dataset = read_grokked(data)
-    files.workdir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=files.workdir.parent, prefix=f".{files.workdir.name}."
-    ) as temporary:
-        made = Layout(Path(temporary) / "run")
-        made.workdir.mkdir()
-        _write(made, dataset, checkpoints, data)
-        os.replace(made.workdir, files.workdir)
+    with atomic_folder(files.workdir) as made:
+        _write(Layout(made), dataset, checkpoints, data)
     return Run(workdir)
 
 
