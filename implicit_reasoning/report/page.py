@@ -122,6 +122,7 @@ def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
             result: "result of an instrument, as labeled arrays"
             for result in sorted(files.analysis.glob("*.nc"))
         },
+        **{page: "what an edit changes" for page in sorted(files.edits.glob("*.html"))},
     }
     root = files.workdir
     return {

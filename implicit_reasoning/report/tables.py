@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from implicit_reasoning.config import to_json
 from implicit_reasoning.formatting import plural, short_count
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Run, edited_from
 from implicit_reasoning.training import Phases, Splits, run_phases
 from implicit_reasoning.training.figures import best_shortcuts
 from implicit_reasoning.training.intervals import (
@@ -44,6 +44,7 @@ def context(run: Run) -> dict[str, Any]:
         "horizon": run.config.steps,
         "tiles": _tiles(found, parts, rows[-1], floors),
         "warning": _warning(parts, floors),
+        "edited": edited_from(run.files),
         "splits": _split_table(dataset, rules, answers, left),
         "unanswered": _unanswered(dataset, parts.held_out, left),
         "answers_step": answers["step"],

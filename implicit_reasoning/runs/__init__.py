@@ -10,12 +10,14 @@ starts.py       reading the log of a run's starts
 arrays.py       reading and writing labeled arrays; fingerprints
 results.py      access to saved results by current or old names of instruments
 run.py          `Run`
+edited.py       run directories of edited models
 summary.py      the HTML that shows a run in a notebook
 """
 
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.checkpoints import Checkpoints, DamagedCheckpoint, check_path
 from implicit_reasoning.runs.config import completed, default_config, read_config, write_config
+from implicit_reasoning.runs.edited import check_new, edited_from, save_edited
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.results import (
     current_instrument,
@@ -37,10 +39,12 @@ __all__ = [
     "Run",
     "Store",
     "begin_segment",
+    "check_new",
     "check_path",
     "completed",
     "current_instrument",
     "default_config",
+    "edited_from",
     "end_segment",
     "find_result",
     "fingerprint",
@@ -51,5 +55,6 @@ __all__ = [
     "read_starts",
     "result_names",
     "save_arrays",
+    "save_edited",
     "write_config",
 ]

@@ -76,6 +76,11 @@ class Layout:
         return self.workdir / "analysis"
 
     @property
+    def edits(self) -> Path:
+        """The folder of the pages of edits, which the command `edit` writes."""
+        return self.workdir / "edits"
+
+    @property
     def report(self) -> Path:
         """The file of the HTML report."""
         return self.workdir / "report" / "index.html"

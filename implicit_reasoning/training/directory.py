@@ -16,7 +16,14 @@ from implicit_reasoning.config import changed_keys, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
 from implicit_reasoning.paths import local_path
-from implicit_reasoning.runs import Layout, completed, read_config, read_starts, write_config
+from implicit_reasoning.runs import (
+    Layout,
+    completed,
+    edited_from,
+    read_config,
+    read_starts,
+    write_config,
+)
 from implicit_reasoning.runs.fields import is_field
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.locks import exclusive_lock
@@ -60,11 +67,18 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     dataset.
 
     Raises:
-      InputError: the configuration, dataset or JAX settings of the existing run are different; a
-        file of the run is damaged; or the configuration does not describe a valid dataset.
+      InputError: the configuration, dataset or JAX settings of the existing run are different; the
+        run is that of an edited model; a file of the run is damaged; or the configuration does not
+        describe a valid dataset.
     """
     if not files.config.exists():
         return build(config.task)
+    if edited_from(files):
+        raise InputError(
+            f"{files.workdir} contains an edited model, which cannot be continued; choose another "
+            f"--workdir, and set --config.init_from.workdir={files.workdir} to start from the "
+            "edited model"
+        )
     check_same(files, config)
     # Read these files now, so that damage is reported before anything is changed.
     read_metrics(files.metrics)
