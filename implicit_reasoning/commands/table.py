@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from implicit_reasoning.commands import making, measuring, training
+from implicit_reasoning.commands import editing, making, measuring, training
 from implicit_reasoning.config import Flag
 
 
@@ -209,6 +209,41 @@ VERBS: dict[str, Verb] = {
         },
         measuring.dictionaries,
         saves=True,
+    ),
+    "edit": Verb(
+        "Edit a fact of a model, and write what changes: the fact, its chains and its neighbors.",
+        {
+            "workdir": _RUN,
+            "fact": Flag(
+                "entity and relation of the fact, such as e12,r3",
+                required=True,
+                value="ENTITY,RELATION",
+            ),
+            "to": Flag("the new tail, such as e40", required=True, value="ENTITY"),
+            "method": Flag(
+                "rome: rank-one change of one MLP; memit: least squares over one or more MLPs; "
+                "tuned_W_out: fine-tuning of the output matrix of one MLP; tuned: fine-tuning of "
+                "all weights",
+                default="rome",
+                value="NAME",
+            ),
+            "layer": Flag(
+                "the block whose MLP is edited, by default 0; memit takes several",
+                kind=int,
+                many=True,
+                default=(),
+                value="BLOCK,...",
+            ),
+            "step": Flag(
+                "step of the checkpoint that is edited; by default the last", kind=int, value="N"
+            ),
+            "save": Flag(
+                "write the edited model as a new run folder, which all other commands open",
+                kind=Path,
+                value="DIR",
+            ),
+        },
+        editing.edit,
     ),
     "report": Verb(
         "Write the report of a run or a sweep.",

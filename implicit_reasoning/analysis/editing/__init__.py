@@ -12,4 +12,8 @@ edited_models.py      evaluates many edited models in one program
 sequences.py          several edits of one model: edited back, and one after another
 traces.py             where the key of an edit is read, and which tail a state says
 knowledge_editing.py  the instrument: edits facts with several editors, and scores them
+fact_edit.py          edits one fact of one model
+edit_effects.py       measures what the edit of one fact changes, beside controls
+edit_summary.py       numbers and sentences on the effects
+page.py               the page of an edit
 """
