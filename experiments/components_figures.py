@@ -69,6 +69,12 @@ def with_node(
     return {name: arms[name] for name in titles if name in arms and node in arms[name].parts}
 
 
+def count_of(arm: Arm) -> str:
+    """Return the number of runs of an arm in words."""
+    count = len(arm.worlds)
+    return f"{count} run{'s' * (count > 1)}"
+
+
 def grid(arms: Mapping[str, Arm], rows: int, *, sharey: Any = True, height: float = 2.5) -> Any:
     """Create a figure with a column for each arm; return it and the axes, [row, arm]."""
     count = len(arms)
@@ -112,6 +118,12 @@ def draw_runs(ax: Any, values: xr.DataArray, color: Any, label: str, **style: An
     ax.plot(every, mean, color=color, linewidth=1.8, label=label, **style)
 
 
+def draw_points(ax: Any, values: xr.DataArray, color: Any, label: str) -> None:
+    """Draw a point for each run and measured step. Use this for values at few steps."""
+    for number, (steps, row) in enumerate(single_curves(values)):
+        ax.plot(steps, row, "o", color=color, markersize=3, label="" if number else label)
+
+
 def draw_accuracy(ax: Axes, arm: Arm, splits: Sequence[str] = ("train_ii", "test_ii")) -> None:
     """Draw the accuracy of some splits in gray, for orientation."""
     curves = arm.parts["training"]["accuracy"].rename(evaluation="step")
@@ -152,7 +164,7 @@ def draw_induction(arms: Mapping[str, Arm]) -> Any:
         return None
     arm = chosen[0]
     part = arm.parts["head_scores"].isel(group=-1)
-    drawing, axes = new_drawing(10.5, 3.4, ncols=3)
+    drawing, axes = new_drawing(12.5, 3.4, ncols=3)
     draw_runs(axes[0], part["loss"], BLACK, "loss")
     axes[0].set_ylabel("cross-entropy (nats)")
     draw_runs(axes[1], part["correct"], BLACK, "accuracy")
@@ -179,7 +191,8 @@ def draw_induction(arms: Mapping[str, Arm]) -> Any:
         ax.set_xlabel("training step (log)")
     for ax in axes[1:]:
         ax.set_ylim(-0.02, 1.02)
-    axes[2].legend(frameon=False, fontsize=8, loc="center right")
+    handles, labels = axes[2].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return drawing
 
 
@@ -246,7 +259,7 @@ def draw_overlap(arms: Mapping[str, Arm]) -> Any:
         counts = part["count"].values
         at = part.sel(count=counts[counts <= OVERLAP_COUNT].max())
         top, low = table[:, column]
-        top.set_title(f"{TITLES[name]}, {len(arm.worlds)} run(s)", fontsize=9)
+        top.set_title(f"{TITLES[name]}, {count_of(arm)}", fontsize=9)
         draw_accuracy(top, arm)
         draw_runs(top, known(at, "overlap_by_count"), BLUE, "first and last hop of a fact")
         draw_runs(
@@ -341,7 +354,7 @@ def draw_heads(arms: Mapping[str, Arm]) -> Any:
             low, counted / moved[0, 0].size, BLUE, "heads that move the bridge or its cluster"
         )
         used = claims["part"].sum(("block", "head"), skipna=False) / moved[0, 0].size
-        draw_runs(low, used, VERMILION, "heads that are part of the answers")
+        draw_points(low, used, VERMILION, "heads that are part of the answers (at stages)")
         for ax in (top, mass, low):
             ax.set_ylim(-0.02, 1.02)
     return finish(
@@ -413,7 +426,11 @@ def draw_code(arms: Mapping[str, Arm]) -> Any:
 
 def draw_steering(arms: Mapping[str, Arm]) -> Any:
     """Draw the share of followed answers over the side effect at the end, and over training."""
-    arms = with_node(arms, "steering")
+    arms = {
+        name: arm
+        for name, arm in with_node(arms, "steering").items()
+        if arm.parts["steering"]["side_divergence"].notnull().any()
+    }
     if not arms:
         return None
     drawing, axes = new_drawing(
@@ -423,7 +440,7 @@ def draw_steering(arms: Mapping[str, Arm]) -> Any:
     for column, (name, arm) in enumerate(arms.items()):
         part = arm.parts["steering"].isel(group=0)
         top, low = table[:, column]
-        top.set_title(f"{TITLES[name]}, {len(arm.worlds)} run(s)", fontsize=9)
+        top.set_title(f"{TITLES[name]}, {count_of(arm)}", fontsize=9)
         names = [str(direction) for direction in part["direction"].values]
         for number, direction in enumerate(names):
             is_null = direction in NULLS

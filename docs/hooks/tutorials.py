@@ -13,7 +13,8 @@ from nav import fill
 
 def on_config(config: Any) -> Any:
     """Add the tutorials to the navigation."""
-    pages = sorted(Path(config.docs_dir, "tutorials").glob("[0-9]_*.md"))
+    found = Path(config.docs_dir, "tutorials").glob("[0-9]*_*.md")
+    pages = sorted(found, key=lambda page: int(page.name.partition("_")[0]))
     entries = ["tutorials/index.md", *(f"tutorials/{page.name}" for page in pages)]
     config.nav = fill(config.nav, "tutorials", entries)
     return config

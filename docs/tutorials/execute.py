@@ -102,7 +102,7 @@ def main(names: list[str]) -> None:
     """Execute the tutorials that are named, or all."""
     os.environ.pop("TUTORIAL_SIZE", None)
     os.environ["PYTHONPATH"] = str(ROOT)
-    for source in sorted(HERE.glob("[0-9]_*.py")):
+    for source in sorted(HERE.glob("[0-9]*_*.py")):
         if not names or source.stem in names:
             began = time.perf_counter()
             notebook = execute(source)

@@ -8,7 +8,7 @@ import pytest
 
 from tests import shared
 
-TUTORIALS = sorted(Path("docs/tutorials").glob("[0-9]_*.py"))
+TUTORIALS = sorted(Path("docs/tutorials").glob("[0-9]*_*.py"))
 HIDDEN = ("smoke", "hidden")
 GROK = "runs/tutorials/grok"  # the run of tutorial 1, which others open if it is there
 
