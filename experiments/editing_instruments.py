@@ -331,7 +331,7 @@ class ThroughChains(Places):
             "share": scored.share[0].T,
             "counted": counts.T,
             "read": read,
-            "has_reader": has_reader & known,
+            "has_reader": has_reader & known[None],
         }
 
 
