@@ -110,6 +110,11 @@ class Replacement:
         return first.n_layers if isinstance(first, CrossLayer) else len(self.dictionaries)
 
     @property
+    def has_skips(self) -> bool:
+        """Whether the transcoders have skip connections."""
+        return any(isinstance(d.architecture, SkipTranscoder) for d in self.dictionaries)
+
+    @property
     def n_features(self) -> int:
         """The number of features of each layer."""
         architecture = self.dictionaries[0].architecture
@@ -314,8 +319,11 @@ def _linear(
     def run(written: Written) -> tuple[Array, dict[str, Array]]:
         moved = {"hook_embed": Edit(add, written.embed)}
         for layer, (read, write) in enumerate(zip(*sites, strict=True)):
-            arguments = written.mlp[:, :, layer], weights.skip[layer]
-            moved[write] = Edit(_write_only, arguments, read)
+            vector = written.mlp[:, :, layer]
+            if replacement.has_skips:
+                moved[write] = Edit(_write_and_skip, (vector, weights.skip[layer]), read)
+            else:
+                moved[write] = Edit(_write_only, vector)
         edits = merge_edits(rules, moved)
         return model.forward(model_params, tokens, edits=edits, sites=tuple(reads))
 
@@ -331,7 +339,15 @@ def _nothing(
     return Written(jnp.zeros(shape), jnp.zeros((*tokens.shape, layers, shape[-1])))
 
 
-def _write_only(value: Array, hooks: HookContext, args: tuple[Array, Array], read: str) -> Array:
+def _write_only(value: Array, hooks: HookContext, written: Array) -> Array:
+    """Keep the value. Its gradient flows to the written vector only."""
+    del hooks
+    return jax.lax.stop_gradient(value) + written
+
+
+def _write_and_skip(
+    value: Array, hooks: HookContext, args: tuple[Array, Array], read: str
+) -> Array:
     """Keep the value. Its gradient flows to the written vector and to the skip connection only."""
     written, skip = args
     through = jnp.einsum("bpi,oi->bpo", hooks.read(read), skip, precision="highest")
