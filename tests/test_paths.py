@@ -95,8 +95,8 @@ def test_every_flag_that_is_a_path_refuses_it(verb, name, text, capsys, tmp_path
 
 def test_paths_are_flags_of_their_kind():
     """A flag for a path that is declared as text would not be checked."""
-    assert {name for _, name in FLAGS} == {"workdir", "out", "cache", "source", "data"}
-    assert len(FLAGS) == 12
+    assert {name for _, name in FLAGS} == {"workdir", "out", "cache", "source", "data", "save"}
+    assert len(FLAGS) == 14
 
 
 def test_files_of_python_too(tmp_path, monkeypatch, capsys):

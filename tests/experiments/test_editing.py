@@ -183,6 +183,7 @@ def test_arms_are_compared_by_world_and_initialization():
     np.testing.assert_array_equal(both.worlds, WORLDS[:7])
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_made_from_the_saved_arrays(tmp_path, blank_figures):
     arms = {"ladder": arm(efficacy=1, first_hop=1), "ladder_looped": arm(first_hop=0.5)}
     arms["ladder_early"] = arm(3, efficacy=1)

@@ -85,6 +85,7 @@ def made():
     return jax.tree.map(np.asarray, found) | {"new": new, "old": old}
 
 
+@pytest.mark.slow
 def test_a_sequence_is_that_of_written_weights(made):
     np.testing.assert_allclose(made["chain"].values, made["by_hand"], atol=1e-3)
     np.testing.assert_allclose(made["chain"].values[0], made["changes"].values[0, 0], atol=1e-3)
@@ -92,6 +93,7 @@ def test_a_sequence_is_that_of_written_weights(made):
     assert np.abs(made["chain"].values[1:] - made["changes"].values[1:, 0]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_each_edit_of_a_sequence_takes_at_its_time(made):
     for number, new in enumerate(made["new"]):
         before, after = (-made["after"][number + late, number, new] for late in (0, 1))
@@ -99,6 +101,7 @@ def test_each_edit_of_a_sequence_takes_at_its_time(made):
     assert first_edits(made["chain"], 0).norm() == 0
 
 
+@pytest.mark.slow
 def test_a_fact_that_is_edited_back_has_its_old_tail(made):
     each = np.arange(COUNT)
     assert (-made["restored"][each, each, made["old"]] < SEARCH.enough).all()
