@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from implicit_reasoning.runtime.machine import highest_precision
@@ -26,10 +27,10 @@ NODES, EDGES = 0.8, 0.98
 
 _LEAST = 1e-10
 
-Adjacency = Float[Array, "target source"]
+Adjacency = Float[Array | np.ndarray, "target source"]
 
 
-def shares(adjacency: Adjacency) -> Adjacency:
+def shares(adjacency: Adjacency) -> Float[Array, "target source"]:
     """Return the size of each weight divided by the sum of the sizes of its row."""
     size = jnp.abs(adjacency)
     return size / jnp.maximum(size.sum(1, keepdims=True), _LEAST)

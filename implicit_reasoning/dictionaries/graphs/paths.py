@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.dictionaries.graphs.attribution import Graph
 from implicit_reasoning.errors import InputError
@@ -73,7 +73,7 @@ class Paths:
     n_features: int
 
     @classmethod
-    def of(cls, terms: Float[np.ndarray, "target route source"], graph: Graph) -> Paths:
+    def of(cls, terms: Float[Array | np.ndarray, "target route source"], graph: Graph) -> Paths:
         """Collect the arcs of one prompt; `graph` is a `Graph` without the batch axis."""
         counts = np.concatenate([graph.counts, np.asarray(graph.probability) > 0])
         total = np.where(counts, graph.total, 0)
