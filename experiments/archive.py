@@ -86,6 +86,24 @@ def run_arms(
     return out
 
 
+def analyses(run: Run, instruments: Mapping[tuple[int, ...], Sequence[str]]) -> list[list[str]]:
+    """Return the commands that measure a run, one for each set of checkpoints.
+
+    Args:
+      run: the run.
+      instruments: names or import paths of instruments, by the steps that they measure.
+    """
+    return [
+        [
+            "analyze",
+            f"--workdir={run.files.workdir}",
+            f"--instruments={','.join(names)}",
+            f"--steps={','.join(map(str, steps))}",
+        ]
+        for steps, names in instruments.items()
+    ]
+
+
 def seeds(study: str, given: Mapping[str, Any]) -> Seeds | None:
     """Return the seeds that the flags request.
 

@@ -76,7 +76,7 @@ from pathlib import Path
 
 import archive
 import xarray as xr
-from archive import about, curves, run_arms
+from archive import about, analyses, curves, run_arms
 from circuit_formation_figures import draw_all
 from circuit_formation_tables import write_tables
 from composition_phases import Part, part_of
@@ -137,15 +137,7 @@ def measuring(run: Run) -> list[list[str]]:
     paths: dict[tuple[int, ...], list[str]] = {}
     for part, name in instruments(run).items():
         paths.setdefault(tuple(steps_of(run, part)), []).append(f"{_FILE}:{CLASSES[name]}")
-    return [
-        [
-            "analyze",
-            f"--workdir={run.files.workdir}",
-            f"--instruments={','.join(names)}",
-            f"--steps={','.join(map(str, steps))}",
-        ]
-        for steps, names in paths.items()
-    ]
+    return analyses(run, paths)
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

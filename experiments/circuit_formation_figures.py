@@ -10,6 +10,7 @@ import numpy as np
 from circuit_formation_rules import agreement
 from components_figures import (
     add_legend,
+    count_of,
     draw_accuracy,
     draw_runs,
     save_drawings,
@@ -68,8 +69,7 @@ def panels(arms: Mapping[str, Arm]) -> tuple[Any, list[Any]]:
     )
     flat = list(np.array(axes, object).ravel())
     for ax, (name, arm) in zip(flat, arms.items(), strict=False):
-        count = len(arm.worlds)
-        ax.set_title(f"{TITLES[name]}, {count} run{'s' * (count > 1)}", fontsize=9)
+        ax.set_title(f"{TITLES[name]}, {count_of(arm)}", fontsize=9)
     for ax in flat[len(arms) :]:
         ax.remove()
     return drawing, flat

@@ -112,7 +112,7 @@ from pathlib import Path
 import archive
 import numpy as np
 import xarray as xr
-from archive import about, curves, run_arms
+from archive import about, analyses, curves, run_arms
 from components_figures import draw_all
 from components_tables import write_tables
 from composition_phases import Part, part_of
@@ -217,15 +217,7 @@ def measuring(run: Run) -> list[list[str]]:
     names: dict[tuple[int, ...], list[str]] = {}
     for name in instruments(run):
         names.setdefault(tuple(steps_of(run, name)), []).append(PATHS.get(name, name))
-    return [
-        [
-            "analyze",
-            f"--workdir={run.files.workdir}",
-            f"--instruments={','.join(paths)}",
-            f"--steps={','.join(map(str, steps))}",
-        ]
-        for steps, paths in names.items()
-    ]
+    return analyses(run, names)
 
 
 def steps_of(run: Run, name: str) -> list[int]:

@@ -83,9 +83,7 @@ def grid(arms: Mapping[str, Arm], rows: int, *, sharey: Any = True, height: floa
     )
     table = np.array(axes, object).reshape(rows, count)
     for ax, (name, arm) in zip(table[0], arms.items(), strict=True):
-        ax.set_title(
-            f"{TITLES[name]}, {len(arm.worlds)} run{'s' * (len(arm.worlds) > 1)}", fontsize=9
-        )
+        ax.set_title(f"{TITLES[name]}, {count_of(arm)}", fontsize=9)
     return drawing, table
 
 

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import archive
 import xarray as xr
-from archive import about, along_run, curves, run_arms, spaced
+from archive import about, along_run, analyses, curves, run_arms, spaced
 from arms import ARMS
 from composition_figures import draw_all, read_study
 from composition_tables import write_tables
@@ -85,14 +85,7 @@ def main(argv: list[str]) -> None:
 
 def measuring(run: Run) -> list[list[str]]:
     """Return the command that measures a run, in a list."""
-    steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
-    command = [
-        "analyze",
-        f"--workdir={run.files.workdir}",
-        f"--instruments={','.join(KEPT)}",
-        f"--steps={steps}",
-    ]
-    return [command]
+    return analyses(run, {tuple(spaced(run, CHECKPOINTS)): tuple(KEPT)})
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

@@ -6,7 +6,7 @@ A fact (e1, r1) -> b gets the new tail b'. The study asks which chains use the n
 the fact at the first hop, (e1, r1, r2), and those with the fact at the second hop, (e0, r0, r1).
 The arms with four worlds and two initializations each are `composition`, `ladder` and
 `ladder_looped` (two loops). `ladder_early` (early supervision of single facts) and
-`ladder_chain_of_thought` (the model says the bridge before it answers) have three runs; they are
+`ladder_chain_of_thought` (the model outputs the bridge before the answer) have three runs; they are
 shown as curves and support no claim. The runs are those of `arms.py`.
 
 There are 100 edits in each run. `stages.py` defines the stages of a run. At `memorised` and `half`,
@@ -21,7 +21,7 @@ in the last block, with the key at the last position of the chain. 32 facts are 
 edited one after another.
 
 With a chain of thought, answers are generated token by token: the model reads the bridge that it
-said itself. Fine-tuning with chains is left out there, because it teaches answers of one token. An
+has output. Fine-tuning with chains is left out there, because it teaches answers of one token. An
 in-context baseline (the new fact in the prompt) is not applicable, because the prompts of these
 tasks have no place for another fact.
 
@@ -32,7 +32,7 @@ Decision rules
 The rules were written before any run of an arm that supports a claim was measured for this study.
 While the instruments were written, they were tried on the run `ladder_early_w0_i0`, which is shown
 as a curve. Before the rules were written, the editors had been tried on it at the last step: rank-
-one edits take, about .7 of the first-hop chains and none of the second-hop chains follow, and
+one edits succeed, about .7 of the first-hop chains and none of the second-hop chains follow, and
 fine-tuning reaches fewer first-hop chains. Rule 4 (e) and its instrument were added after the
 other instruments had been tried on this run. The thresholds are those of claims (.8, .2), which are
 older than the instruments. How many first-hop chains follow depends on how certain of b' the search
@@ -43,16 +43,16 @@ over the means of the four worlds. A rule about runs is answered "yes" for an ar
 least 7 of its 8 runs, "no" if it fails in at least 7, and "open" otherwise. With fewer than 8 runs,
 there is no answer. No p value is corrected for the number of questions. A mean over fewer than 20
 edits counts as missing, and a rule fails where a number is missing. A prompt counts if the model
-answers it correctly before the edit. All scores except efficacy are those of edits that took. If
-nothing else is said, the editor is `rome`, and the facts have the role I (ordinary facts).
+answers it correctly before the edit. All scores except efficacy are those of edits that succeed. By
+default, the editor is `rome`, and the facts have the role I (ordinary facts).
 
-1. What follows an edit at the end? (a) Edits take if the lower end of efficacy is at least .8. (b)
-   A hop follows if the lower end of its share is at least .8, and does not follow if the upper end
-   is at most .2. (c) The old answer remains at a hop if the lower end of its share is at least .8.
-   (d) Edits are specific if the lower ends of "same entity", "same relation" and "locality" are all
-   at least .8. (e) The nulls do nothing if the upper ends of efficacy and of both hops of random
-   changes are at most .2. (f) Facts of another role (O, seen in no chain; C, seen in two chains)
-   follow more, or less, at a hop if the interval over worlds of their share minus that of I facts
+1. What follows an edit at the end? (a) Edits succeed if the lower end of efficacy is at least .8.
+   (b) A hop follows if the lower end of its share is at least .8, and does not follow if the upper
+   end is at most .2. (c) The old answer remains at a hop if the lower end of its share is at least
+   .8. (d) Edits are specific if the lower ends of "same entity", "same relation" and "locality" are
+   all at least .8. (e) The nulls change nothing if the upper ends of efficacy and of both hops of
+   random changes are at most .2. (f) Facts of another role (O, seen in no chain; C, seen in two
+   chains) follow more, or less, at a hop if the interval over worlds of their share minus that of I facts
    is above, or below, 0. (g) Facts in more training chains follow more, or less, at a hop if the
    interval over worlds of Spearman's correlation is above, or below, 0. The correlation is over the
    edits of I facts of a run, between the number of training chains that use the fact at that hop
@@ -65,7 +65,7 @@ nothing else is said, the editor is `rome`, and the facts have the role I (ordin
    `ladder_looped` minus `ladder` at the end, paired by world and initialization, excludes 0.
 4. Why? (a) The first hop is that of an overwritten state if the interval over worlds of the first
    hop of `rome` minus that of `state`, paired by run, is between -.1 and .1. It is then no evidence
-   about a store. (b) The state says the new tail if, right after the edited block, the new tail is
+   about a store. (b) The state codes the new tail if, right after the edited block, the new tail is
    decoded at r1 in a share of edits with a lower end of at least .8. (c) The second hop reads the
    edited key if the read strength where chains use the fact at the second hop has a lower end of at
    least .8. It does not read the key if the upper end is at most .2. The control is the read
@@ -101,17 +101,11 @@ from pathlib import Path
 
 import archive
 import xarray as xr
-from archive import about, along_run, curves, run_arms
+from archive import about, along_run, analyses, curves, run_arms
 from composition_phases import Part, part_of
 from editing_figures import draw_all
-from editing_instruments import (
-    Edits,
-    Methods,
-    MethodsWithThought,
-    Places,
-    Sequences,
-    ThroughChains,
-)
+from editing_instruments import Edits, Methods, MethodsWithThought
+from editing_places import Places, Sequences, ThroughChains
 from editing_tables import write_tables
 from reasoning_or_shortcut_arms import read_arms
 from stages import chosen_steps, stages, steps_of_stages
@@ -126,13 +120,12 @@ VERSION = 1
 """Version of the saved data."""
 
 CLAIMS = ("stored_once", "stored_twice")
-EDITS = Part(("share", "change", "read", "decoded", "by_edit", "says_new", "chains", "role"), {})
+EDITS = Part(("share", "change", "read", "decoded", "by_edit", "new_decoded", "chains", "role"), {})
 AT_END: Mapping[str, tuple[type[KnowledgeEditing], Part]] = {
     "places": (Places, Part(("share", "read"), {})),
     "through_chains": (ThroughChains, Part(("taught", "share", "read"), {})),
     "sequences": (Sequences, Part(("back", "left", "in_sequence", "size"), {})),
 }
-_FILE = Path(__file__).with_name("editing_instruments.py")
 
 
 def main(argv: list[str]) -> None:
@@ -158,19 +151,16 @@ def steps_of(run: Run) -> tuple[list[int], int]:
 def measuring(run: Run) -> list[list[str]]:
     """Return the commands that measure a run."""
     early, end = steps_of(run)
-    wanted: dict[tuple[int, ...], list[type[KnowledgeEditing]]]
-    wanted = {(end,): [methods(run), *(instrument for instrument, _ in AT_END.values())]}
+    at_end = [methods(run), *(instrument for instrument, _ in AT_END.values())]
+    wanted: dict[tuple[int, ...], list[str]] = {(end,): [path_of(one) for one in at_end]}
     if early:
-        wanted[tuple(early)] = [Edits]
-    return [
-        [
-            "analyze",
-            f"--workdir={run.files.workdir}",
-            f"--instruments={','.join(f'{_FILE}:{one.__name__}' for one in instruments)}",
-            f"--steps={','.join(map(str, steps))}",
-        ]
-        for steps, instruments in wanted.items()
-    ]
+        wanted[tuple(early)] = [path_of(Edits)]
+    return analyses(run, wanted)
+
+
+def path_of(instrument: type[KnowledgeEditing]) -> str:
+    """Return the import path of an instrument of this study."""
+    return f"{Path(__file__).with_name(instrument.__module__)}.py:{instrument.__name__}"
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from components_figures import add_legend, save_drawings, with_node
+from components_figures import add_legend, count_of, save_drawings, with_node
 from components_rules import at_stage
 from editing_rules import (
     BINS,
@@ -140,8 +140,7 @@ def panels(
         ax.remove()
     found = list(zip(flat, chosen.values(), strict=False))
     for (ax, arm), name in zip(found, chosen, strict=True):
-        count = len(arm.worlds)
-        ax.set_title(f"{TITLES[name]}, {count} run{'s' * (count > 1)}", fontsize=9)
+        ax.set_title(f"{TITLES[name]}, {count_of(arm)}", fontsize=9)
         ax.set_ylim(-0.04, 1.04)
         ax.tick_params(labelsize=8)
     for ax, _ in found[::columns]:

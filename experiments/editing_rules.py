@@ -167,7 +167,7 @@ class Reasons(NamedTuple):
 
     beyond_state: np.ndarray
     overwritten: str
-    says_new: Ends
+    new_decoded: Ends
     read: Ends
     read_elsewhere: Ends
     stored: Mapping[str, Rule]
@@ -199,17 +199,17 @@ def near_zero(difference: np.ndarray, arm: Arm) -> str:
 
 
 def first_hop_by_state(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first hop of edits whose state says the new tail, and of others, by run.
+    """Return the first hop of edits whose state codes the new tail, and of others, by run.
 
     The state is that right after the edited block, at the end. Facts of all roles count. A run is
     nan if fewer than 10 edits count.
     """
     part = at_stage(arm, "edits", "end")
     shares = part["by_edit"].sel(score="first hop").transpose("run", "edit").values
-    says = part["says_new"].isel(layer=0).transpose("run", "edit").values
+    decoded = part["new_decoded"].isel(layer=0).transpose("run", "edit").values
     found = []
     for value in (1, 0):
-        inside = (says == value) & np.isfinite(shares)
+        inside = (decoded == value) & np.isfinite(shares)
         mean = np.where(inside, shares, 0).sum(1) / np.maximum(inside.sum(1), 1)
         found.append(np.where(inside.sum(1) >= MIN_CLUSTERS // 2, mean, np.nan))
     return found[0], found[1]

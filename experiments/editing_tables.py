@@ -201,8 +201,8 @@ def explanations(arms: Mapping[str, Arm]) -> list[str]:
             [
                 name,
                 over_worlds(found.beyond_state, arm.worlds) + judged(name, arm, found.overwritten),
-                over_worlds(found.says_new.mean, arm.worlds),
-                answer(name, rule(found.says_new.is_high)),
+                over_worlds(found.new_decoded.mean, arm.worlds),
+                answer(name, rule(found.new_decoded.is_high)),
                 over_worlds(saying, arm.worlds),
                 over_worlds(other, arm.worlds),
                 over_worlds(found.read.mean, arm.worlds),
@@ -214,7 +214,7 @@ def explanations(arms: Mapping[str, Arm]) -> list[str]:
     return table(
         [
             *("arm", "first hop of rome minus state: as a state", "new tail decoded"),
-            *("state says the new tail", "first hop if it does", "first hop if it does not"),
+            *("state codes the new tail", "first hop if it does", "first hop if it does not"),
             *("read strength at the second hop", "at other facts", "second hop reads the key"),
             *("stored_once", "stored_twice"),
         ],

@@ -86,7 +86,7 @@ from typing import Any, NamedTuple
 import archive
 import numpy as np
 import xarray as xr
-from archive import about, along_run, curves, run_arms
+from archive import about, along_run, analyses, curves, run_arms
 from reasoning_or_shortcut_arms import RUNGS, read_arms
 from reasoning_or_shortcut_figures import draw_all
 from reasoning_or_shortcut_tables import write_tables
@@ -132,13 +132,7 @@ def measuring(run: Run) -> list[list[str]]:
     if run.config.init_from.workdir or not _has_instruments(run):
         return []
     steps = sorted({0, *(step for step in stage_steps(run).values() if step is not None)})
-    command = [
-        "analyze",
-        f"--workdir={run.files.workdir}",
-        f"--instruments={','.join(INSTRUMENTS)}",
-        f"--steps={','.join(map(str, steps))}",
-    ]
-    return [command]
+    return analyses(run, {tuple(steps): tuple(INSTRUMENTS)})
 
 
 def _has_instruments(run: Run) -> bool:

@@ -12,7 +12,8 @@ from tests.analysis.planted_subject import dataset, known
 from tests.experiments.scripts import load
 
 study, rules, tables = load("editing"), load("editing_rules"), load("editing_tables")
-instruments, figures = load("editing_instruments"), load("editing_figures")
+instruments, places = load("editing_instruments"), load("editing_places")
+figures = load("editing_figures")
 results = load("reasoning_or_shortcut_arms")
 WORLDS, INITS = np.array([0, 1, 2, 3] * 2), np.repeat([0, 1], 4)
 STEPS = [0, 100, 150, 200]
@@ -49,7 +50,7 @@ def arm(runs=8, worlds=WORLDS, **scores):
     parts = {
         **shares(runs, **scores),
         "by_edit": (("run", "step", "score", "edit"), by_edit),
-        "says_new": (("run", "step", "layer", "edit"), by_edit[:, :, 1:3]),
+        "new_decoded": (("run", "step", "layer", "edit"), by_edit[:, :, 1:3]),
         "chains": (
             ("run", "step", "hop", "edit"),
             np.broadcast_to(np.stack([edits % 8, edits % 3]), (runs, 3, 2, N_EDITS)),
@@ -111,7 +112,7 @@ def further(runs):
                 arrays[f"{name}{end}"] = dims, np.full(shape, float(level))
         coords = {dim: list(labels) for dim, labels in own.items()}
         coords |= {"score": list(SCORES), "use": list(instruments.USES)}
-        found[node] = xr.Dataset(arrays, coords | {"reader": list(instruments.READERS)})
+        found[node] = xr.Dataset(arrays, coords | {"reader": list(places.READERS)})
     low = {"score": "efficacy"}
     for end in ("", "_low", "_high"):
         found["through_chains"][f"share{end}"].loc[low] = 0.1
@@ -135,7 +136,7 @@ def test_an_edit_that_reaches_the_first_hop_only():
     assert rules.sign(rules.over_training(one, "locality"), one) == "less"
     assert rules.sign(rules.over_training(one, "efficacy"), one) == "open"
     why = rules.reasons(one)
-    assert why.overwritten == "yes" and why.says_new.is_high.all() and why.read.is_low.all()
+    assert why.overwritten == "yes" and why.new_decoded.is_high.all() and why.read.is_low.all()
     assert why.stored["stored_twice"].answer == "yes" != why.stored["stored_once"].answer
 
 
@@ -206,7 +207,7 @@ def test_no_part_has_the_old_name_of_an_instrument():
 
 def test_other_chains_of_an_edit_through_a_chain_end_with_other_relations():
     model, data = known("composer").subject.model, dataset()
-    inputs = instruments.ThroughChains(edits=12).examples(model, data).inputs
+    inputs = places.ThroughChains(edits=12).examples(model, data).inputs
     tail, entities = data.world.tail, data.world.n_entities
     chain, case = inputs["chain"], inputs["case"]
     for number, taught in enumerate(inputs["taught"]):
@@ -222,9 +223,9 @@ def test_other_chains_of_an_edit_through_a_chain_end_with_other_relations():
 
 def test_places_and_counts():
     model = known("composer").subject.model
-    assert instruments.places(model) == [(0, "e1"), (0, "r1"), (1, "e1"), (1, "r1"), (2, "r1")]
-    assert instruments.counts_up_to(12) == (1, 2, 4, 8, 12)
-    made = instruments.Sequences(edits=10).examples(model, dataset())
+    assert places.places(model) == [(0, "e1"), (0, "r1"), (1, "e1"), (1, "r1"), (2, "r1")]
+    assert places.counts_up_to(12) == (1, 2, 4, 8, 12)
+    made = places.Sequences(edits=10).examples(model, dataset())
     case = made.inputs["case"]
     facts = dataset().world.facts
     np.testing.assert_array_equal(case["tokens"][:, 0, 0], facts.head[made.clusters])
@@ -238,7 +239,7 @@ def test_the_instruments_of_planted_models():
     from implicit_reasoning.analysis.runner import measure
 
     found = measure(
-        instruments.Sequences(edits=24, others=40), known("composer").subject, progress=False
+        places.Sequences(edits=24, others=40), known("composer").subject, progress=False
     ).isel(step=0, group=0)
     scores = ["efficacy", "first hop", "locality"]
     np.testing.assert_array_equal(found["back"].sel(score=[*scores, "second hop"]), 1)
@@ -246,7 +247,7 @@ def test_the_instruments_of_planted_models():
     assert kept.min() > 0.9 and found["in_sequence_n"].sel(score="efficacy", count=4) == 4
     assert found["left"] < 1
     found = measure(
-        instruments.ThroughChains(edits=31, others=40), known("composer").subject, progress=False
+        places.ThroughChains(edits=31, others=40), known("composer").subject, progress=False
     ).isel(step=0, group=0)
     assert found["taught"] == 1 and found["taught_n"] > 19
     assert found["share"].sel(score="second hop") == 1 and found["share"].sel(score="efficacy") == 0

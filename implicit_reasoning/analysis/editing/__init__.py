@@ -10,7 +10,7 @@ fine_tuning.py        fine-tuning on one edit
 scores.py             scores the answers of an edited model
 edited_models.py      evaluates many edited models in one program
 sequences.py          several edits of one model: edited back, and one after another
-traces.py             where the key of an edit is read, and which tail a state says
+traces.py             where the key of an edit is read, and which tail a state codes
 knowledge_editing.py  the instrument: edits facts with several editors, and scores them
 fact_edit.py          edits one fact of one model
 edit_effects.py       measures what the edit of one fact changes, beside controls

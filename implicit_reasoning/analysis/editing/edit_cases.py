@@ -14,7 +14,7 @@ The last two do not change. All other prompts do not change either; a sample of 
 all edits, measures locality.
 
 With a chain of thought, the answer to a chain is the bridge, followed by the last entity. The
-prompts of chains then have one more token, which is the bridge that the model says itself.
+prompts of chains then have one more token, which is the bridge that the model has output.
 
 Sources: Cohen et al. 2023, "Evaluating the ripple effects of knowledge editing" (compositionality I
 and II, relation specificity); Zhong et al. 2023, "MQuAKE".
@@ -72,7 +72,7 @@ class Consequences(NamedTuple):
 
     Attributes:
       tokens: the prompts. Prompts of one fact are padded with token 0. With a chain of thought, the
-        fourth token, the bridge that the model says, is also 0.
+        fourth token, the bridge that the model outputs, is also 0.
       position: the position that predicts the answer.
       before: the right answer before the edit.
       after: the right answer after the edit; equal to `before` if the edit does not change it.
@@ -120,10 +120,10 @@ def need_editable(dataset: Dataset) -> World:
             f"{', '.join(dataset.positions)}"
         )
     last = np.where(truth["fact2"] >= 0, truth["fact2"], truth["fact1"])
-    said = truth["answer"]
+    tail = truth["answer"]
     if has_thought(dataset):
-        said = np.where(truth["thought"] > 0, truth["answer2"], said)
-    wrong = (last >= 0) & (said != world.facts.tail[last])
+        tail = np.where(truth["thought"] > 0, truth["answer2"], tail)
+    wrong = (last >= 0) & (tail != world.facts.tail[last])
     if wrong.any():
         raise NotApplicable(
             "editing needs answers that follow from the facts of the world; "

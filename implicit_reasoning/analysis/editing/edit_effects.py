@@ -5,7 +5,7 @@ with random changes of equal norm, and the model before the edit whose state is 
 a prompt uses the fact. All prompts are the consequences of the edit (`edit_cases.py`), with a
 sample of other prompts for locality.
 
-Two readings say why a consequence follows or not:
+Two readings show why a consequence follows or not:
 
 - The logit lens reads the states S[layer, r1] of the prompt of the fact. A chain that uses the fact
   at the first hop has the same states there, so the lens shows which bridge is decodable in it.
@@ -16,7 +16,7 @@ Two readings say why a consequence follows or not:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,32 +146,78 @@ def measure_effects(
       method: the method of the edit.
       seed: the seed of the choice of prompts and of the random changes.
     """
-    edits = edit.as_edits()
-    listed = consequences(dataset, edits, seed)
-    prompts = Consequences(*(column[0] for column in listed))
+    edits, layer = edit.as_edits(), read_layer(model, method)
+    prompts = Consequences(*(column[0] for column in consequences(dataset, edits, seed)))
     others = other_prompts(dataset, edits, _OTHERS, seed)
-    unrelated = ~others.related[0]
-    layer = read_layer(model, method)
-    padding = N_PROMPTS - len(prompts.kind)
-    padded = {
-        name: np.pad(column, [(0, padding)] + [(0, 0)] * (column.ndim - 1))
-        for name, column in prompts._asdict().items()
-    }
     inputs = {
-        "prompts": padded,
+        "prompts": _padded(prompts),
         "others": {name: getattr(others, name) for name in ("tokens", "position", "answer")},
         "tails": np.array([edit.old, edit.new], np.int32),
     }
+    arguments = before, after, jax.tree.map(jnp.asarray, inputs), jax.random.key(seed)
+    found = jax.device_get(_program(model, layer, _changed(before, after))(*arguments))
 
-    # Other arrays need no random numbers.
-    changed = tuple(
-        bool((np.asarray(old) != np.asarray(new)).any())
-        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    def answers(model: Answered) -> Answered:
+        columns = {
+            name: column[..., : len(prompts.kind)] for name, column in model._asdict().items()
+        }
+        counts = ~others.related[0] & found.answered.kept[0]
+        return Answered(**columns | {"kept": model.kept[..., counts]})
+
+    before_edit, after_edit, random = (
+        jax.tree.map(lambda leaf, at=at: leaf[at], (found.answered, found.lens))
+        for at in (0, 1, slice(2, None))
     )
+    return EditEffects(
+        edit,
+        method,
+        layer,
+        model.spec.depth,
+        tuple(_TOKEN.sub(r"\1\2", name) for name in dataset.vocab),
+        prompts,
+        before=answers(before_edit[0]),
+        after=answers(after_edit[0]),
+        random=answers(random[0]),
+        state=answers(found.overwritten),
+        lens_before=before_edit[1],
+        lens_after=after_edit[1],
+        lens_random=random[1],
+        written=found.written[: len(prompts.kind)],
+        size=float(found.size),
+    )
+
+
+def _padded(prompts: Consequences) -> dict[str, np.ndarray]:
+    """Return the columns of prompts, padded so that all edits of a model share programs."""
+    padding = N_PROMPTS - len(prompts.kind)
+    return {
+        name: np.pad(column, [(0, padding)] + [(0, 0)] * (column.ndim - 1))
+        for name, column in prompts._asdict().items()
+    }
+
+
+def _changed(before: Params, after: Params) -> tuple[bool, ...]:
+    """Return which arrays differ. The others need no random numbers."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return tuple(bool((np.asarray(old) != np.asarray(new)).any()) for old, new in pairs)
+
+
+class _Found(NamedTuple):
+    """What the program returns. The models are those before and after the edit, and random ones."""
+
+    answered: Answered
+    lens: BridgeReading
+    overwritten: Answered
+    written: Float[Array, " prompt"]
+    size: Float[Array, ""]
+
+
+def _program(model: Transformer, layer: int, changed: Sequence[bool]) -> Callable[..., _Found]:
+    """Return the compiled function that asks all models."""
 
     @jax.jit
     @highest_precision
-    def compute(before: Params, after: Params, inputs: Any, key: Array) -> Any:
+    def compute(before: Params, after: Params, inputs: Any, key: Array) -> _Found:
         def ask_model(item: tuple[Array, Array]) -> tuple[Answered, BridgeReading, Array]:
             number, key = item
             drawn = random_like(key, before, after, changed)
@@ -190,38 +236,9 @@ def measure_effects(
         overwritten = _ask(model, before, inputs, layer, edits)[0]
         length = (change[0] ** 2).sum()
         written = (change * change[:1]).sum(-1) / jnp.where(length > 0, length, 1)
-        return answered, lens, overwritten, written, change_size(before, after)
+        return _Found(answered, lens, overwritten, written, change_size(before, after))
 
-    arguments = before, after, jax.tree.map(jnp.asarray, inputs), jax.random.key(seed)
-    found = jax.tree.map(np.asarray, compute(*arguments))
-    answered, lens, overwritten, written, size = found
-    count = len(prompts.kind)
-
-    def answers(model: Answered) -> Answered:
-        columns = {name: column[..., :count] for name, column in model._asdict().items()}
-        return Answered(**columns | {"kept": model.kept[..., unrelated & found[0].kept[0]]})
-
-    def of(column: Any, which: int | slice) -> Any:
-        return jax.tree.map(lambda leaf: leaf[which], column)
-
-    random = slice(2, None)
-    return EditEffects(
-        edit,
-        method,
-        layer,
-        model.spec.depth,
-        tuple(_TOKEN.sub(r"\1\2", name) for name in dataset.vocab),
-        prompts,
-        before=answers(of(answered, 0)),
-        after=answers(of(answered, 1)),
-        random=answers(of(answered, random)),
-        state=answers(overwritten),
-        lens_before=of(lens, 0),
-        lens_after=of(lens, 1),
-        lens_random=of(lens, random),
-        written=written[:count],
-        size=float(size),
-    )
+    return compute
 
 
 def read_layer(model: Transformer, method: EditMethod) -> int:

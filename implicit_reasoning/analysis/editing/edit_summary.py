@@ -1,6 +1,6 @@
 """What an edit of one fact changes, as rows of numbers and as sentences.
 
-The sentences say why a hop follows or not, as far as two readings show it: the bridge that the
+The sentences explain why a hop follows or not, as far as two readings show it: the bridge that the
 logit lens decodes in the states that later blocks read, and the part of the edit that is written
 where a chain uses the fact.
 """
@@ -108,14 +108,14 @@ def _about_fact(effects: EditEffects) -> str:
     before, after = (names[one.token[0]] for one in (effects.before, effects.after))
     fact = f"(e{edit.head}, r{edit.relation})"
     was = "which is right" if effects.before.is_old[0] else f"and e{edit.old} is right"
-    said = (
+    answers = (
         f"Asked alone, {fact} has the answer {before} before the edit, {was}, and {after} after it."
     )
     if effects.after.is_new[0]:
-        return said
+        return answers
     return (
-        f"{said} The edit did not take, because e{edit.new} is wanted, so its consequences say "
-        "nothing."
+        f"{answers} The edit failed, because e{edit.new} is wanted, so its consequences are no "
+        "evidence."
     )
 
 
@@ -216,8 +216,8 @@ def _nothing_known(row: Row, chains: str) -> str:
     if not row.total:
         return f"The world has no chains {chains} whose answer the edit changes."
     return (
-        f"None of {row.total} chains {chains} was answered right before the edit, so they say "
-        "nothing."
+        f"None of {row.total} chains {chains} was answered right before the edit, so they are "
+        "no evidence."
     )
 
 

@@ -115,7 +115,7 @@ def answer_logits(
 ) -> Float[Array, "prompt d_vocab"]:
     """Return the logits of the answers to prompts.
 
-    Prompts with a token after r2 are those of a chain of thought. The model then says the bridge
+    Prompts with a token after r2 are those of a chain of thought. The model then outputs the bridge
     (greedy decoding), and reads it before it answers. Prompts of one fact end before this token.
 
     Args:
@@ -135,8 +135,8 @@ def answer_logits(
         return jnp.take_along_axis(logits, position[:, None, None], axis=1)[:, 0]
 
     if has_thought(tokens):
-        said = ask(tokens, jnp.full(len(tokens), len(POSITIONS) - 1)).argmax(-1)
-        tokens = jnp.asarray(tokens).at[:, len(POSITIONS)].set(said.astype(tokens.dtype))
+        bridge = ask(tokens, jnp.full(len(tokens), len(POSITIONS) - 1)).argmax(-1)
+        tokens = jnp.asarray(tokens).at[:, len(POSITIONS)].set(bridge.astype(tokens.dtype))
     return ask(tokens, position)
 
 
@@ -195,7 +195,7 @@ def score_changes(
         edit, is_null, change = item
         case = jax.tree.map(lambda leaf: leaf[edit], cases)
         logits = consequence_logits(model, params, case, change_edits(model, layer, change))
-        if has_thought(rest.tokens):  # what the changed model says is not known before
+        if has_thought(rest.tokens):  # what the changed model outputs is not known before
             edits = change_edits(model, layer, change)
             after = answer_logits(model, params, rest.tokens, rest.position, edits)
         else:

@@ -200,13 +200,26 @@ class KnowledgeEditing(Instrument):
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Make every edit with every editor, and score it."""
-        inputs = jax.tree.map(jnp.asarray, inputs)
+        return self.measure_edits(model, params, jax.tree.map(jnp.asarray, inputs), key).scores
+
+    def measure_edits(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> MeasuredEdits:
+        """Make every edit with every editor, and score it.
+
+        Args:
+          model: the model.
+          params: the parameters of one model.
+          inputs: the inputs of `examples`.
+          key: the random key of the random changes.
+        """
         cases, rest = prepare(model, params, inputs["case"], inputs["others"], self.layer)
         made = self.changes(model, params, inputs, key)
         found = self.score(model, params, inputs, made, cases, rest)
         chosen = [found[name] for name in (*NULLS, *self.editors)]
         share, counted, size = (jnp.stack(part) for part in zip(*chosen, strict=True))
-        return {"share": share.mT, "counted": counted.mT, "change": size}
+        scores = {"share": share.mT, "counted": counted.mT, "change": size}
+        return MeasuredEdits(cases, made, found, scores)
 
     def score(
         self,
@@ -339,6 +352,22 @@ class KnowledgeEditing(Instrument):
         rome = made.change
         random = jax.vmap(random_change)(jax.random.split(key, len(made.keys)), rome)
         return MadeEdits(made.keys, made.added, before_mlp, rome, random)
+
+
+class MeasuredEdits(NamedTuple):
+    """All edits of one model, with their scores.
+
+    Attributes:
+      cases: the consequences of the edits.
+      made: the changes.
+      by_editor: the scores of each editor and null control.
+      scores: the outputs of the instrument.
+    """
+
+    cases: Case
+    made: MadeEdits
+    by_editor: dict[str, ScoredEdits]
+    scores: dict[str, Array]
 
 
 class MadeEdits(NamedTuple):

@@ -109,9 +109,9 @@ _CLASSES = ("new", "old", "another")
 def _reasons(effects: EditEffects) -> list[tuple[str, str, str]]:
     """Return the name, the count and the sentences of each part of the explanation."""
     rows = {row.kind: row for row in summary_rows(effects)}
-    said = explain(effects)
+    sentences = explain(effects)
     reasons = []
-    for name, text in said.items():
+    for name, text in sentences.items():
         row = rows.get(name)
         if row is None:
             near = [rows[kind] for kind in (*NEIGHBORS, OTHERS)]
@@ -119,7 +119,7 @@ def _reasons(effects: EditEffects) -> list[tuple[str, str, str]]:
         else:
             count = f"{row.edit[0]} of {row.known} follow" if row.known else "not known before"
             if name == "fact":
-                count = "the edit took" if effects.after.is_new[0] else "the edit did not take"
+                count = "the edit succeeded" if effects.after.is_new[0] else "the edit failed"
         reasons.append((name, count, text))
     return reasons
 

@@ -241,6 +241,7 @@ def rome_edits(
     moment: Mapping[str, Any],
     layer: int,
     search: ValueSearch,
+    pos: int = -1,
 ) -> RankOneEdits:
     """Compute the rank-one edit of each fact.
 
@@ -251,9 +252,10 @@ def rome_edits(
       moment: the prompts of the second moment, arguments of `second_moment`.
       layer: the unrolled depth of the block.
       search: the settings of the search for v*.
+      pos: the position of the key in the prompt; see `exact_keys`.
     """
     second, unit = second_moment(model, params, moment["tokens"], moment["weight"], layer)
-    keys = exact_keys(model, params, prompts, layer)
+    keys = exact_keys(model, params, prompts, layer, pos)
     nothing = jnp.zeros((len(keys), model.spec.d_model))
     directions = rank_one_changes(keys, memory(second).solve(keys), nothing)
     added = search_values(model, params, prompts, layer, directions, unit, search)

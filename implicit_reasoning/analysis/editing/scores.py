@@ -75,8 +75,8 @@ def score_edit(
       logits: the logits of the edited model for the prompts of the case.
       kept: whether each of the other prompts has its right answer after the edit.
       counted: whether each of the other prompts counts for locality.
-      needs_efficacy: whether all scores except efficacy count only if the edit took, which means
-        that the fact has the new answer. Set it to false for null controls.
+      needs_efficacy: whether all scores except efficacy count only if the edit succeeded: the fact
+        has the new answer. Set it to false for null controls.
     """
     new, old = answers_with(logits, case.after), answers_with(logits, case.before)
 

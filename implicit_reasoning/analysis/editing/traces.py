@@ -1,4 +1,4 @@
-"""Traces of a rank-one edit inside the model: where its key is read, and which tail a state says.
+"""Traces of a rank-one edit inside the model: where its key is read, and which tail a state codes.
 
 Two numbers explain why chains follow an edit, or do not:
 

@@ -1,4 +1,4 @@
-"""Answers with a chain of thought are those of a model that reads the bridge that it said."""
+"""Answers with a chain of thought are those of a model that reads the bridge that it has output."""
 
 import jax
 import jax.numpy as jnp
