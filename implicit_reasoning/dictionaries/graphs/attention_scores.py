@@ -1,6 +1,6 @@
 """Split attention scores into terms of pairs of sources (QK attribution).
 
-Attribution graphs freeze attention patterns, so they do not say why a head attends where it does.
+Attribution graphs freeze attention patterns, so they do not show why a head attends where it does.
 In the local replacement model, queries and keys are linear in the sources of the graph: the active
 features, the errors and the embeddings. The score of a head is the product of a query and a key, so
 it is a sum over pairs of sources, one at the query and one at the key. The last source, the
