@@ -53,11 +53,11 @@ default, the editor is `rome`, and the facts have the role I (ordinary facts).
    all at least .8. (e) The nulls change nothing if the upper ends of efficacy and of both hops of
    random changes are at most .2. (f) Facts of another role (O, seen in no chain; C, seen in two
    chains) follow more, or less, at a hop if the interval over worlds of their share minus that of I
-   facts is above, or below, 0. (g) Facts in more training chains follow more, or less, at a hop if the
-   interval over worlds of Spearman's correlation is above, or below, 0. The correlation is over the
-   edits of I facts of a run, between the number of training chains that use the fact at that hop
-   and the share. Roles differ in the number of chains (O has none, C has two), so (g) uses one role
-   only.
+   facts is above, or below, 0. (g) Facts in more training chains follow more, or less, at a hop if
+   the interval over worlds of Spearman's correlation is above, or below, 0. The correlation is over
+   the edits of I facts of a run, between the number of training chains that use the fact at that
+   hop and the share. Roles differ in the number of chains (O has none, C has two), so (g) uses one
+   role only.
 2. Does training change what an edit reaches? A score changes if the interval over worlds of `end`
    minus `memorised`, paired by run, excludes 0. At `memorised`, most chains that count are training
    chains, because others are not answered.
