@@ -76,8 +76,8 @@ SHOWN = {
 CAPTIONS = {
     "hops": "Scores of edits at the end of training (mean share of prompts). A small "
     "mark is a run, and a large mark is the mean over runs. Read an edit from left to right: it "
-    "takes (efficacy), chains follow at one hop or both, or they keep their old answer, and other "
-    "prompts keep theirs. Gray and black marks are the nulls.",
+    "succeeds (efficacy), chains follow at one hop or both, or they keep their old answer, and "
+    "other prompts keep theirs. Gray and black marks are the nulls.",
     "stages": "Scores of rank-one edits by stage of training. A thin line is a run, and a thick "
     "line is the mean over runs. A line that rises to the right means that an edit reaches more "
     "after further training. Dashed lines are chains that keep their old answer.",

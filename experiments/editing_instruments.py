@@ -60,13 +60,13 @@ class Edits(KnowledgeEditing):
         "read": ("use", "example"),
         "has_use": ("use", "example"),
         "decoded": ("tail", "layer", "example"),
-        "took": ("example",),
+        "succeeded": ("example",),
         "by_edit": ("score", "edit"),
         "new_decoded": ("layer", "edit"),
         "chains": ("hop", "edit"),
         "role": ("edit",),
     }
-    given: ClassVar = {**KnowledgeEditing.given, "read": "has_use", "decoded": "took"}
+    given: ClassVar = {**KnowledgeEditing.given, "read": "has_use", "decoded": "succeeded"}
 
     def __init__(self, editors: Sequence[str] = DEFAULT, **options: Any) -> None:
         """Choose the editors; see `KnowledgeEditing`."""
@@ -97,7 +97,7 @@ class Edits(KnowledgeEditing):
         inputs = jax.tree.map(jnp.asarray, inputs)
         found = self.measure_edits(model, params, inputs, key)
         cases, change, rome = found.cases, found.made.rome, found.by_editor[ROME]
-        took = rome.counted[:, 0] & (rome.share[:, 0] == 1)
+        succeeded = rome.counted[:, 0] & (rome.share[:, 0] == 1)
         strength, has_use = mean_by_use(
             cases, read_strength(model, params, cases, change, self.layer)
         )
@@ -107,9 +107,9 @@ class Edits(KnowledgeEditing):
             "read": strength,
             "has_use": has_use,
             "decoded": decoded.astype(jnp.float32),
-            "took": took,
+            "succeeded": succeeded,
             "by_edit": jnp.where(rome.counted, rome.share, jnp.nan).T,
-            "new_decoded": jnp.where(took, decoded[0], jnp.nan),
+            "new_decoded": jnp.where(succeeded, decoded[0], jnp.nan),
             **inputs["about"],
         }
 

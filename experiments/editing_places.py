@@ -174,18 +174,18 @@ class ThroughChains(Places):
         one = jax.tree.map(lambda leaf: leaf[None], rome)
         scored = score_changes(model, params, cases, rest, layer, one, jnp.array([True]))
 
-        def takes(item: tuple[Array, Array, LowRankChange]) -> Array:
+        def succeeds(item: tuple[Array, Array, LowRankChange]) -> Array:
             tokens, new, change = item
             edits = change_edits(model, layer, change)
             logits = forward_at(model, params, tokens[None], edits=edits)[0][:, 0]
             return answers_with(logits, new[None])[0]
 
-        took = jax.lax.map(takes, (prompts.tokens[:, 0], prompts.new, rome))
-        counts = (known & took)[:, None] & scored.counted[0]
+        succeeded = jax.lax.map(succeeds, (prompts.tokens[:, 0], prompts.new, rome))
+        counts = (known & succeeded)[:, None] & scored.counted[0]
         strength = read_strength(model, params, cases, rome, layer)
         read, has_reader = mean_by_use(cases, strength, READERS)
         return {
-            "taught": took,
+            "taught": succeeded,
             "taught_counted": known,
             "share": scored.share[0].T,
             "counted": counts.T,

@@ -126,7 +126,7 @@ def rules_of_edits(arms: Mapping[str, Arm]) -> list[str]:
         rows.append([name, *(answer(name, cell) for cell in cells), shown])
     return table(
         [
-            *("arm", "edits take", "first hop follows", "second hop follows"),
+            *("arm", "edits succeed", "first hop follows", "second hop follows"),
             *("first hop keeps the old answer", "second hop keeps the old answer", "specific"),
             *("nulls do nothing", "first hop minus second hop"),
         ],

@@ -183,7 +183,7 @@ def score_changes(
       rest: the other prompts, from `prepare`.
       layer: the unrolled depth of the block.
       changes: the change of each editor and edit, [editor, edit, ...].
-      is_null: whether each editor is a null control, whose edits count even if they do not take.
+      is_null: whether each editor is a null control, whose edits count even if they fail.
 
     Returns:
       The scores [editor, edit, ...].

@@ -87,7 +87,7 @@ class KnowledgeEditing(Instrument):
         "scored. share: mean over edits of the share of prompts for which a score holds: "
         + "; ".join(f"{name}: {text}" for name, text in SCORES.items())
         + ". A prompt counts if it is answered correctly before the edit. All scores except "
-        "efficacy are those of edits that took. Controls, of which all edits count: none (no "
+        "efficacy are those of edits that succeed. Controls, of which all edits count: none (no "
         "edit); random (a random rank-one change with the norm of that of rome). change: Frobenius "
         "norm of the change of W_out, as a share of the norm of W_out."
     )
@@ -299,8 +299,8 @@ class KnowledgeEditing(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim that facts are stored once or twice, by the consequences of rank-one edits.
 
-        Both claims need edits that nearly always take, that nearly all first-hop chains follow, and
-        that leave nearly all other prompts as they are. The random change must have no such
+        Both claims need that nearly all edits succeed, that nearly all first-hop chains follow, and
+        that nearly all other prompts keep their answers. The random change must have no such
         consequences. "stored_once" needs that nearly all second-hop chains follow, too.
         "stored_twice" needs that nearly none of them follow, and that nearly all keep the old
         answer. The edits are those of the first group of facts.

@@ -89,9 +89,9 @@ def score_edit(
     near = [share(new, kind) for kind in (_ENTITY, _RELATION)]
     found = [fact, first, second, both, *stale, *near, _mean(kept, counted)]
     shares, there = (jnp.stack(part) for part in zip(*found, strict=True))
-    took = (fact[0] == 1) | ~jnp.asarray(needs_efficacy)
+    succeeded = (fact[0] == 1) | ~jnp.asarray(needs_efficacy)
     is_efficacy = jnp.arange(len(SCORES)) == 0
-    return Scored(shares, there & (took | is_efficacy))
+    return Scored(shares, there & (succeeded | is_efficacy))
 
 
 def _mean(of: Bool[Array, " item"], counted: Bool[Array, " item"]) -> tuple[Array, Array]:

@@ -1,0 +1,166 @@
+# %% [markdown]
+# # Change one fact
+#
+# **Question.** We edit one fact of a model: the prime minister of a country is another person now.
+# The model answers with the new person. Does it also know who the new prime minister's wife is?
+#
+# In language models, many edits fail here: the fact is answered anew, and questions that compose it
+# are answered as before ([MQuAKE](https://arxiv.org/abs/2305.14795)). In a known world, every
+# consequence of an edit has a true answer, so we can measure which ones follow, and ask why.
+#
+# We use both models of [tutorial 7](7_is_it_reasoning.md). With these runs, this tutorial takes
+# about three minutes on two cores.
+
+# %%
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.training import train
+
+changes = {"model.d_model": 128, "model.d_mlp": 512, "steps": 4000, "evaluation.every": 250}
+supervision = {"loss.early_supervision.weight": 6.0}
+n_edits, steps = 100, (500, 1000, 2000, 4000)
+
+# %% tags=["smoke"]
+import os
+
+if os.environ.get("TUTORIAL_SIZE") == "smoke":
+    changes |= {"model.d_model": 16, "model.d_mlp": 16, "steps": 20, "task.probes": 200}
+    n_edits, steps = 4, (0, 20)
+
+# %%
+config = load_config("ladder:pocket")
+runs = {
+    "usual loss": train(apply_overrides(config, changes), "runs/tutorials/ladder"),
+    "early supervision": train(
+        apply_overrides(config, changes | supervision), "runs/tutorials/ladder_early"
+    ),
+}  # finished runs are only opened
+
+# %% [markdown]
+# ## Edit one fact
+#
+# A fact is `(e1, r1) -> b`. It gets a new tail `b'`. We take the first fact that the supervised
+# model answers, and that is the first hop of chains and the second hop of others.
+#
+# The method is `rome`. It changes one matrix, `W_out` of the first MLP, by a matrix of rank one.
+# After the change, the MLP maps the *key* of the fact (the activations of its neurons at `r1`) to a
+# *value* with which the model answers `b'`.
+
+# %%
+import jax
+
+from implicit_reasoning.analysis.editing.edit_cases import choose_edits
+from implicit_reasoning.analysis.editing.edit_effects import measure_effects
+from implicit_reasoning.analysis.editing.edit_summary import console_text
+from implicit_reasoning.analysis.editing.fact_edit import choose_method, edit_fact, parse_edit
+
+run = runs["early supervision"]
+world, model = run.dataset.world, run.model
+params = jax.tree.map(lambda leaf: leaf[0], run.params(run.steps[-1:]))
+chosen = choose_edits(run.dataset, n_edits)
+facts = world.facts
+fact, new = int(chosen.fact[0]), int(chosen.new[0])
+edit = parse_edit(world, f"e{facts.head[fact]},r{facts.relation[fact]}", f"e{new}")
+method = choose_method(model, "rome", [0])
+edited = edit_fact(model, params, run.dataset, edit, method)
+effects = measure_effects(model, params, edited, run.dataset, edit, method)
+print(console_text(effects))
+
+# %% [markdown]
+# In the table, *known* counts the prompts that are answered right before the edit, and only these
+# count. The right column is a control: ten random changes of the same size.
+#
+# The command `edit` prints the same, and writes a page with every prompt
+# ([Edit a fact](../how-to/knowledge-editing.md)).
+#
+# ## Edit a hundred facts
+#
+# One edit is an example. The instrument `knowledge_editing` makes many edits, each in its own copy
+# of the model, and asks all their consequences. Copies are not stored: the change is two vectors.
+# Intervals are clustered by edit.
+#
+# Two more editors write to the *state* instead of the weights. `state` adds the value of the edit
+# to the output of the MLP wherever a prompt uses the fact. `resid_mid` adds a vector before the
+# MLP.
+
+# %%
+from implicit_reasoning.analysis import analyze
+from implicit_reasoning.analysis.editing.knowledge_editing import KnowledgeEditing
+
+instrument = KnowledgeEditing(edits=n_edits)
+found = {
+    name: analyze(run, instrument, steps=[step for step in run.steps if step in steps])
+    for name, run in runs.items()
+}
+
+scores = ("efficacy", "first hop", "second hop", "stale second hop", "locality")
+editors = ("rome", "state", "resid_mid", "random", "none")
+
+
+def interval(of):
+    return f"{of.share:.2f} [{of.share_low:.2f}, {of.share_high:.2f}]"
+
+
+for name, result in found.items():
+    end = result.isel(step=-1, group=0)
+    print(f"{name}, step {int(end.step):,}")
+    print(f"{'':10s}" + "".join(f"{score:>19s}" for score in scores))
+    for editor in editors:
+        row = (interval(end.sel(editor=editor, score=score)) for score in scores)
+        print(f"{editor:10s}" + "".join(f"{text:>19s}" for text in row))
+    print()
+
+# %% [markdown]
+# *How to read it.* Each number is a mean share of prompts over edits, with its 95% interval.
+# *Efficacy*: the fact has the new answer. All other scores are those of edits that succeed. *First
+# hop*: chains `(e1, r1, r2)` have the answer that follows from the new tail. *Second hop*: chains
+# `(e0, r0, r1)` through another entity end in the new tail. *Stale second hop*: they keep their old
+# answer. *Locality*: other prompts keep their answer. `random` and `none` are the nulls.
+#
+# ## Does more training help?
+#
+# The instrument measured all checkpoints in one program.
+
+# %% alt="Share of chains that follow an edit at each hop over training, for both models"
+import matplotlib.pyplot as plt
+
+from implicit_reasoning.figures import BLUE, GREY, VERMILION
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+shown = (("efficacy", GREY, "^:"), ("first hop", BLUE, "o-"), ("second hop", VERMILION, "s-"))
+for ax, (name, result) in zip(axes, found.items(), strict=True):
+    for score, color, style in shown:
+        of = result.isel(group=0).sel(editor="rome", score=score)
+        ax.plot(of.step, of.share, style, color=color, label=score)
+        ax.fill_between(of.step, of.share_low, of.share_high, color=color, alpha=0.15)
+    ax.set(title=name, xlabel="training step", ylim=(-0.03, 1.03))
+axes[0].set_ylabel("share of prompts after the edit")
+axes[0].legend(frameon=False, fontsize=9)
+plt.show()
+
+# %% [markdown]
+# *How to read it.* A band is a 95% interval over edits. A missing point means that no chain counts:
+# none was answered right before the edit.
+#
+# ## Why does the first hop follow?
+#
+# `state` writes no fact anywhere, and its first-hop scores are those of `rome`. The reason is
+# simple. A chain `(e1, r1, r2)` has the same states up to `r1` as the fact, so whatever makes the
+# fact answer `b'` is also in the chain. What matters is whether the second block reads the bridge
+# from this state. So the first hop alone is no evidence that a fact was stored anew.
+#
+# ## Is there a second store?
+#
+# In a chain `(e0, r0, r1)`, the edited fact is used at the last position, after the first block has
+# run. So perhaps the model stores facts twice: in the first block for the first hop, and in the
+# second block for the second hop. We edit the MLP of the second block in the same way.
+
+# %%
+second_block = KnowledgeEditing(("rome",), edits=n_edits, layer=1)
+second_block.name = "editing_block_1"  # a result of its own, beside that of the first block
+for name, run in runs.items():
+    end = analyze(run, second_block, steps=run.steps[-1:]).isel(step=-1, group=0)
+    row = (f"{score} {interval(end.sel(editor='rome', score=score))}" for score in scores)
+    print(f"{name}, rome in block 1:\n  " + "\n  ".join(row))
+
+# %% [markdown]
+# ## Answer
