@@ -34,6 +34,9 @@ from tests.compatibility.unpacked import HERE, unpack
 from tests.training.tiny import EARLY, early, saved_state
 
 REFERENCES = json.loads((HERE / "reference.json").read_text())
+# Key biases have no gradient, because softmax does not depend on them. Their norms of 1e-6 are
+# rounding, which differs between processors. Norms of all other parameters are above 5e-3.
+NO_GRADIENT = 1e-5
 HALF = 40  # steps of 60 that the run had made
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 SAME = ("python", "numerics", "platform", "cpu", "device", "device_count", "cpu_cores")
@@ -85,7 +88,10 @@ def assert_as_recorded(run, wanted, exact):
     assert max(map(int, losses)) == HALF + 20
     for step, loss in losses.items():
         assert loss == pytest.approx(wanted["losses"][step], rel=1e-5), f"loss at step {step}"
-    assert norms(params) == pytest.approx(wanted["norms"], rel=1e-5)
+    assert norms(params) == {
+        name: pytest.approx(norm, rel=1e-5, abs=NO_GRADIENT if "b_K" in name else 0)
+        for name, norm in wanted["norms"].items()
+    }
     if exact:
         assert losses == wanted["losses"]
         assert run.fingerprint(run.steps[-1]) == wanted["fingerprint"]
