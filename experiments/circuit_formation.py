@@ -63,6 +63,11 @@ is missing if no measured circuit but that of all edges is faithful.
    reference is the index between the last two measured checkpoints of `ladder` before. It enhances
    the circuit if the interval over worlds of index minus reference is above -.1, and builds another
    one if the interval is below -.3.
+7. Is the circuit that grows from exact scores complete, minimal and stable at the end? (`checks`.)
+   The circuit has the smallest size with a faithfulness of at least .9 on the pairs that found it.
+   On other pairs, it is complete in a run if its incompleteness is at most .1, and minimal if at
+   least .9 of its edges are needed. It is stable if the mean Jaccard index of circuits from
+   resamples is at least .8. The nulls are circuits of equal size by magnitude and at random.
 
 Smoke test:
     python experiments/circuit_formation.py --scale=smoke --arms=composition --worlds=1 --inits=1 \
@@ -98,17 +103,23 @@ PARTS = {
     "effects": EFFECTS,
     "estimates": ESTIMATES,
     "routes": Part(("faithfulness", "kept"), {}),
+    "checks": Part(("size", "incompleteness", "needed", "stability", "n_pairs", "n_clusters"), {}),
 }
 CLASSES = {
-    "discovery": "Discovery",
-    "effects": "Effects",
-    "estimates": "Estimates",
-    "routes": "Routes",
-    "discovery_of_years": "YearsDiscovery",
-    "effects_of_years": "YearsEffects",
-    "estimates_of_years": "YearsEstimates",
+    "discovery": "instruments.py:Discovery",
+    "effects": "instruments.py:Effects",
+    "estimates": "instruments.py:Estimates",
+    "routes": "instruments.py:Routes",
+    "checks": "checks.py:Checks",
+    "discovery_of_years": "instruments.py:YearsDiscovery",
+    "effects_of_years": "instruments.py:YearsEffects",
+    "estimates_of_years": "instruments.py:YearsEstimates",
+    "checks_of_years": "checks.py:YearsChecks",
 }
-_FILE = Path(__file__).with_name("circuit_formation_instruments.py")
+"""The class of each instrument, and the end of the name of its file."""
+
+_FILES = Path(__file__).with_suffix("")
+_OF_ALL = ("discovery", "effects", "estimates", "checks")
 
 
 def main(argv: list[str]) -> None:
@@ -122,13 +133,15 @@ def main(argv: list[str]) -> None:
 def instruments(run: Run) -> dict[str, str]:
     """Return the instruments of a run: the name of the kept part, and of the instrument."""
     years = "_of_years" if run.config.task.name == "greater_than" else ""
-    found = {name: f"{name}{years}" for name in ("discovery", "effects", "estimates")}
+    found = {name: f"{name}{years}" for name in _OF_ALL}
     return found | ({"routes": "routes"} if "r2" in run.dataset.truth else {})
 
 
 def steps_of(run: Run, part: str) -> list[int]:
     """Return the checkpoints at which a part is measured."""
     steps = chosen_steps(run)
+    if part == "checks":
+        return steps[-1:]
     return steps_of_stages(run, steps) if part == "estimates" else steps
 
 
@@ -136,7 +149,7 @@ def measuring(run: Run) -> list[list[str]]:
     """Return the commands that measure a run, one for each set of checkpoints."""
     paths: dict[tuple[int, ...], list[str]] = {}
     for part, name in instruments(run).items():
-        paths.setdefault(tuple(steps_of(run, part)), []).append(f"{_FILE}:{CLASSES[name]}")
+        paths.setdefault(tuple(steps_of(run, part)), []).append(f"{_FILES}_{CLASSES[name]}")
     return analyses(run, paths)
 
 

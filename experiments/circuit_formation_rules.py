@@ -21,6 +21,7 @@ THERE, GONE = 0.5, 0.2
 SAME = -0.1
 OTHER = -0.3
 ACDC_AGREES = 0.8
+INCOMPLETE, NEEDED, STABLE = 0.1, 0.9, 0.8
 EXACT = "exact, grown"
 
 
@@ -216,3 +217,27 @@ def fine_tuning(taught: Arm, before: Arm) -> tuple[np.ndarray, np.ndarray, str]:
     found: Interval = over(difference, taught)
     said = "enhances it" if found.low > SAME else "another one" if found.high < OTHER else "open"
     return index, reference, said
+
+
+class Checked(NamedTuple):
+    """Rules of question 7."""
+
+    complete: Rule
+    minimal: Rule
+    stable: Rule
+
+
+def checked(arm: Arm, name: str, order: str = "exact") -> np.ndarray:
+    """Return a number of `checks` at the end, by run; nan if fewer than 20 clusters count."""
+    part = at_stage(arm, "checks", "end")
+    values = part[name].where(part["n_clusters"] >= MIN_CLUSTERS)
+    return np.asarray((values.sel(order=order) if "order" in values.dims else values).values, float)
+
+
+def checks(arm: Arm) -> Checked:
+    """Ask question 7 of the runs of an arm."""
+    return Checked(
+        rule(checked(arm, "incompleteness") <= INCOMPLETE),
+        rule(checked(arm, "needed") >= NEEDED),
+        rule(checked(arm, "stability") >= STABLE),
+    )

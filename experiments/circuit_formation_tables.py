@@ -12,6 +12,8 @@ from circuit_formation_rules import (
     acdc_overlap,
     agreement,
     all_edges,
+    checked,
+    checks,
     cold_facts,
     fine_tuning,
     formation,
@@ -51,6 +53,7 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "4. Are cold facts answered by the circuit of other chains?": cold,
         "5. Which estimates agree with exact scores?": estimates,
         "6. Does further training enhance the circuit that is there?": taught,
+        "7. Is the circuit complete, minimal and stable at the end?": checking,
     }
     write_answers(out, text, sections, arms)
     (out / "runs.md").write_text(runs_table(arms), encoding="utf-8")
@@ -181,6 +184,26 @@ def taught(arms: Mapping[str, Arm]) -> list[str]:
     index, reference, said = fine_tuning(arm, arms[BEFORE])
     row = [TAUGHT, *(over_worlds(values, arm.worlds) for values in (index, reference)), said]
     return table(["arm", "Jaccard index", "reference", "the circuit"], [row])
+
+
+def checking(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of question 7: circuits of equal size by exact scores, EAP and the nulls."""
+    rows = []
+    for name, arm in with_node(arms, "checks").items():
+        said = checks(arm)
+        size = over_worlds(checked(arm, "size"), arm.worlds)
+        for order in ("exact", "EAP", "magnitude", "random"):
+            numbers = ("incompleteness", "needed", "stability")
+            shown = [over_worlds(checked(arm, of, order), arm.worlds) for of in numbers]
+            rules = [answer(name, one) if order == "exact" else "" for one in said]
+            rows.append([name, order, size, *shown, *rules])
+    return table(
+        [
+            *("arm", "circuit by", "size", "incompleteness", "edges needed", "stability"),
+            *("complete", "minimal", "stable"),
+        ],
+        rows,
+    )
 
 
 def runs_table(arms: Mapping[str, Arm]) -> str:

@@ -17,6 +17,7 @@ instruments, pairs_of = (
 )
 rules, results = load("circuit_formation_rules"), load("reasoning_or_shortcut_arms")
 components, study = load("components_rules"), load("circuit_formation")
+checks = load("circuit_formation_checks")
 WORLDS = np.array([0, 1, 2, 3] * 2)
 STAGES = ("untrained", "memorised", "half", "end")
 STEPS = [0, 100, 150, 200]
@@ -76,6 +77,54 @@ def test_routes_of_planted_models(mechanism, through):
     assert float(own.sel(route=way)) > 0.99
     assert float(own.sel(route=other)) < 0.01
     assert float(null.sel(route=way)) < 0.9
+
+
+@pytest.mark.slow
+def test_the_circuit_of_a_composer_is_complete_and_needs_its_edges():
+    """Edges by magnitude and at random are as many, and are not the circuit."""
+    known = planted_model("composer", scored_world(0), ("train_ii",))
+    found = measure(checks.Checks(), known.subject, progress=False).isel(step=0)
+    exact, magnitude, random = (
+        found.sel(order=order) for order in ("exact", "magnitude", "random")
+    )
+    assert float(found.n_clusters) >= 5
+    assert 4 <= float(found["size"]) <= 20
+    assert float(exact.incompleteness) < 0.02
+    assert float(random.incompleteness) > 0.1
+    assert float(exact.needed) >= 0.8
+    assert float(exact.needed) > float(magnitude.needed) > float(random.needed)
+    assert float(exact.stability) > float(random.stability) + 0.2
+
+
+def test_resamples_draw_whole_clusters():
+    cluster, chosen = np.array([0, 0, 1, 2, 2, 3]), np.array([1, 1, 0, 1, 1, 1], bool)
+    times = checks.resamples(cluster, chosen)
+    assert (times[:, 0] == times[:, 1]).all() and (times[:, 3] == times[:, 4]).all()
+    assert (times[:, 2] == 0).all()
+    assert (times[:, [0, 3, 5]].sum(1) == 3).all()
+    assert len(np.unique(times, axis=0)) > 1
+    assert (checks.resamples(cluster, np.zeros(6, bool)) == 0).all()
+
+
+def test_the_overlap_is_the_mean_over_pairs():
+    circuits = np.array([[[1, 1, 0, 0]], [[1, 1, 0, 0]], [[0, 1, 1, 0]]], bool)
+    assert float(checks.mean_overlap(circuits)) == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
+
+
+def test_a_circuit_is_complete_minimal_and_stable_by_its_numbers():
+    part = xr.Dataset(
+        {
+            "incompleteness": (("run", "step", "order"), np.full((8, 4, 1), 0.05)),
+            "needed": (("run", "step", "order"), np.full((8, 4, 1), 0.8)),
+            "stability": (("run", "step", "order"), np.full((8, 4, 1), 0.9)),
+            "n_clusters": (("run", "step"), np.full((8, 4), 20.0)),
+        },
+        {"step": STEPS, "order": ["exact"]},
+    )
+    said = rules.checks(arm(checks=part))
+    assert [one.answer for one in said] == ["yes", "no", "yes"]
+    few = rules.checks(arm(checks=part.assign(n_clusters=part.n_clusters - 1)))
+    assert [one.answer for one in few] == ["no", "no", "no"]
 
 
 def test_no_part_has_the_old_name_of_an_instrument():

@@ -1,0 +1,217 @@
+"""The instrument of `circuit_formation.py` that checks circuits of one size.
+
+Is the circuit complete, does it need its edges, and would other pairs give the same circuit?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from circuit_formation_pairs import pairs_of_first_group, year_difference
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.circuits import scores, selection
+from implicit_reasoning.analysis.circuits.circuit_discovery import half_of_clusters
+from implicit_reasoning.analysis.circuits.curves import curve_points
+from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
+from implicit_reasoning.analysis.circuits.evaluation import (
+    circuit_metrics,
+    completeness,
+    minimality,
+    random_knock_outs,
+)
+from implicit_reasoning.analysis.instrument import Examples
+from implicit_reasoning.analysis.patching.metrics import PairBatch
+from implicit_reasoning.analysis.patching.pair_instrument import batch_of
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.graph import EdgeGraph
+from implicit_reasoning.worlds import Dataset
+
+ORDERS = ("exact", "EAP", "magnitude", "random")
+"""What ranks the edges. `magnitude` and `random` are the nulls."""
+
+LEVEL = 0.9
+NEEDED = 0.01
+KNOCK_OUTS, SETS, RESAMPLES = 100, 1, 10
+_AT_ONCE = 32
+_MIN_GAP = 1e-4  # no share is computed if the metrics of the two runs differ by less
+
+
+class Checks(EdgeInstrument):
+    """Instrument that checks the completeness, minimality and stability of circuits."""
+
+    name = "checks"
+    max_pairs = 96
+    definition = (
+        "Pairs of a clean and a corrupt prompt of the first group, of which the clean prompt is "
+        "answered correctly. Circuits grow on half of the clusters and are checked on the other "
+        "half. size: the smallest circuit of exact scores with a faithfulness of .9; the circuits "
+        "of all orders have this size. incompleteness: the absolute difference between the mean "
+        "metrics of circuit and model after the same random edges of the circuit were knocked "
+        "out, as a share of the difference between clean and corrupt run; mean over 100 sets, of "
+        "which each has half of the edges. needed: share of the edges whose removal, alone or "
+        "together with a random set, changes the mean metric by at least .01 of this "
+        "difference. stability: Jaccard index of circuits from bootstrap resamples of clusters, "
+        "mean over all pairs of ten resamples. Nulls: circuits by magnitude, the size of the "
+        "change of the sender, and by random scores."
+    )
+    outputs: ClassVar = {
+        "size": (),
+        "incompleteness": ("order",),
+        "needed": ("order",),
+        "stability": ("order",),
+        "n_pairs": (),
+        "n_clusters": (),
+    }
+    nulls: ClassVar = {
+        "random scores": {"order": "random"},
+        "size of the change": {"order": "magnitude"},
+    }
+
+    def __init__(self, metric: Any = "logit_difference") -> None:
+        """Set the function that makes the pairs, and the metric."""
+        super().__init__(pairs_of_first_group, (metric,))
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the pairs, choose those that find circuits, and draw the resamples."""
+        made = super().examples(model, dataset)
+        half = half_of_clusters(made.clusters, np.ones(len(made.clusters), bool))["finds"]
+        cluster = np.unique(made.clusters, return_inverse=True)[1]
+        inputs = {"finds": half, "cluster": cluster, "times": resamples(cluster, half)}
+        return dataclasses.replace(
+            made, inputs=made.inputs | inputs, coords={**made.coords, "order": ORDERS}
+        )
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Grow the circuits of all orders, and check them."""
+        batch = batch_of(model, params, inputs)
+        counted = self.counts(batch)
+        finds, checks = (counted & half for half in (inputs["finds"], ~inputs["finds"]))
+        graph = EdgeGraph(model.spec, batch.clean.shape[1])
+        found = map_in_chunks(
+            functools.partial(self._scores, model, params, graph), batch, counted, at_once=_AT_ONCE
+        )
+        noise = jax.random.uniform(key, (RESAMPLES + 1, *found["exact"].shape[:2]))
+        weights = jnp.concatenate([finds[None], inputs["times"] * finds[None]])
+        ranks = jnp.stack([_ranks(graph, found, weights, name, noise) for name in ORDERS])
+
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+        arguments = model, params, graph, runs
+        of_finding, of_checking = (self._mean_metric(batch, half) for half in (finds, checks))
+        sizes = jnp.asarray(curve_points(int(graph.alive.sum())).sizes)
+        curve = circuit_metrics(
+            *arguments, of_finding, selection.nested_circuits(ranks[0, 0], sizes)
+        ).mean(1)
+        gap = curve[-1] - curve[0]
+        reached = (curve - curve[0]) / jnp.where(jnp.abs(gap) > _MIN_GAP, gap, jnp.nan) >= LEVEL
+        size = sizes[jnp.argmax(reached)]
+        circuits = ranks < size
+
+        ends = circuit_metrics(*arguments, of_checking, _none_and_all(graph)).mean(1)
+        gap = ends[1] - ends[0]
+        gap = jnp.where(jnp.abs(gap) > _MIN_GAP, jnp.abs(gap), jnp.nan)
+
+        def check(circuit: Array) -> tuple[Array, Array]:
+            """Return the incompleteness, and the share of the edges that are needed."""
+            sets = random_knock_outs(key, circuit, KNOCK_OUTS)
+            lost = completeness(*arguments, of_checking, circuit, sets).incompleteness.mean()
+            n_cells = int(graph.alive.sum())
+            alone = minimality(*arguments, of_checking, circuit, sets[:SETS], size=n_cells)
+            needed = (alone.effect >= NEEDED * gap).sum() / circuit.sum()
+            return lost / gap, needed
+
+        incompleteness, needed = jax.lax.map(check, circuits[:, 0])
+        return {
+            "size": jnp.where(jnp.isfinite(gap), size, jnp.nan),
+            "incompleteness": incompleteness,
+            "needed": jnp.where(jnp.isfinite(gap), needed, jnp.nan),
+            "stability": jax.vmap(mean_overlap)(circuits[:, 1:]),
+            "n_pairs": checks.sum(),
+            "n_clusters": jnp.zeros(checks.size).at[inputs["cluster"]].max(checks).sum(),
+        }
+
+    def _scores(
+        self, model: Transformer, params: Params, graph: EdgeGraph, batch: PairBatch
+    ) -> dict[str, Array]:
+        """Return the scores of some pairs, [edge, pos, example]."""
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+
+        def metric(logits: Array) -> Array:
+            return self.metrics[0].call(logits, batch)
+
+        size = jnp.linalg.norm(runs.change, axis=-1)[:, :, graph.sender]
+        return {
+            "exact": scores.exact(model, params, graph, runs, metric),
+            "EAP": scores.eap(model, params, graph, runs, metric),
+            "magnitude": jnp.transpose(size, (2, 1, 0)) * graph.alive[..., None],
+        }
+
+    def _mean_metric(self, batch: PairBatch, chosen: Bool[Array, " example"]) -> scores.Metric:
+        """Return a metric whose mean over all pairs is that of the chosen pairs."""
+        share = chosen / jnp.maximum(chosen.sum(), 1) * chosen.size
+
+        def metric(logits: Array) -> Array:
+            values = self.metrics[0].call(logits, batch)
+            return jnp.where(chosen, values, 0) * share
+
+        return metric
+
+
+class YearsChecks(Checks):
+    """Instrument `checks` for spans of years."""
+
+    name = "checks_of_years"
+
+    def __init__(self) -> None:
+        """Set the metric."""
+        super().__init__(year_difference)
+
+    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
+        """Return where right years are more probable than wrong years."""
+        return year_difference(batch.clean_logits, batch) > 0
+
+
+def resamples(
+    cluster: Int[np.ndarray, " pair"], chosen: Bool[np.ndarray, " pair"]
+) -> Int[np.ndarray, "resample pair"]:
+    """Return how often each pair is in bootstrap resamples of the clusters of the chosen pairs."""
+    names = np.unique(cluster[chosen])
+    times = np.zeros((RESAMPLES, cluster.max() + 1), np.int32)
+    if len(names):
+        shares = np.full(len(names), 1 / len(names))
+        times[:, names] = np.random.default_rng(0).multinomial(len(names), shares, RESAMPLES)
+    return times[:, cluster] * chosen
+
+
+def mean_overlap(circuits: Bool[Array, "circuit edge pos"]) -> Float[Array, ""]:
+    """Return the mean Jaccard index over all pairs of circuits."""
+    one, other = np.triu_indices(len(circuits), 1)
+    shared = (circuits[one] & circuits[other]).sum((-2, -1))
+    either = (circuits[one] | circuits[other]).sum((-2, -1))
+    return jnp.where(either == 0, 1.0, shared / jnp.maximum(either, 1)).mean()
+
+
+def _ranks(
+    graph: EdgeGraph, found: dict[str, Array], weights: Array, name: str, noise: Array
+) -> Int[Array, "resample edge pos"]:
+    """Return the ranks of the edges by one order, for each row of weights of pairs."""
+    if name == "random":
+        means = noise
+    else:
+        total = jnp.maximum(weights.sum(1), 1)[:, None, None]
+        values = jnp.where(weights.any(0), found[name], 0)
+        means = jnp.einsum("rb,epb->rep", weights, values, precision="highest") / total
+    return jax.lax.map(lambda one: selection.greedy(graph, one), means)
+
+
+def _none_and_all(graph: EdgeGraph) -> Bool[np.ndarray, "2 edge pos"]:
+    """Return the circuit without edges, and that of all edges."""
+    return np.stack([np.zeros_like(graph.alive), graph.alive])
