@@ -130,6 +130,7 @@ def test_the_command_and_the_report(published, tmp_path, capsys, blank_figures):
     assert list((workdir / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_a_looped_run_maps_to_loops(copy, tmp_path):
     for step in STEPS:
         edit(copy / "output" / f"checkpoint-{step}" / "config.json", add_recurrence=True)

@@ -139,6 +139,7 @@ def test_patching_by_cones_equals_forward_with_edits():
         assert (np.abs(wanted - clean).max() > 1e-3) == (layer < 2 or pos == 3)
 
 
+@pytest.mark.slow
 def test_it_trains_and_its_checkpoints_reopen():
     run = Run(finished())
     assert run.model.block is GatedRecurrence

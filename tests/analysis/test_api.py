@@ -100,14 +100,14 @@ def test_the_command_measures_with_all_instruments(run, capsys):
 
 
 def test_the_command_and_the_report(run, capsys, monkeypatch):
-    of_default(monkeypatch, LogitLens(), ParameterPatching())
+    of_default(monkeypatch, LogitLens(), OfPosition("r1"))  # both have one program
     workdir = f"--workdir={run.files.workdir}"
     assert main(["analyze", workdir, "--instruments=lens", "--steps=last"]) == 0
     assert capsys.readouterr().out.strip().endswith("analysis/lens.nc")
     assert run.result("lens").step.values.tolist() == [20]
     assert main(["analyze", workdir, "--steps=0,10"]) == 0
     assert run.result("lens").step.values.tolist() == [0, 10, 20]
-    assert run.result("parameter_patching").step.values.tolist() == [0, 10]
+    assert run.result("of_position").step.values.tolist() == [0, 10]
     assert main(["analyze", workdir, "--steps=soon"]) == 2
     assert "--steps is 'soon'; it must be all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2

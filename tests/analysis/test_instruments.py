@@ -15,6 +15,7 @@ from tests.analysis.tiny_states import make_dataset, make_model, random_subject
 from tests.precision import assert_exact
 
 instruments = pytest.mark.parametrize("name", INSTRUMENTS)
+chosen = {}  # the examples of every instrument, because choosing them takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,17 @@ def subject(name, chains):
     return random_subject(make_model(dataset), dataset, n_checkpoints=3)
 
 
+def examples_of(name, subject):
+    if name not in chosen:
+        chosen[name] = find_instrument(name).examples(subject.model, subject.dataset)
+    return chosen[name]
+
+
 @instruments
 def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
     """The program is traced once (`lax.map` may trace twice), not once per cell or checkpoint."""
     instrument, model = find_instrument(name), subject.model
-    inputs = instrument.examples(model, subject.dataset).inputs
+    inputs = examples_of(name, subject).inputs
     if instrument.reference:
         inputs = inputs | {"reference": subject.checkpoints[0]}
     runner = Runner(instrument, model)
@@ -51,7 +58,7 @@ def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
 @instruments
 def test_it_has_a_null_that_is_in_its_results(subject, name):
     instrument, dataset = find_instrument(name), subject.dataset
-    labels = instrument.examples(subject.model, dataset).coords
+    labels = examples_of(name, subject).coords
     instrument.check_nulls({**instrument.coords(subject.model, dataset), **labels})
     assert instrument.nulls
 

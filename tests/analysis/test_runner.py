@@ -209,6 +209,7 @@ def test_what_is_not_as_declared_is_said(subject, outputs, said):
         measure(Odd(), subject, subject.steps[:1], progress=False)
 
 
+@pytest.mark.slow
 def test_eight_devices_measure_the_same(result):
     """Each device takes its share of the checkpoints; eleven are padded to sixteen."""
     program = (

@@ -33,6 +33,13 @@ def found(run, beaten, split):
     return first
 
 
+@pytest.fixture(scope="module")
+def fitted(run, split):
+    """Return the baselines that are fitted to states, which need no trained dictionary."""
+    made = untrained(run, config(name="fitted", read=(SITE,)))
+    return {one.name: one for one in _fitted(run, made, split, made.shown[0])}
+
+
 def states_of(run, split, baseline):
     member = baseline.member
     return [states_at(run, split, member, sites) for sites in (member.read, member.write)]
@@ -50,13 +57,14 @@ def use(one, x):
     return jax.device_get(both(one.params, x))
 
 
+@pytest.mark.slow
 def test_there_are_all_of_them(run, found):
     assert set(found) == {FROZEN} | FITTED  # step 0 is in the set
     assert all(one.member.step == run.steps[-1] for one in found.values())
 
 
-def test_k_means_writes_the_nearest_of_its_centroids(run, split, found):
-    one = found["k-means"]
+def test_k_means_writes_the_nearest_of_its_centroids(run, split, fitted):
+    one = fitted["k-means"]
     x, _ = states_of(run, split, one)
     written, acts = use(one, x)
     assert ((acts > 0).sum(1) == 1).all()
@@ -66,8 +74,8 @@ def test_k_means_writes_the_nearest_of_its_centroids(run, split, found):
     np.testing.assert_allclose(((written - x) ** 2).sum(1), distance.min(1), rtol=1e-3, atol=1e-4)
 
 
-def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
-    one = found["linear"]
+def test_linear_is_pca_with_the_best_of_each_state(run, split, fitted):
+    one = fitted["linear"]
     single, _ = states_of(run, split, one)
     x = single.astype(np.float64)
     k, mean = int(one.params["k"]), np.asarray(one.params["b_dec"], np.float64)
@@ -83,8 +91,8 @@ def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     np.testing.assert_allclose(((written - x) ** 2).sum(1), left, rtol=1e-3, atol=1e-3)
 
 
-def test_class_means_know_the_bridge(run, split, found):
-    one = found["class means"]
+def test_class_means_know_the_bridge(run, split, fitted):
+    one = fitted["class means"]
     x, _ = states_of(run, split, one)
     places = split.places
     there = places.pos[split.trained] == 1
@@ -99,6 +107,7 @@ def test_class_means_know_the_bridge(run, split, found):
     assert len(np.unique(acts.argmax(1))) > 1
 
 
+@pytest.mark.slow
 def test_a_frozen_decoder_is_the_one_that_was_drawn(run, beaten, split, found):
     made, one = beaten, found[FROZEN]
     number = made.members.index(one.member)
@@ -143,6 +152,7 @@ def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
 # Over training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
     result = measure_dictionaries(run, beaten)
     later = (result["what"] == "trained") & (result["step"] == run.steps[-1])

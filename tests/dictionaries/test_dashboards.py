@@ -276,6 +276,7 @@ def test_without_checkpoints_there_is_the_table(data, planted, made):
     parsed(body)
 
 
+@pytest.mark.slow
 def test_the_report_reads_the_page_that_was_kept(run, beaten, monkeypatch):
     """The report computes nothing. After new measurements the page has the table and a command."""
     table = open_measured(run, "beaten")

@@ -91,6 +91,7 @@ def test_directions_are_recovered_by_few_features(name):
     assert least <= l0 <= most
 
 
+@pytest.mark.slow
 def test_a_small_one_in_the_default_suite():
     data = Synthetic(n_directions=32, width=16, mean_active=2.0)
     found, l0 = train(TopK(max_k=2), 2.0, 3e-3, 1500, data, 64, 65_536, batch=256)

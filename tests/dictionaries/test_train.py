@@ -92,6 +92,7 @@ def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops
     same(train_dictionaries(run, asked), whole)
 
 
+@pytest.mark.slow
 def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
     plan = resolve(run, config(start="backwards"))
     assert [stage[0].step for stage in plan.stages] == sorted(
@@ -137,13 +138,8 @@ def test_every_architecture_is_planned_and_measured(run, architecture, monkeypat
 
 # Train two steps for every architecture with its own program: one reads one site and writes
 # another, one has several layers, and one has several checkpoints.
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(architecture, marks=() if architecture == "crosscoder" else pytest.mark.slow)
-        for architecture in ARCHITECTURES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_takes_two_steps(run, architecture):
     short = {"training__steps": 2, "training__warmup_steps": 0, "training__decay_steps": 0}
     asked = of_architecture(
@@ -170,13 +166,8 @@ def test_every_architecture_is_trained_and_measured(run, architecture):
     assert ("ce" in result) == (architecture != "crosscoder")
 
 
-@pytest.mark.parametrize(
-    "activation_fn",
-    [
-        "batch_topk",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gated", "jumprelu")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("activation_fn", ["batch_topk", "gated", "jumprelu"])
 def test_every_activation_function_is_trained(run, activation_fn):
     sparsity = 2.0 if activation_fn == "batch_topk" else 0.05
     asked = config(
@@ -313,6 +304,7 @@ def test_states_are_those_of_the_model(run):
 # Measurement -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     result = measure_dictionaries(run, beaten)
     own = result.sel(member=(result["what"] == "trained").values)

@@ -103,6 +103,7 @@ def test_the_activation_function_of_your_own_is_trained(tmp_path, monkeypatch):
     assert active[1] < active[0]
 
 
+@pytest.mark.slow
 def test_the_example_of_sweeps_runs(tmp_path, monkeypatch):
     example = python_of("how-to/sweeps.md").replace("6000", "60")
     shared.swept_copy(tmp_path / "runs" / "seeds")

@@ -2,13 +2,13 @@
 
 import pytest
 
+from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
-from tests.compile_counts import uncounted
+from tests import shared
 from tests.experiments.scripts import load
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
-    """Return the finished run."""
-    with uncounted():
-        return train(load("smoke").get_config(), tmp_path_factory.mktemp("smoke") / "run")
+def smoke_run():
+    """Return the finished run, which all workers share. Tests must not change it."""
+    return Run(shared.made_once("smoke", lambda to: train(load("smoke").get_config(), to)))

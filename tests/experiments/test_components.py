@@ -266,6 +266,7 @@ def addition_dataset():
     return build(apply_overrides(config, {"task.modulus": 7}).task)
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_those_of_what_is_kept(tmp_path):
     arms = results.read_arms(KEPT)
     tables.write_tables(tmp_path, arms)

@@ -253,6 +253,7 @@ def test_runs_of_an_old_version_are_replaced(tmp_path):
     assert kept["training/evaluation"].values.tolist() == [0, 10]
 
 
+@pytest.mark.slow
 def test_figures_of_what_is_kept():
     """Runs of arms have different lengths, and there are no results of some arms."""
     arms = results.read_arms(Path("results/reasoning_or_shortcut"))

@@ -120,6 +120,7 @@ def test_missing_then_stopped_then_finished(smoke_run, tmp_path, commands):
     assert not commands
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_read_by_every_study(smoke_run, tmp_path, commands):
     """A stopped run is resumed. The study, or another study later, has nothing left to train."""
     stop_early(place(smoke_run, tmp_path / ONE.name))

@@ -70,6 +70,7 @@ def test_phi_and_weight_decay_draws_what_is_kept(tmp_path):
     assert f"| 7 | 1 | - (0 of 4) | {lag:,.0f} (4 of 4) | - (0 of 4) |" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "kept", "written"),
     [

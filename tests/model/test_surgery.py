@@ -33,7 +33,11 @@ def changes(spec, seed=0):
 
 
 @pytest.mark.parametrize(
-    "model, layers", [(PLAIN, (0, 1)), (LOOPED, (0, 3))], ids=["plain", "looped"]
+    "model, layers",
+    [
+        pytest.param(PLAIN, (0, 1), id="plain"),
+        pytest.param(LOOPED, (0, 3), id="looped", marks=pytest.mark.slow),
+    ],
 )
 def test_edits_written_weights_and_a_continued_pass_are_the_same(model, layers):
     """Also for a stack of changes: the edits are vmapped over their factors."""

@@ -212,6 +212,7 @@ def test_figures_lie_beside_it_in_all_formats(reported):
             assert (folder / f"{name}.{kind}").read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 def test_writing_it_again_changes_nothing(reported, tmp_path):
     def contents(workdir):
         files = (path for path in (workdir / "report").rglob("*") if path.is_file())
@@ -301,7 +302,7 @@ def test_time_counts_only_what_led_to_the_rows(workdir):
     ]
 
 
-def test_a_run_that_stopped_at_once_has_a_page(workdir):
+def test_a_run_that_stopped_at_once_has_a_page(workdir, blank_figures):
     edit_rows(workdir, lambda rows: rows[:1])
     page = write_report(Run(workdir)).read_text()
     assert "0 of 60 steps" in page

@@ -135,6 +135,7 @@ def assert_run_of_one(workdir, stop):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), *first)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_run_of_one(together):
     assert_run_of_one(together, STOP)
 
@@ -146,6 +147,7 @@ def test_two_processes_train_the_run_of_one_though_one_was_killed(killed):
     assert first["step"] == 0 and second["step"] > 0  # the second start resumed
 
 
+@pytest.mark.slow
 def test_process_0_writes_and_the_directory_is_as_always(together):
     run = Run(together)
     assert {p.name for p in together.iterdir()} == {
@@ -215,6 +217,7 @@ def test_over_three_seeds_two_processes_learn_what_one_does(tmp_path):
     assert abs(means["alone"] - means["together"]) <= 0.02
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(together, tmp_path):
     """The last state but one, resumed here and saved again, has the same numbers."""
     workdir = shutil.copytree(together, tmp_path / "run")

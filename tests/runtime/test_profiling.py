@@ -78,6 +78,7 @@ def test_what_moves_to_the_device_unasked_is_an_error(tmp_path, monkeypatch):
         train(tiny(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_traced_run_is_the_same_run(run, tmp_path):
     argv = [f"--config.{key}={value}" for key, value in TINY.items()]
     config = f"--config={Path('configs').absolute()}/composition.py:pocket"

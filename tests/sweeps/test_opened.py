@@ -167,6 +167,7 @@ def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
         runs.analyze("lens", steps=[7], progress=False)
 
 
+@pytest.mark.slow
 def test_the_command_analyzes_all_trials(runs, capsys):
     words = ["analyze", f"--workdir={runs.files.workdir}", "--instruments=lens", "--steps=last"]
     assert main(words) == 0

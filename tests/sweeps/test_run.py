@@ -47,10 +47,10 @@ def by_vmap():
 
 
 @pytest.fixture(scope="module")
-def by_local(tmp_path_factory):
-    """Run two trials by processes, of which one is killed before it saves, and that one again.
+def killed(tmp_path_factory):
+    """Run two trials by processes, of which one is killed before it saves.
 
-    The other one ends at once without training. Return the directory and the first statuses.
+    The other one ends at once without training. Return the directory and the statuses.
     """
     workdir, original = tmp_path_factory.mktemp("local"), subprocess.Popen
 
@@ -60,27 +60,36 @@ def by_local(tmp_path_factory):
             process.kill()
         return process
 
-    sweep, options = define(FILE, "seeds"), {"options": {"workers": 2}, "only": SEEDS[:2]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", killing)
-        first = run_sweep(sweep, workdir, launcher="local", **options)
-    run_sweep(sweep, workdir, launcher="local", **options)
-    return workdir, first
+        return workdir, by_processes(workdir)
 
 
-def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, alone):
+def by_processes(workdir):
+    """Train two trials with the launcher `local` and return their statuses."""
+    options = {"options": {"workers": 2}, "only": SEEDS[:2]}
+    return run_sweep(define(FILE, "seeds"), workdir, launcher="local", **options)
+
+
+def test_a_population_trains_the_runs_that_the_trials_are(by_vmap, alone):
     np.testing.assert_allclose(losses(by_vmap), alone, rtol=1e-5)
     statuses = read_journal(SweepLayout(by_vmap))
     assert {name: status[:3] for name, status in statuses.items()} == {
         name: ("done", 60, 1) for name in SEEDS
     }
-    np.testing.assert_allclose(losses(by_local[0], ["seed=1"]), alone[1:2], rtol=1e-5)
-    assert read_journal(SweepLayout(by_local[0]))["seed=1"][:3] == ("done", 60, 2)
 
 
-def test_a_killed_worker_fails_its_trial_alone(by_local):
-    """The next start tries it again; see `test_every_launcher`."""
-    statuses = by_local[1]
+@pytest.mark.slow
+def test_a_process_trains_the_run_that_its_trial_is(killed, alone):
+    """It was killed at the first start, so this is its second attempt."""
+    workdir, _ = killed
+    by_processes(workdir)
+    np.testing.assert_allclose(losses(workdir, ["seed=1"]), alone[1:2], rtol=1e-5)
+    assert read_journal(SweepLayout(workdir))["seed=1"][:3] == ("done", 60, 2)
+
+
+def test_a_killed_worker_fails_its_trial_alone(killed):
+    statuses = killed[1]
     assert [statuses[name].state for name in SEEDS[:2]] == ["done", "failed"]
     assert "killed by signal 9" in statuses["seed=1"].why
 
@@ -145,6 +154,7 @@ def damage(state):
             path.write_bytes(b"not a state")
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path, alone, capfd):
     files = SweepLayout(shared.swept_copy(tmp_path, 20))
     newest = files.populations / "000" / "resume" / "20"
@@ -170,6 +180,7 @@ def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tm
     assert states[1].exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_others_and_who_diverged_stays_so(tmp_path, capfd, blank_figures):
     """This process gets the signal once one of three trials has diverged."""
     words = ["sweep", f"--config={FILE}", "--sweep=lost", f"--workdir={tmp_path}"]
@@ -199,6 +210,7 @@ def test_a_shape_that_no_model_can_have_fails_alone(tmp_path):
     assert "n_heads" in statuses["n_heads=3,seed=0"].why
 
 
+@pytest.mark.slow
 def test_a_population_opens_no_more_files_than_it_may(tmp_path, monkeypatch):
     module = "implicit_reasoning.sweeps.launchers.vmap"
     monkeypatch.setattr(f"{module}.max_open_files", lambda: 128 + 3 * 2)

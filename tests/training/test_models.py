@@ -137,7 +137,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(change, me
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_published_settings_train_too(dropout, tmp_path):
     """Epoch order, end token, tied weights, dropout, loops and bfloat16 train together."""
     config = tiny(

@@ -116,7 +116,7 @@ def test_crossing_is_as_rarely_wrong_as_one_test_whatever_the_number_of_evaluati
     """
     rng = np.random.default_rng(0)
     early, found = 0, 0
-    for _ in range(400):
+    for _ in range(200):
         noise = rng.normal(size=200)
         walk = np.zeros(200)
         for i in range(1, 200):  # correlated evaluations of standard deviation 1
@@ -125,7 +125,7 @@ def test_crossing_is_as_rarely_wrong_as_one_test_whatever_the_number_of_evaluati
         found += crossed(low.tolist()) is not None
         above = low > 0.4
         early += any(above[i : i + 3].all() for i in range(198))
-    assert found <= 0.025 * 400 + 6 and early > 0.3 * 400
+    assert found <= 0.025 * 200 + 5 and early > 0.3 * 200
 
 
 def test_a_dataset_without_the_splits_has_no_phases():

@@ -57,6 +57,7 @@ def test_each_trial_is_the_run_alone(alone, tmp_path):
         assert not list(trial.files.workdir.glob("checkpoints"))
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypatch):
     """Train all trials to step 20, then one alone and two together to 40, then all in another
     order.

@@ -38,7 +38,14 @@ def one_row_each(n_splits):
 
 @pytest.mark.parametrize(
     ("n_splits", "dtype"),
-    [(2, "int8"), (128, "int8"), (129, "int16"), (237, "int16"), (300, "int16"), (40_000, "int32")],
+    [
+        (2, "int8"),
+        (128, "int8"),
+        (129, "int16"),
+        (237, "int16"),
+        (300, "int16"),
+        pytest.param(40_000, "int32", marks=pytest.mark.slow),
+    ],
 )
 def test_every_split_has_its_rows_and_its_metrics(tmp_path, n_splits, dtype):
     dataset = one_row_each(n_splits)

@@ -46,6 +46,7 @@ def test_eap():
     assert costs["EAP"] < costs["EAP-IG inputs"] < costs["EAP-IG activations"]
 
 
+@pytest.mark.slow
 def test_an_instrument_says_what_a_large_model_costs(capsys):
     spec = Spec(d_vocab=300, n_ctx=3, n_layers=8, d_model=768, n_heads=12, d_mlp=3072)
     dataset = small_world()

@@ -33,6 +33,7 @@ def strengths(result):
     return {str(edge): float(effects.sel(edge=edge)) for edge in of.edge.values[differs.values]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", ["e1", pytest.param("r1", marks=pytest.mark.slow)])
 def test_edges_that_carry_the_token_are_above_all_others(token):
     _, result, _ = patched("idle_copy", token)
@@ -43,6 +44,7 @@ def test_edges_that_carry_the_token_are_above_all_others(token):
     assert weakest > 0.5 > 1e-4 > max(others)
 
 
+@pytest.mark.slow
 def test_claims_are_true():
     """Edges that carry e1 are parts, and edges that carry nothing for the answer are idle."""
     _, _, told = patched("idle_copy", "e1")
@@ -71,6 +73,7 @@ def test_removing_an_edge_of_one_of_two_routes_breaks_nothing():
     assert not in_words(told, "parallel")["false"]
 
 
+@pytest.mark.slow
 def test_the_figures_draw_what_was_measured():
     instrument, result, _ = patched("idle_copy", "e1")
     over_steps, graph = instrument.figures(result.expand_dims("step"))
@@ -80,6 +83,7 @@ def test_the_figures_draw_what_was_measured():
     assert len(lines) >= len(carriers("idle_copy", "e1"))
 
 
+@pytest.mark.slow
 def test_the_page_has_the_numbers_that_were_measured():
     _, result, _ = patched("idle_copy", "e1")
     page = make_page(result.expand_dims("step").assign_coords(step=[7]))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.circuits import curves, learned_masks, scores
@@ -45,6 +46,7 @@ def trained():
     return graph, *jax.device_get(jax.jit(run)(subject.checkpoints[0]))
 
 
+@pytest.mark.slow
 def test_trained_masks_find_the_planted_edges():
     graph, found, can = trained()
     claims = composer().mechanism.true

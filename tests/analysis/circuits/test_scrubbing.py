@@ -133,6 +133,7 @@ def test_a_node_reads_the_earlier_nodes_of_the_hypothesis():
         hypotheses.draw(dataset(), wrong, asked(), np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_the_answers_of_a_composer_survive_where_the_bridge_is():
     """The composer writes e2 at r1 in block 0, and a head of block 2 reads it there."""

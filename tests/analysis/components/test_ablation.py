@@ -155,6 +155,7 @@ def idle():
     return result
 
 
+@pytest.mark.slow
 def test_heads_of_the_circuit_are_named_and_an_idle_head_is_not(idle):
     claims = Ablation().claims(idle.isel(step=0))
     route = known("idle_copy").mechanism
@@ -164,6 +165,7 @@ def test_heads_of_the_circuit_are_named_and_an_idle_head_is_not(idle):
     assert not in_words(claims, "idle_copy")["false"]
 
 
+@pytest.mark.slow
 def test_planted_shares_are_exact_and_controls_differ(idle):
     found = idle.isel(step=0).sel(group="train_ii")
     shares = found["fraction"].sum("outcome")
@@ -184,6 +186,7 @@ def test_planted_shares_are_exact_and_controls_differ(idle):
     assert answering.sel(kind="same answer") == 1
 
 
+@pytest.mark.slow
 def test_cumulative_ablation_keeps_answers_until_a_needed_head_is_gone(idle):
     found = idle.isel(step=0).sel(group="train_ii", kind="resample")["cumulative"]
     largest, smallest = (found.sel(order=order) for order in ablation.ORDERS[:2])

@@ -182,6 +182,7 @@ def test_an_edge_is_matched_with_the_most_similar_edge_of_its_query():
         assert found[query, key, 0] == 4 * query + best
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(result):
     for figure in Attention().figures(result):
         assert "cell" in figure.caption

@@ -88,6 +88,7 @@ def outcomes(runner, params, data):
     return {name: values[0] for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_all_estimates_are_exact_in_a_linear_model(runner, data):
     found = outcomes(runner, linear(runner.model), data)
     assert found["correct"].all()
@@ -114,6 +115,7 @@ def composed(data, runner):
     return result.isel(step=0)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_rank_the_states_of_a_composer(composed):
     own = composed.sel(donor="pair", group=BRIDGE, ranked="effect")
     of_states = own.agreement.sel(kind="states")
@@ -123,6 +125,7 @@ def test_integrated_gradients_rank_the_states_of_a_composer(composed):
     assert means.sel(estimator="integrated gradients") > 0.9
 
 
+@pytest.mark.slow
 def test_attribution_patching_misses_the_neuron_that_the_corrupt_run_turns_on(composed):
     """Exact patching of the bridge removes the right answer and adds the other one."""
     at = composed.states_effect.sel(donor="pair", group=BRIDGE, layer=1, pos="r1")
@@ -135,12 +138,14 @@ def test_attribution_patching_misses_the_neuron_that_the_corrupt_run_turns_on(co
     np.testing.assert_allclose(at.sel(estimator="integrated gradients"), exact, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete_where_attribution_patching_is_not(composed):
     missing = composed.incompleteness.sel(donor="pair", group=BRIDGE, layer=1)
     assert missing.sel(estimator="integrated gradients") < 0.01
     assert missing.sel(estimator="AtP") > 0.4
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_exact_for_the_only_cell_of_a_site_that_is_read(composed):
     """Their path moves the whole site, and no other cell of these sites changes the answer."""
     at = composed.parts_effect.sel(donor="pair", group=BRIDGE)
@@ -151,11 +156,13 @@ def test_integrated_gradients_are_exact_for_the_only_cell_of_a_site_that_is_read
         np.testing.assert_allclose(cell.sel(estimator="integrated gradients"), exact, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_pairs_without_a_difference_are_not_compared(composed):
     same = composed.sel(group=SAME, donor="pair")
     assert (same.agreement_n == 0).all() and (same.incompleteness_n == 0).all()
 
 
+@pytest.mark.slow
 def test_the_null_is_another_pairs_run(composed):
     null = composed.states_effect.sel(donor="another pair", group=BRIDGE, estimator="patching")
     assert abs(null.sel(layer=1, pos="r1")) < 0.75 * abs(
@@ -163,6 +170,7 @@ def test_the_null_is_another_pairs_run(composed):
     )
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(composed):
     for figure in Attribution().figures(composed.expand_dims("step")):
         assert "null" in figure.caption

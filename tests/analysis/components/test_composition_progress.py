@@ -33,6 +33,7 @@ def loss(result, group):
     return dict(zip(STATES, of_group.loss.values, strict=True))
 
 
+@pytest.mark.slow
 def test_a_composer_answers_through_the_shared_code(found):
     for group in ("train_ii", "test_ii", "test_oi"):
         of = loss(found["composer"], group)
@@ -40,12 +41,14 @@ def test_a_composer_answers_through_the_shared_code(found):
         assert min(of["excluded"], of["restricted, other bridge"]) > _CHANCE
 
 
+@pytest.mark.slow
 def test_a_memoriser_answers_through_what_differs_between_prefixes_with_one_bridge(found):
     of = loss(found["prefix_memoriser"], "train_ii")
     assert max(of["own"], of["excluded"], of["excluded, other bridge"]) < _CERTAIN
     assert min(of["restricted"], of["restricted, other bridge"]) > _CHANCE
 
 
+@pytest.mark.slow
 def test_a_code_that_single_facts_do_not_set_is_not_grounded(found):
     """The second hop of a cluster composer works if it gets the code from training chains."""
     result = found["cluster_composer"].isel(step=0).sel(group="test_oi")
@@ -119,6 +122,7 @@ def test_examples_have_a_mean_of_others_and_another_answer():
     assert set(examples.groups) >= {"train_ii", "test_ii", "test_oi"}
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn(found):
     (figure,) = CompositionProgress().figures(found["composer"])
     assert figure.name == "composition_progress" and "layer 1" in figure.caption

@@ -95,6 +95,7 @@ def measured_model(dataset):
     return build(draft, None)[0]
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_with_their_nulls(result):
     figures = Enrichment().figures(result)
     assert [one.name for one in figures] == ["enrichment", "enrichment_answers"]

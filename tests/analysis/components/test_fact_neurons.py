@@ -61,6 +61,7 @@ def looped(dataset):
     return result_of("shared_store", dataset)
 
 
+@pytest.mark.slow
 def test_one_neuron_carries_a_fact_and_both_hops_share_it_only_in_one_store(composed, looped):
     for (result, _), shared in ((composed, 0), (looped, 1)):
         of = result.isel(group=0)
@@ -74,6 +75,7 @@ def test_one_neuron_carries_a_fact_and_both_hops_share_it_only_in_one_store(comp
         assert (of.chance_overlap < 0.02).all()
 
 
+@pytest.mark.slow
 def test_parts_are_named_and_nothing_else(composed, looped, dataset):
     for result, known in (composed, looped):
         claims = FactNeurons().claims(result)
@@ -81,6 +83,7 @@ def test_parts_are_named_and_nothing_else(composed, looped, dataset):
         assert words["false"] == [] and len(words["true"]) == len(claims) > 40
 
 
+@pytest.mark.slow
 def test_a_neuron_that_another_route_replaces_is_not_named(composed):
     """If ablated neurons break few answers, or those of all facts, there is no claim."""
     result, _ = composed
@@ -90,6 +93,7 @@ def test_a_neuron_that_another_route_replaces_is_not_named(composed):
     assert FactNeurons().claims(everywhere) == set()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_with_their_nulls(composed):
     result = composed[0].expand_dims(step=[0])
     figures = FactNeurons().figures(result)

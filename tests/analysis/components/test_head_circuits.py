@@ -133,6 +133,7 @@ def test_rotations_of_both_heads_together_are_noticed(monkeypatch):
     assert not (found.p_value <= 0.05).any()
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(result):
     (figure,) = HeadCircuits().figures(result)
     assert "null" in figure.caption

@@ -157,6 +157,7 @@ def test_tasks_without_chains_are_refused(idle_copy):
         HeadMoves().examples(known.subject.model, sums)
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(idle_copy):
     (figure,) = HeadMoves().figures(idle_copy[2])
     assert "null" in figure.caption

@@ -216,6 +216,7 @@ def test_chains_have_means_of_their_variables():
         assert (at.attention.notnull().all(("block", "head")) == (at.exists > 0)).all()
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(result):
     for figure in HeadScores().figures(result):
         assert "null" in figure.caption

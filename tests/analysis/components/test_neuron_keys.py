@@ -153,6 +153,7 @@ def composed(dataset):
     return result_of("composer", dataset)
 
 
+@pytest.mark.slow
 def test_every_fact_of_a_composer_is_named_unless_another_trigger_is_the_same(composed):
     result, known = composed
     first, noise = (result.isel(step=step, drop=True) for step in (0, 1))
@@ -176,6 +177,7 @@ def test_every_fact_of_a_composer_is_named_unless_another_trigger_is_the_same(co
     assert NeuronKeys().claims(noise) == set()
 
 
+@pytest.mark.slow
 def test_a_neuron_whose_key_is_ambiguous_or_does_not_fit_is_not_named(composed):
     first = composed[0].isel(step=0, drop=True)
     assert NeuronKeys().claims(first)
@@ -197,6 +199,7 @@ def test_a_neuron_that_is_active_in_one_state_by_chance_is_not_named(composed):
     np.testing.assert_array_equal(_more_than_chance(few)[2], False)
 
 
+@pytest.mark.slow
 def test_the_choice_of_the_best_is_good_by_chance_and_the_null_shows_how_good(composed):
     """On random weights, F1 falls on the other half, to about that of permuted facts."""
     noise = composed[0].isel(step=1).sel(activity="positive", pos="r2")
@@ -209,6 +212,7 @@ def test_the_choice_of_the_best_is_good_by_chance_and_the_null_shows_how_good(co
     assert (highest >= noise.null_f1.mean("neuron")).all()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_and_the_null_is_in_them(composed):
     figures = NeuronKeys().figures(composed[0])
     assert [one.name for one in figures] == ["neuron_keys", "neuron_keys_f1", "neuron_values"]

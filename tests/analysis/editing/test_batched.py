@@ -66,8 +66,8 @@ def test_the_states_reach_their_targets(made, layers):
 
 
 def test_one_edit_in_one_block_is_a_rank_one_edit(made):
-    # The second moment has a condition number of 2,000, so a solution in float32 has errors of up to
-    # 2e-4 of the largest change. Changes of small neurons have a larger relative error.
+    # The second moment has a condition number of 2,000, so solutions in float32 have errors of up
+    # to 2e-4 of the largest change. Changes of small neurons have a larger relative error.
     largest = np.abs(made["rome"]).max()
     assert largest > 0.1
     np.testing.assert_allclose(made["alone"], made["rome"], rtol=0, atol=1e-3 * largest)

@@ -62,7 +62,10 @@ def traced(name):
     return strength, case["kind"], decoded, np.asarray(prompts.new), old
 
 
-@pytest.mark.parametrize(("name", "second"), [("composer", 0), ("shared_store", 1)])
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("composer", 0), pytest.param("shared_store", 1, marks=pytest.mark.slow)],
+)
 def test_the_key_is_read_where_the_store_is_read(name, second):
     strength, kind, decoded, new, old = traced(name)
     read = {one: strength[kind == number] for number, one in enumerate(KINDS)}

@@ -292,6 +292,7 @@ def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
     assert ActivationPatching().claims(result.isel(step=0)) != TRUE
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(result):
     for figure in ActivationPatching().figures(result):
         assert "null" in figure.caption

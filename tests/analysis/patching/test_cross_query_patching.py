@@ -53,6 +53,7 @@ def test_the_models_by_hand_do_what_they_should(data):
     assert right["memoriser"][~trained].mean() < 0.3
 
 
+@pytest.mark.slow
 def test_a_composer_carries_the_bridge_in_a_grounded_code(measured):
     result = measured["composer"]
     assert CrossQueryPatching().claims(result) == {
@@ -70,6 +71,7 @@ def test_a_composer_carries_the_bridge_in_a_grounded_code(measured):
     assert same.sel(layer=1, pos="r1") == 1
 
 
+@pytest.mark.slow
 def test_graded_measures_are_those_of_the_same_answers(measured):
     result = measured["composer"]
     moved = result.sel(group=BRIDGE, layer=1, pos="r1")
@@ -83,6 +85,7 @@ def test_graded_measures_are_those_of_the_same_answers(measured):
     assert (compared.sel(group=BRIDGE) == result.fraction_n.sel(group=BRIDGE).max()).all()
 
 
+@pytest.mark.slow
 def test_one_that_remembers_is_found_out(measured):
     result = measured["memoriser"]
     assert CrossQueryPatching().claims(result) == {Claim("memorised", "e2")}
@@ -93,6 +96,7 @@ def test_one_that_remembers_is_found_out(measured):
     assert same.sel(layer=1, pos="r1") == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_random_weights(measured):
     for name in ("composer", "memoriser"):
         assert CrossQueryPatching().claims(measured[f"random {name}"]) == set()
@@ -185,6 +189,7 @@ def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch
     assert (Claim("factors", "e2") in said[memoriser]) == (name == "trained chains")
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(measured):
     (figure,) = CrossQueryPatching().figures(measured["both steps"])
     assert "null" in figure.caption

@@ -38,6 +38,7 @@ def too_late(data):
     return late, params | {"blocks": order}
 
 
+@pytest.mark.slow
 def test_a_late_bridge_is_repaired_at_its_place_only(data):
     model, params = too_late(data)
     runner = Runner(BackPatching(), model)

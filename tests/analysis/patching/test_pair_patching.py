@@ -149,6 +149,7 @@ def test_a_patch_of_a_run_into_itself_changes_nothing(data, runner):
     assert found["followed"][:, 0].all() and found["part_followed"][:, 0].all()
 
 
+@pytest.mark.slow
 def test_figures_say_how_to_read_them(both):
     states, parts = PairPatching().figures(both)
     for figure in (states, parts):

@@ -85,6 +85,7 @@ def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
     assert not measured(model, dataset, tops[0])[0][0].all()
 
 
+@pytest.mark.slow
 def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, dataset):
     """States at (1, r1) are the tail's column of the unembedding."""
     inputs = Decoding().examples(model, dataset).inputs

@@ -77,6 +77,7 @@ def steered():
     return found
 
 
+@pytest.mark.slow
 def test_the_code_is_followed_without_side_effects_and_controls_are_not(steered):
     found = steered["r1"].isel(step=0, layer=0).sel(group=GROUPS[0])
     follows = found["fraction"].sel(outcome="followed")
@@ -96,6 +97,7 @@ def test_the_code_is_followed_without_side_effects_and_controls_are_not(steered)
     assert (half.sel(direction="code") <= 1).all() and np.isinf(half.sel(direction=NULLS[0])).all()
 
 
+@pytest.mark.slow
 def test_features_of_a_dictionary_steer_like_the_code_that_they_stand_for(steered):
     found = steered["r1"].isel(step=0, layer=0).sel(edit="replace", alpha=1)
     of = found.sel(direction="dictionary")
@@ -106,6 +108,7 @@ def test_features_of_a_dictionary_steer_like_the_code_that_they_stand_for(steere
     assert (clusters.sel(direction="dictionary") == clusters.sel(direction="code") - 1).all()
 
 
+@pytest.mark.slow
 def test_an_idle_code_is_not_followed(steered):
     found = steered["r2"].isel(step=0, layer=0).sel(group=GROUPS[0])
     follows = found["fraction"].sel(outcome="followed", alpha=[0, 0.5, 1])

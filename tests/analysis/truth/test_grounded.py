@@ -128,7 +128,10 @@ def test_cold_sources_have_a_group_for_each_rung():
     assert choose_pairs(scored_world(0)).groups == GROUPS
 
 
-@pytest.mark.parametrize("name, is_grounded", [("cluster_composer", False), ("composer", True)])
+@pytest.mark.parametrize(
+    "name, is_grounded",
+    [pytest.param("cluster_composer", False, marks=pytest.mark.slow), ("composer", True)],
+)
 def test_the_rule_by_answers_says_what_is_written_into_the_weights(name, is_grounded):
     dataset = small_world(name="ladder", **LADDER)
     splits = ("train_ii",) if name == "cluster_composer" else dataset.splits

@@ -159,6 +159,7 @@ def test_the_lens_is_right_on_the_family(family, tmp_path):
     assert len(family) == len(MECHANISMS)
 
 
+@pytest.mark.slow
 def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
     class Shifted(LogitLens):
         """Reads every layer one too high, and the lowest at the top."""

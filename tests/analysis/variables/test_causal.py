@@ -105,6 +105,7 @@ def test_random_states_are_at_chance():
 # Necessity ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_erasing_breaks_what_is_used_and_nothing_else():
     """The composer of `idle_copy` has e2 at two places, but reads it at only one of them."""
     e2 = results("idle_copy", Erasure()).sel(step=0, group="test_ii", variable="e2")
@@ -113,6 +114,7 @@ def test_erasing_breaks_what_is_used_and_nothing_else():
     assert min(e2["decoded"].sel(layer=1, pos="r1"), e2["decoded"].sel(layer=2, pos="r2")) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, one",
     [

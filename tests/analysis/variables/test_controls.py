@@ -143,6 +143,7 @@ def test_a_swap_that_follows_because_the_old_code_is_gone_is_found_out(forgetful
     assert HERE in instrument.claims(result)
 
 
+@pytest.mark.slow
 def test_a_control_that_was_not_made_does_not_count():
     """At e1, r1 is not known; without any control nothing is claimed."""
     result = measure(MeanSwap(), known("composer").subject, progress=False).isel(step=0)

@@ -78,7 +78,11 @@ def frozen_targets(arguments, written, embed):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("transcoder", marks=pytest.mark.slow), "skip", "cross_layer"],
+    params=[
+        pytest.param("transcoder", marks=pytest.mark.slow),
+        pytest.param("skip", marks=pytest.mark.slow),
+        "cross_layer",
+    ],
 )
 def made(request):
     """Return a replacement model of one kind, its run, its graph and what its MLPs write."""
@@ -192,6 +196,7 @@ def planted_graphs(mechanism, n_rows):
     return dataset, rows, graphs_of(model, params, replacement, own, tokens), spec.depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mechanism", ["composer", pytest.param("memoriser", marks=pytest.mark.slow)]
 )

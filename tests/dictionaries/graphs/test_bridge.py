@@ -52,6 +52,7 @@ def test_neurons_of_facts_explain_all_and_stand_for_no_bridge(composer):
     np.testing.assert_allclose(found.bridge_share, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cross_layer_transcoders_are_one_member(composer):
     model, step = composer.subject.model, composer.subject.steps[-1]
     depth, width, n_features = model.spec.depth, model.spec.d_model, 8

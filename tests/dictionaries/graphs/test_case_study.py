@@ -126,6 +126,7 @@ def test_a_guess_is_scored_on_facts_that_it_has_not_read(case):
     assert judged.f1[1, 1, 0] == 0 and judged.fires[1, 1, 0] > 0
 
 
+@pytest.mark.slow
 def test_shares_are_of_the_features_that_are_active():
     """The bridge is looked up by the neurons of block 1, of which each stands for one bridge."""
     relay = Relay()

@@ -269,6 +269,7 @@ def test_edges_follow_the_chain_rule(found):
     np.testing.assert_allclose(graph.total[:, -1], after, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bridge_share_of_one_hot_autoencoders_is_that_of_the_mechanism():
     """Autoencoders whose features are the one-hot codes of a composer have no error."""
     relay = Relay()

@@ -24,7 +24,7 @@ from implicit_reasoning.dictionaries.graphs.paths import (
 )
 from implicit_reasoning.dictionaries.graphs.routes import Step, list_routes, split_edges
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Spec
+from implicit_reasoning.model import Spec, Transformer
 from tests.dictionaries.graphs.replacements import drawn
 
 SPEC = Spec(
@@ -90,16 +90,17 @@ def test_limited_routes_are_the_first_of_all_routes(split):
     assert limited == tuple(route for route in routes if len(route) <= 1)
 
 
-def test_routes_go_down_and_never_read_later_positions():
-    model = drawn("transcoder", SPEC, N_FEATURES)[0]
+def test_routes_go_down_and_never_read_later_positions(monkeypatch):
+    model = Transformer(SPEC)
     routes = list_routes(model, 2)
     # 1 route without steps; 2 blocks, 2 heads and 2 positions with one step; with two steps, 3 of
     # the 4 pairs of positions do not go forward, and there are 4 pairs of heads.
     assert len(routes) == 1 + 8 + 3 * 4
     assert (Step(1, 0, 0), Step(0, 1, 0)) in routes
     assert (Step(1, 0, 0), Step(0, 1, 1)) not in routes
+    monkeypatch.setattr("implicit_reasoning.dictionaries.graphs.routes.MAX_ROUTES", 20)
     with pytest.raises(InputError, match="pass a smaller max_steps"):
-        list_routes(model, 120)
+        list_routes(model, 2)
 
 
 def all_paths(paths, target, known=None):

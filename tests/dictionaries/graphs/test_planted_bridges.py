@@ -20,7 +20,10 @@ from implicit_reasoning.model.units import Fact
 from tests.dictionaries.graphs.planted import Relay, neuron_set, neurons
 
 
-@pytest.mark.parametrize(("mechanism", "expected"), [("composer", 1), ("memoriser", 0)])
+@pytest.mark.parametrize(
+    ("mechanism", "expected"),
+    [("composer", 1), pytest.param("memoriser", 0, marks=pytest.mark.slow)],
+)
 def test_the_bridge_share_of_one_hot_transcoders_is_that_of_the_mechanism(mechanism, expected):
     """The features are the keys of the tables. A feature of a fact stands for its tail at r1."""
     dataset = scored_world(0)
@@ -73,7 +76,9 @@ def sets(relay):
     return {"neurons": neuron_set(relay.subject), "skipping": relay.skipping()}
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("neurons", 1), ("skipping", 0)])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [pytest.param("neurons", 1, marks=pytest.mark.slow), ("skipping", 0)]
+)
 def test_a_cross_layer_transcoder_that_skips_the_bridge_is_caught(relay, sets, kind, expected):
     """Both describe the same model without an error, and features are labeled by their F1."""
     found = measure_graphs(relay.subject, sets[kind], splits=("train_ii",), max_features=8)
@@ -107,6 +112,7 @@ def test_a_swap_of_features_of_the_bridge_is_followed(relay, sets):
     assert not np.isfinite(slope.sel(prediction="edges")).any()
 
 
+@pytest.mark.slow
 def test_ablations_of_all_features_are_compared_with_their_predictions(relay, sets):
     """The three features of a chain each make the answer wrong, and edges add up in closed form."""
     found = measure_ablations(

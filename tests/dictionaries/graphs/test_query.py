@@ -63,6 +63,7 @@ def composer():
     return InMemory(model, dataset, [before, whole]), both
 
 
+@pytest.mark.slow
 def test_graphs_of_all_checkpoints_are_in_the_order_of_steps(composer):
     subject, made = composer
     dataset = subject.dataset
