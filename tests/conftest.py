@@ -62,7 +62,7 @@ install_import_hook("implicit_reasoning", "beartype.beartype")
 # Continuous integration tries the same examples each time, so that a random failure is not
 # attributed to a change.
 _fixed = bool(os.environ.get("CI"))
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=_fixed)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, derandomize=_fixed)
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=200, derandomize=_fixed)
 hypothesis.settings.load_profile("deep" if _thorough else "quick")
 

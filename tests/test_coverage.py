@@ -84,7 +84,9 @@ def covered(values, sizes, truth):
     return ((found.low <= truth) & (truth <= found.high)).mean()
 
 
-@pytest.mark.parametrize("n_clusters", [10, 20, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n_clusters", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 50))]
+)
 def test_outcomes_are_covered(n_clusters):
     rng = np.random.default_rng(n_clusters)
     found = {}

@@ -74,7 +74,10 @@ def trained(made, chunks=(40,)):
 
 @pytest.mark.parametrize(
     ("activation_fn", "sparsities"),
-    [(TopK(max_k=4), (2.0, 3.0)), (JumpReLU(), (0.02, 0.1))],
+    [
+        (TopK(max_k=4), (2.0, 3.0)),
+        pytest.param(JumpReLU(), (0.02, 0.1), marks=pytest.mark.slow),
+    ],
     ids=["topk", "jumprelu"],
 )
 def test_it_learns(activation_fn, sparsities):
@@ -99,7 +102,7 @@ def test_members_are_what_they_are_alone_and_together():
     ("activation_fn", "sparsities"),
     [
         (TopK(max_k=4), (2.0, 3.0)),
-        (JumpReLU(), (0.02, 0.1)),
+        pytest.param(JumpReLU(), (0.02, 0.1), marks=pytest.mark.slow),
         pytest.param(BatchTopK(), (2.0, 3.0), marks=pytest.mark.slow),
     ],
     ids=["topk", "jumprelu", "batch_topk"],
@@ -196,7 +199,11 @@ def with_dead(activation_fn, architecture, n_dead=5):
 
 
 @pytest.mark.parametrize(
-    "architecture", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)]
+    "architecture",
+    [
+        pytest.param(Autoencoder(12, 12, 32), marks=pytest.mark.slow),
+        CrossLayer(12, 12, 32, n_layers=2),
+    ],
 )
 def test_resampling_replaces_the_dead_and_nobody_else(architecture):
     recipe, state, pool = with_dead(ReLU(), architecture)

@@ -22,6 +22,7 @@ from tests.dictionaries.small import SITE
 from tests.precision import assert_exact, products
 
 
+@pytest.mark.slow
 def test_the_instruments_of_dictionaries():
     """All instruments are in one program."""
     subject = random_checkpoints(1)

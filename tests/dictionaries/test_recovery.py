@@ -92,7 +92,7 @@ def test_directions_are_recovered_by_few_features(name):
 
 
 @pytest.mark.slow
-def test_a_small_one_in_the_default_suite():
+def test_a_small_one_is_recovered():
     data = Synthetic(n_directions=32, width=16, mean_active=2.0)
     found, l0 = train(TopK(max_k=2), 2.0, 3e-3, 1500, data, 64, 65_536, batch=256)
     assert found >= 0.95 and l0 <= 2

@@ -28,6 +28,7 @@ def python_of(page):
     return example
 
 
+@pytest.mark.slow
 def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
     """The tiny model replaces that of the example, because it is already compiled."""
     example = python_of("getting-started.md").replace(
@@ -91,6 +92,7 @@ def test_the_examples_of_attribution_graphs_run(tmp_path, monkeypatch):
     assert (tmp_path / "graphs.html").exists() and list((tmp_path / "graphs").glob("step-*.json"))
 
 
+@pytest.mark.slow
 def test_the_activation_function_of_your_own_is_trained(tmp_path, monkeypatch):
     example = python_of("how-to/activation-function.md")
     shared.finished_copy(tmp_path / "run")

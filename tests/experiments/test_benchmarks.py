@@ -78,6 +78,7 @@ def test_build_worlds_notice_a_job_that_was_not_done(fault, tmp_path):
         script.check_job(task, {**sizes, name: sizes[name] + 4 * more})
 
 
+@pytest.mark.slow
 def test_startup_times_a_first_step(capsys):
     load("startup").main(["--once", "--config=experiments/smoke.py"])
     assert json.loads(capsys.readouterr().out)["first step"] > 0
@@ -156,6 +157,7 @@ def test_synthetic_dictionaries_are_trained_and_summed_up(tmp_path, monkeypatch)
     assert summed["reached"] == {"topk": False, "batch_topk": True}
 
 
+@pytest.mark.slow
 def test_accelerator_starts_scripts_with_flags_that_they_have(smoke_run, tmp_path, monkeypatch):
     script, started = load("accelerator"), []
     monkeypatch.setattr(script, "run", lambda path, *words: started.append((path, words)))

@@ -64,13 +64,9 @@ def test_names_of_corrupt_prompts_are_answered_by_the_other_name():
             assert (prompt == answer).sum() == 1 and (prompt == other).sum() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mechanism", "through"),
-    [
-        ("composer", True),
-        pytest.param("prefix_memoriser", True, marks=pytest.mark.slow),
-        pytest.param("memoriser", False, marks=pytest.mark.slow),
-    ],
+    ("mechanism", "through"), [("composer", True), ("prefix_memoriser", True), ("memoriser", False)]
 )
 def test_routes_of_planted_models(mechanism, through):
     dataset = scored_world(0)

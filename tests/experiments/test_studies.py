@@ -56,6 +56,7 @@ def test_launchers(tmp_path):
     assert found["vmap"]["states"] == ["done"] and found["vmap"]["trials"] == 2
 
 
+@pytest.mark.slow
 def test_phi_and_weight_decay_draws_what_is_kept(tmp_path):
     shutil.copy(RESULTS / "phi_and_weight_decay" / "two_cores.nc", tmp_path / "times.nc")
     run(STUDIES["phi_and_weight_decay_figures"], tmp_path, out=tmp_path)
@@ -87,6 +88,7 @@ def test_draws_what_is_kept_and_trains_nothing(study, kept, written, tmp_path, b
         assert set(table) <= set((RESULTS / kept / "table.md").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_transcoders_vs_saes_draws_what_is_kept(smoke_run, tmp_path, blank_figures):
     for path in (RESULTS / "transcoders_vs_saes").glob("*.nc"):
         shutil.copy(path, tmp_path)

@@ -78,7 +78,13 @@ def subject(spec=SPEC):
     return Subject(spec)
 
 
-both = pytest.mark.parametrize("spec", [SPEC, LOOPED], ids=["two blocks", "looped, no norm"])
+both = pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(SPEC, id="two blocks"),
+        pytest.param(LOOPED, id="looped, no norm", marks=pytest.mark.slow),
+    ],
+)
 
 
 @both

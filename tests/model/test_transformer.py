@@ -19,7 +19,9 @@ SPECS = {"gpt2": SPEC, "looped": LOOPED, "bare": BARE}
 TOKENS = np.array([[3, 7, 1, 9], [22, 0, 5, 5]])
 
 
-@pytest.fixture(params=SPECS, scope="module")
+@pytest.fixture(
+    params=["gpt2", "looped", pytest.param("bare", marks=pytest.mark.slow)], scope="module"
+)
 def model(request):
     return Transformer(SPECS[request.param])
 

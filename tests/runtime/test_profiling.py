@@ -72,6 +72,7 @@ def test_compiles_are_counted_by_program():
     assert Compiles(5, 2.0).since(Compiles(2, 0.5)) == {"compiles": 3, "compile_seconds": 1.5}
 
 
+@pytest.mark.slow
 def test_what_moves_to_the_device_unasked_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "put_scalar", lambda number, where: np.int32(number))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):

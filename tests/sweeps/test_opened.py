@@ -50,6 +50,7 @@ def test_metrics_have_the_axis_of_trials_and_what_each_sets(runs):
         runs.metric("loos")
 
 
+@pytest.mark.slow
 def test_an_instrument_is_mapped_over_trials_and_checkpoints(runs):
     both = runs.analyze("lens", steps=[0, 60], progress=False)
     assert both.sizes["trial"] == 3 and list(both.step.values) == [0, 60]

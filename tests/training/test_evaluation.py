@@ -28,7 +28,9 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=["one token", "two tokens"])
+@pytest.fixture(
+    scope="module", params=["one token", pytest.param("two tokens", marks=pytest.mark.slow)]
+)
 def dataset(request):
     """Return a dataset with entities of one token, or of two tokens.
 

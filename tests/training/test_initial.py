@@ -31,7 +31,9 @@ def from_(run, step=-1, **changes):
     return tiny(**{"task__world_seed": 2, "task__phi": 1.2} | names | changes)
 
 
-@pytest.mark.parametrize(("step", "found"), [(25, 25), (-1, 60)])
+@pytest.mark.parametrize(
+    ("step", "found"), [pytest.param(25, 25, marks=pytest.mark.slow), (-1, 60)]
+)
 def test_step_0_is_the_checkpoint_and_training_goes_on_from_it(source, tmp_path, step, found):
     run = train(from_(source, step), tmp_path / "run", stop_at=7)
     assert_equal_params(run.params([0]), source.params([found]))

@@ -20,7 +20,13 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=[0, 4], ids=["one token", "two tokens"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(0, id="one token", marks=pytest.mark.slow),
+        pytest.param(4, id="two tokens"),
+    ],
+)
 def case(request):
     """Return dataset, outcome, summary, and what plain greedy decoding says about each row."""
     dataset = build(tiny(**SIZES, task__names=request.param).task)

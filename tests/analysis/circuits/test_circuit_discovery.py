@@ -4,6 +4,7 @@ import functools
 import unittest.mock
 
 import numpy as np
+import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import measure
@@ -77,6 +78,7 @@ def test_no_cluster_is_in_both_halves():
     assert len(set(clusters[halves["finds"]])) == len(inside) // 2
 
 
+@pytest.mark.slow
 def test_the_figures_draw_every_order():
     instrument, result = discovered()
     curves, over_training = instrument.figures(result)

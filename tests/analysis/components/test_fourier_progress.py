@@ -178,6 +178,7 @@ def test_gini_and_key_frequencies_have_closed_forms():
         assert np.flatnonzero(key(norms, share)).tolist() == wanted
 
 
+@pytest.mark.slow
 def test_figures_name_the_phases(result):
     assert [f.name for f in FourierProgress().figures(result)] == [
         "fourier_progress",

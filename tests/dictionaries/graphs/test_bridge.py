@@ -41,6 +41,7 @@ def composer():
     return planted_model("composer", dataset, dataset.splits)
 
 
+@pytest.mark.slow
 def test_neurons_of_facts_explain_all_and_stand_for_no_bridge(composer):
     """A neuron of a single fact says nothing about other facts with the same bridge."""
     made = neuron_set(composer.subject)

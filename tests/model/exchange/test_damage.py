@@ -57,7 +57,7 @@ def restored(path):
         path.write_bytes(before)
 
 
-@hypothesis.settings(max_examples=100 if shared.THOROUGH else 40)
+@hypothesis.settings(max_examples=100 if shared.THOROUGH else 15)
 @hypothesis.given(data=st.data())
 def test_of_configs(saved, data):
     read, path = saved[data.draw(st.sampled_from(sorted(saved)))]
@@ -69,7 +69,7 @@ def test_of_configs(saved, data):
             read()
 
 
-@hypothesis.settings(max_examples=100 if shared.THOROUGH else 40)
+@hypothesis.settings(max_examples=100 if shared.THOROUGH else 15)
 @hypothesis.given(data=st.data())
 def test_of_weights(saved, data):
     path = data.draw(st.sampled_from(sorted(saved)))

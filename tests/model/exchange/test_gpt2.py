@@ -83,7 +83,7 @@ def test_whatever_is_saved_is_gpt2(tmp_path_factory, spec, seed):
     check_logits(tmp_path_factory.mktemp("gpt2"), spec, seed)
 
 
-@hypothesis.settings(max_examples=100 if shared.THOROUGH else 10)
+@hypothesis.settings(max_examples=100 if shared.THOROUGH else 5)
 @hypothesis.given(spec=specs(head_width=st.just(0)), seed=st.integers(0, 9))
 def test_what_is_saved_loads_equal(tmp_path_factory, spec, seed):
     folder = tmp_path_factory.mktemp("gpt2")

@@ -48,6 +48,7 @@ def test_what_is_saved_loads_equal(tmp_path_factory, spec, suffix):
     assert sorted(p.name for p in folder.iterdir()) == ["w.json", f"w{suffix}"]
 
 
+@pytest.mark.slow
 def test_a_looped_model_is_written_out_for_those_who_do_not_loop(tmp_path):
     model = Transformer(dataclasses.replace(SPEC, n_loops=3))
     params, tokens = filled(model), tokens_for(SPEC)

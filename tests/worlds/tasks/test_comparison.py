@@ -147,6 +147,7 @@ def test_drawing_ends_whatever_is_held_out(monkeypatch, holdout):
         assert set(asked(drawn, split)) == set(asked(written, split))
 
 
+@pytest.mark.slow
 def test_drawn_pairs_are_uniform(monkeypatch):
     monkeypatch.setattr(pairs, "_WRITTEN_OUT", 0)
     counts = np.zeros(20)
@@ -165,6 +166,7 @@ def test_probes_cap_tests_and_wang_drops_mixed_pairs():
     assert capped.positions == ("attribute", "q", "entity1", "mask", "entity2")
 
 
+@pytest.mark.slow
 def test_sizes_of_the_published_world():
     # Wang et al., section 4: 18,000 + 2,000 facts, 1,106 tokens, four of them unused in rows.
     wang = {"n_entities": 1000, "n_attributes": 20, "n_values": 20, "ood_fraction": 0.1}

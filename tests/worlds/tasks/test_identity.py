@@ -26,7 +26,10 @@ def texts(dataset, split):
 
 @pytest.mark.parametrize("name", ["composition", "shadow", "scrambled", "ladder", "cue_conflict"])
 @pytest.mark.parametrize("spelling", SPELLINGS[1:])
-@pytest.mark.parametrize("kind", ["entities", "chains", "both"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("entities", "chains")), "both"],
+)
 def test_every_other_split_is_what_it_was(make, name, spelling, kind):
     changes = {"name": name, **SIZE, **spelling}
     plain, more = make(**changes), make(**changes, identity=kind)

@@ -145,6 +145,7 @@ def check_truth(dataset, chains, by_cell):
                 assert truth[column][row] == (said[rule] == answer)
 
 
+@pytest.mark.slow
 def test_the_oracle_in_a_world_with_many_prefixes_of_each_bridge(make):
     """Here bridges differ in how many chains of a prefix they agree with."""
     dataset = make(
