@@ -120,6 +120,7 @@ def params_of(run, step):
     return jax.tree.map(lambda leaf: leaf[0], run.params([step]))
 
 
+@pytest.mark.slow
 def test_the_command_and_the_report(published, tmp_path, capsys, blank_figures):
     workdir = tmp_path / "run"
     flags = [f"--source={published / 'output'}", f"--data={published / 'data'}"]
@@ -142,7 +143,14 @@ def test_a_looped_run_maps_to_loops(copy, tmp_path):
     assert_same_logits(logits_of(run.model, params_of(run, 10), tokens), theirs)
 
 
-@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "added_tokens.json",
+        pytest.param("tokenizer.json", marks=pytest.mark.slow),
+        pytest.param("tokenizer_config.json", marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_come_from_whichever_tokenizer_file_there_is(copy, tmp_path, name):
     """The ids have another order, because a tokenizer may already have contained some symbols."""
     folder = copy / "output" / "checkpoint-2"

@@ -96,6 +96,7 @@ def test_the_audit_sees_claims_that_are_of_another_model(known):
     assert kinds == {"decodable", "carried", "used", "unused"}
 
 
+@pytest.mark.slow
 def test_who_composes_knows_chains_that_it_was_not_given_and_who_looks_up_does_not():
     some, every = knowledge(share=0.5), knowledge()
     given = {tuple(chain) for chain in some.chains}
@@ -129,6 +130,7 @@ def test_without_its_bridge_only_the_composer_fails(known):
     assert removed(parallel(known), known, 1, "r1").all()
 
 
+@pytest.mark.slow
 def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
     planted = prefix_memoriser(known, seed=5)
     layer = min(layers(planted, "decodable", "r1"))
@@ -154,6 +156,7 @@ def test_the_idle_copy_and_the_used_bridge_are_in_the_same_layer(seed):
     assert not layers(planted, "used", "r2")
 
 
+@pytest.mark.slow
 def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
     """The answer follows a moved state if the composed chain is known, and only then."""
     known = knowledge(share=0.5)
@@ -240,6 +243,7 @@ def test_an_edit_of_a_shared_store_changes_both_hops_alike(known):
         assert (after == before)[~as_first & ~as_second].all()
 
 
+@pytest.mark.slow
 def test_a_code_from_chains_is_unknown_where_chains_do_not_tell(known):
     """A prefix on its own answers its own chains only; one with a shared chain answers others."""
     n = known.n_relations

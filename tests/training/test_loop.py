@@ -186,6 +186,7 @@ def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     assert_same(case.train(), whole)
 
 
+@pytest.mark.slow
 @OF_BOTH
 def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkeypatch, capfd):
     for _ in range(2):
@@ -221,6 +222,7 @@ def test_a_second_process_is_refused_and_writes_nothing(case):
     assert {path.name for path in case.folder.iterdir()} == {".lock"}
 
 
+@pytest.mark.slow
 @OF_BOTH
 def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
     size = {"model": 15_000, "dictionaries": 3_000}[kind]  # less than a saved state needs

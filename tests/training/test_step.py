@@ -284,6 +284,7 @@ def test_dropout_keeps_and_rescales():
         assert (one == other).mean() == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
     # All rows are equal and nothing is learned, so losses differ only by dropout.
     same = jax.tree.map(

@@ -59,11 +59,13 @@ def composed(both):
     return both.isel(step=0).sel(group=BRIDGE)
 
 
+@pytest.mark.slow
 def test_the_bridge_is_carried_where_the_composer_has_it(both):
     assert PairPatching().claims(both.isel(step=0)) == {Claim("carried", "e2", 1, "r1")}
     assert PairPatching().claims(both.isel(step=1)) == set()  # random weights
 
 
+@pytest.mark.slow
 def test_only_the_bridges_state_flips_the_answer(composed):
     followed = composed.followed.sel(donor="pair")
     assert (followed.sel(layer=1, pos="r1") == 1).all()
@@ -73,6 +75,7 @@ def test_only_the_bridges_state_flips_the_answer(composed):
     assert others.max() < 0.3  # exchanging one token sometimes leads to the other answer
 
 
+@pytest.mark.slow
 def test_recovery_is_one_where_the_answer_flips_and_zero_where_nothing_is_read(composed):
     own = composed.recovery.sel(donor="pair")
     np.testing.assert_allclose(own.sel(layer=1, pos="r1"), 1, atol=1e-3)
@@ -85,6 +88,7 @@ def test_recovery_is_one_where_the_answer_flips_and_zero_where_nothing_is_read(c
     np.testing.assert_allclose(parts.sel(block=1, pos=["e1", "r1"]), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_null_is_another_pairs_run(composed):
     null = composed.followed.sel(donor="another pair", direction="noising")
     assert null.max() < 0.3
@@ -93,6 +97,7 @@ def test_the_null_is_another_pairs_run(composed):
     assert restored.sel(metric="accuracy") < 0.3
 
 
+@pytest.mark.slow
 def test_the_same_bridge_leaves_no_difference_to_recover(both):
     same = both.isel(step=0).sel(group=SAME)
     assert (same.compared == 0).all() and same.recovery.isnull().all()
