@@ -6,8 +6,6 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 # This is set before anything imports jax, because a test must not take an accelerator that a run is
 # using.
@@ -54,6 +52,7 @@ import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.blank_figures import make_figures_blank
 from tests.compile_counts import CompileCounts
 
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
@@ -73,17 +72,7 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Tests of `report` and of `drawing` check the figures themselves.
     """
-    width_and_height = (1).to_bytes(4, "big") * 2
-
-    def savefig(self: Any, file: Any, **options: Any) -> None:
-        image = b"\x89PNG\r\n\x1a\n" + bytes(8) + width_and_height
-        if isinstance(file, (str, os.PathLike)):
-            Path(file).write_bytes(image)
-        else:
-            file.write(image)
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
-    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda self: None)
+    make_figures_blank(monkeypatch)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

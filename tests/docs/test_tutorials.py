@@ -19,17 +19,9 @@ def cells(text):
     return list(zip(parts[::2], (body.strip() for body in parts[1::2]), strict=True))
 
 
-# The others compile many programs; mypy (`make lint`) checks the names and calls in all of them.
-QUICK = "1_watch_a_transformer_grok"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.slow)
-        for path in TUTORIALS
-    ],
-)
+# They compile many programs; mypy (`make lint`) checks their names and calls.
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path, monkeypatch):
     # The whole path, so that the source of what it defines can be read from another folder.
     code = compile(path.read_text(encoding="utf-8"), str(path.resolve()), "exec")

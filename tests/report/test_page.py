@@ -24,6 +24,7 @@ from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from implicit_reasoning.worlds.shortcuts import scored_probes, shortcut_correctness
 from tests import shared
+from tests.blank_figures import make_figures_blank
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -47,7 +48,18 @@ def text_only(workdir: Path) -> str:
 
 @pytest.fixture(scope="module")
 def reported(trained) -> Run:
+    """Return a run with a page, whose figures are empty images."""
     run = Run(trained)
+    with pytest.MonkeyPatch.context() as patch:
+        make_figures_blank(patch)
+        write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Run:
+    """Return a run with a page and its figures."""
+    run = Run(shared.finished_copy(tmp_path_factory.mktemp("drawn") / "tiny"))
     write_report(run)
     return run
 
@@ -204,8 +216,9 @@ def test_its_links_lead_to_files(page, reported):
     assert all((reported.files.report.parent / link).exists() for link in links)
 
 
-def test_figures_lie_beside_it_in_all_formats(reported):
-    folder = reported.files.report.parent / "figures"
+@pytest.mark.slow
+def test_figures_lie_beside_it_in_all_formats(drawn):
+    folder = drawn.files.report.parent / "figures"
     starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
     for name in ("accuracy", "loss", "first_correct", "optimisation"):
         for kind, start in starts.items():
@@ -213,12 +226,12 @@ def test_figures_lie_beside_it_in_all_formats(reported):
 
 
 @pytest.mark.slow
-def test_writing_it_again_changes_nothing(reported, tmp_path):
+def test_writing_it_again_changes_nothing(drawn, tmp_path):
     def contents(workdir):
         files = (path for path in (workdir / "report").rglob("*") if path.is_file())
         return {path.relative_to(workdir): path.read_bytes() for path in files}
 
-    before = reported.files.workdir
+    before = drawn.files.workdir
     again = Path(shutil.copytree(before, tmp_path / before.name))
     (again / "report" / "figures" / "of_an_older_report.png").write_bytes(b"")
     assert write_report(Run(again)) == again / "report" / "index.html"
@@ -226,8 +239,9 @@ def test_writing_it_again_changes_nothing(reported, tmp_path):
     assert len(list((again / "tensorboard").iterdir())) == 2
 
 
-def test_tensorboard_has_the_images_beside_the_curves(reported):
-    events = EventAccumulator(str(reported.files.tensorboard)).Reload()
+@pytest.mark.slow
+def test_tensorboard_has_the_images_beside_the_curves(drawn):
+    events = EventAccumulator(str(drawn.files.tensorboard)).Reload()
     assert "report/accuracy" in events.Tags()["images"]
     (image,) = events.Images("report/accuracy")
     assert image.step == 60

@@ -36,16 +36,17 @@ def trials(folder, changes=VARIED, **common):
     ]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return [Run(shared.finished(**change)) for change in VARIED]
+def alone(number):
+    """Return the run of a trial that is trained alone."""
+    return Run(shared.finished(**VARIED[number]))
 
 
-def test_each_trial_is_the_run_alone(alone, tmp_path):
+@pytest.mark.slow
+def test_each_trial_is_the_run_alone(tmp_path):
     """On one CPU they are bit-identical, because the same program runs trial after trial."""
     made = trials(tmp_path)
     train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
-    for trial, run in zip(made, alone, strict=True):
+    for trial, run in zip(made, map(alone, range(3)), strict=True):
         # The files of a trial are those of a run, except parameters and states, which are stacked.
         opened = Run(trial.files.workdir)
         assert opened.steps == run.steps
@@ -58,7 +59,7 @@ def test_each_trial_is_the_run_alone(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypatch):
+def test_stopped_and_gone_on_with_in_whatever_company(tmp_path, monkeypatch):
     """Train all trials to step 20, then one alone and two together to 40, then all in another
     order.
     """
@@ -73,7 +74,7 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
     train_population(made[1:], Layout(tmp_path / "b"), 40, ShutdownRequest())
     assert len(read) == 2  # one saved state is read once for all its trials
     train_population([made[n] for n in (2, 1, 0)], Layout(tmp_path / "c"), 60, ShutdownRequest())
-    for trial, run in zip(made, alone, strict=True):
+    for trial, run in zip(made, map(alone, range(3)), strict=True):
         opened = Run(trial.files.workdir)
         assert opened.steps == run.steps
         jax.tree.map(np.testing.assert_array_equal, opened.params(), run.params())
@@ -84,7 +85,7 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
+def test_a_signal_saves_all_trials_and_nothing_changes(tmp_path):
     made, wish = trials(tmp_path), ShutdownRequest()
     wish.number = 15
     with pytest.raises(Interrupted, match="saved at step 0"):
@@ -92,11 +93,11 @@ def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
     with pytest.raises(InputError, match="use a new folder for each start"):
         train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     train_population(made, Layout(tmp_path / "again"), 60, ShutdownRequest())
-    for trial, run in zip(made, alone, strict=True):
+    for trial, run in zip(made, map(alone, range(3)), strict=True):
         jax.tree.map(np.testing.assert_array_equal, Run(trial.files.workdir).params(), run.params())
 
 
-def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
+def test_a_trial_that_diverges_does_not_disturb_the_others(tmp_path):
     made, told = trials(tmp_path, (VARIED[0], {**DIVERGES, "seed": 9}, VARIED[1])), []
     records = train_population(
         made,
@@ -111,7 +112,7 @@ def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
     assert 0 < records[1].diverged < 60
     assert max(lost.steps) <= records[1].diverged and lost.metrics[-1]["step"] < 60
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lost.params()))
-    for number, run in ((0, alone[0]), (2, alone[1])):
+    for number, run in ((0, alone(0)), (2, alone(1))):
         opened = Run(made[number].files.workdir)
         jax.tree.map(np.testing.assert_array_equal, opened.params(), run.params())
 

@@ -13,7 +13,7 @@ from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.wirings import forward_at
 from tests.model.exchange.models import filled
 
-MODEL = Transformer(Spec(d_vocab=23, n_ctx=4, n_layers=1, d_model=16, n_heads=2, d_mlp=24))
+MODEL = Transformer(Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=2, d_mlp=24))
 SETTINGS = Tuning(steps=150, rate=0.02)
 SHORT = Tuning(steps=3, rate=0.02)
 LESSON = Lesson(
@@ -29,18 +29,41 @@ def losses(params):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), LESSON.answer[:, None], axis=1)[:, 0]
 
 
-@pytest.fixture(scope="module")
-def made():
+def start():
     params = filled(MODEL, 3)
     params["unembed"]["W_U"] *= 20  # so that the model can be certain
+    return params
 
+
+def with_losses(tuned):
+    return tuned, {name: losses(one) for name, one in tuned.items()}
+
+
+@pytest.fixture(scope="module")
+def certain():
+    @jax.jit
+    def compute(params):
+        return with_losses(
+            {
+                "before": params,
+                "all": fine_tune(MODEL, params, LESSON, SETTINGS),
+                "W_out": fine_tune(MODEL, params, LESSON, SETTINGS, layer=1),
+                "longer": fine_tune(
+                    MODEL, params, LESSON, dataclasses.replace(SETTINGS, steps=200)
+                ),
+            }
+        )
+
+    return jax.tree.map(np.asarray, compute(start()))
+
+
+@pytest.fixture(scope="module")
+def made():
     @jax.jit
     def compute(params):
         tuned = {
-            "all": fine_tune(MODEL, params, LESSON, SETTINGS),
-            "W_out": fine_tune(MODEL, params, LESSON, SETTINGS, layer=0),
-            "longer": fine_tune(MODEL, params, LESSON, dataclasses.replace(SETTINGS, steps=200)),
             "short": fine_tune(MODEL, params, LESSON, SHORT),
+            "W_out": fine_tune(MODEL, params, LESSON, SHORT, layer=1),
         }
         # Plain optax on the mean loss of the taught prompts.
         optimizer, plain = optax.adam(SHORT.rate), params
@@ -49,20 +72,20 @@ def made():
             gradients = jax.grad(lambda p: losses(p)[:2].mean())(plain)
             updates, moments = optimizer.update(gradients, moments)
             plain = optax.apply_updates(plain, updates)
-        tuned |= {"plain": plain, "before": params}
-        return tuned, {name: losses(one) for name, one in tuned.items()}
+        return with_losses(tuned | {"plain": plain, "before": params})
 
-    return jax.tree.map(np.asarray, compute(params))
+    return jax.tree.map(np.asarray, compute(start()))
 
 
-def test_the_taught_answers_are_learned(made):
-    found = made[1]
+@pytest.mark.slow
+def test_the_taught_answers_are_learned(certain):
+    found = certain[1]
     enough = -np.log(SETTINGS.enough)
     assert found["before"][:2].max() > 1
     for name in ("all", "W_out"):
         assert found[name][:2].max() < enough
     # A model that is certain enough does not change further.
-    jax.tree.map(np.testing.assert_array_equal, made[0]["all"], made[0]["longer"])
+    jax.tree.map(np.testing.assert_array_equal, certain[0]["all"], certain[0]["longer"])
 
 
 def test_the_steps_are_those_of_optax(made):
@@ -72,7 +95,8 @@ def test_the_steps_are_those_of_optax(made):
             np.testing.assert_allclose(one, other, atol=1e-5, err_msg=str(path))
 
     jax.tree_util.tree_map_with_path(compare, made[0]["short"], made[0]["plain"])
-    assert made[1]["short"][:2].max() > -np.log(SETTINGS.enough)
+    before, short = (made[1][name][:2].mean() for name in ("before", "short"))
+    assert -np.log(SETTINGS.enough) < short < before
 
 
 def test_only_the_chosen_weights_change(made):
@@ -80,5 +104,5 @@ def test_only_the_chosen_weights_change(made):
         return jax.tree.map(np.array_equal, made[0][one], made[0][other])
 
     changed = same("W_out", "before")
-    assert not changed["blocks"]["0"]["mlp"].pop("W_out") and all(jax.tree.leaves(changed))
-    assert not any(jax.tree.leaves(same("all", "before")["blocks"]["0"]["mlp"]))
+    assert not changed["blocks"]["1"]["mlp"].pop("W_out") and all(jax.tree.leaves(changed))
+    assert not any(jax.tree.leaves(same("short", "before")["blocks"]["0"]["mlp"]))

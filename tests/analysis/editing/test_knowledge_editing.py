@@ -11,6 +11,7 @@ from implicit_reasoning.analysis.claims import judge
 from implicit_reasoning.analysis.editing.edit_cases import KINDS
 from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.knowledge_editing import (
+    DEFAULT,
     MEMIT,
     NO_EDIT,
     NULLS,
@@ -35,21 +36,17 @@ from tests.analysis.planted_subject import dataset, known
 LAYERS = {"composer": 0, "shared_store": 0, "memoriser": 2, "cluster_composer": 0}
 TUNING = Tuning(steps=60, rate=0.02)  # weights of planted models are larger than trained ones
 KEEP = ("same entity", "same relation", "locality")
-FEW = (ROME, STATE)  # a program with more editors takes longer to compile
 
 
-def instrument(name, editors=FEW):
+def instrument(name, editors=DEFAULT):
     return KnowledgeEditing(editors, layer=LAYERS[name], edits=31, others=60, tuning=TUNING)
 
 
 SINGLE = ("memoriser", "cluster_composer")  # they store single facts
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow if name != "composer" else ()) for name in LAYERS
-]
 
 
 @functools.cache
-def edited(name, editors=FEW):
+def edited(name, editors=DEFAULT):
     """Edit a planted model."""
     subject = known(name).subject
     one = instrument(name, editors)
@@ -63,6 +60,7 @@ def scores(result, editor, group="id"):
     return result["share"].sel(group=group, editor=editor)
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_first_store_of_a_composer_reaches_the_first_hop_only():
     for group in ("id", "ood"):
         of = scores(edited("composer"), ROME, group)
@@ -90,13 +88,15 @@ def test_an_edit_of_single_facts_reaches_no_chain_that_does_not_read_them(name):
     np.testing.assert_array_equal(of.sel(score=["stale first hop", "stale second hop", *KEEP]), 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_enough_edits_count(name):
     count = edited(name)["share_n"].sel(editor=ROME, group="id")
     assert count.min() >= 16 and count.sel(score="efficacy") == 20
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_nulls_change_nothing_and_have_the_norm_of_the_edit(name):
     nothing, drawn = (scores(edited(name), null) for null in (NO_EDIT, RANDOM))
     stale = ["stale first hop", "stale second hop", *KEEP]
@@ -109,7 +109,8 @@ def test_nulls_change_nothing_and_have_the_norm_of_the_edit(name):
     assert size.sel(editor=NO_EDIT) == 0 < size.sel(editor=ROME)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_the_first_hop_follows_a_state_that_is_overwritten(name):
     """So the first hop alone is no evidence about stores of facts."""
     rome, state = (scores(edited(name), editor) for editor in (ROME, STATE))
@@ -120,13 +121,14 @@ def test_the_first_hop_follows_a_state_that_is_overwritten(name):
 @pytest.mark.slow
 def test_states_are_written_where_a_hop_reads_them():
     # A vector before the MLP need not have the code of b' that the second hop reads.
-    before = scores(edited("composer", (RESID_MID,)), RESID_MID)
+    before = scores(edited("composer"), RESID_MID)
     assert before.sel(score="efficacy") == 1 == before.sel(score="first hop")
     # The second hop follows if the value is written where the hop is computed.
     assert scores(edited("shared_store"), STATE).sel(score="second hop") == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_claims_are_those_of_the_planted_stores(name):
     wanted = {"composer": {"stored_twice"}, "shared_store": {"stored_once"}}
     claims = instrument(name).claims(edited(name))
@@ -134,6 +136,7 @@ def test_claims_are_those_of_the_planted_stores(name):
     assert judge(claims, known(name).mechanism) == ("right" if claims else "silent")
 
 
+@pytest.mark.slow
 def test_half_of_the_edits_are_too_few_for_a_claim():
     few = edited("composer").assign(share_n=edited("composer")["share_n"] // 2)
     assert not instrument("composer").claims(few)
