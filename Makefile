@@ -13,6 +13,10 @@
 #   make studies-runs train what is missing of the runs that studies read: see experiments/runs.py
 #   make clean        remove everything that make created, except runs/
 
+# Python keeps compiled modules, also where the environment says that it must not: every worker and
+# every process of the tests would compile this package and the tests again.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 PYTEST_ARGS ?=
 RUNS_ARGS ?=

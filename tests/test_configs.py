@@ -49,7 +49,14 @@ class Recorder:
         return getattr(self._task, name)
 
 
-@pytest.mark.parametrize(("name", "scale"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        # Worlds of other sizes are made in the same way.
+        pytest.param(*one, marks=pytest.mark.slow if one[1] in ("desk", "bench") else ())
+        for one in EVERY
+    ],
+)
 def test_every_configuration(name, scale):
     config = load_config(f"configs/{name}.py:{scale}")
     config = apply_overrides(config, LARGEST.get((name, scale), {}))

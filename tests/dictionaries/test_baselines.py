@@ -142,6 +142,7 @@ def test_transcoders_have_the_neurons_of_their_mlp(run, split):
     assert ((use(one, x)[1] > 0).sum(1) <= 3).all()
 
 
+@pytest.mark.slow
 def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
     asked = config(name="last", steps=run.steps[-1:], sparsities=(2.0,), read=(SITE,))
     made = untrained(run, asked)

@@ -101,6 +101,7 @@ def test_a_small_one_is_recovered():
 # Data --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frequencies_and_pairs_are_as_said():
     data = Synthetic(n_directions=64, width=24, mean_active=3.0, exponent=0.5, together=0.3)
     active, frequency = compiled(lambda key: (data.activity(key, 100_000) > 0, data.frequencies))(

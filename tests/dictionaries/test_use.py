@@ -85,6 +85,7 @@ def test_after_the_last_block_nothing_is_said(measured):
         assert np.isnan(list(line.values())).all()
 
 
+@pytest.mark.slow
 def test_a_feature_that_is_set_to_nothing_moves_nothing(data, inputs, monkeypatch):
     """Mutation: the new bridge's feature gets size 0, so the old one is only removed."""
     monkeypatch.setattr(use, "_sizes", lambda acts, feature, values: jnp.zeros(len(feature)))

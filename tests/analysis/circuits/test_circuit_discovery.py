@@ -30,6 +30,7 @@ def carriers():
     return {str(edge) for edge, token in route.carried if token == "e1"}
 
 
+@pytest.mark.slow
 def test_the_first_edges_are_those_of_the_circuit():
     """The order by exact scores begins with the edges that carry the exchanged token."""
     _, result = discovered()
@@ -38,6 +39,7 @@ def test_the_first_edges_are_those_of_the_circuit():
     assert set(first) == carriers()
 
 
+@pytest.mark.slow
 def test_small_circuits_are_faithful_and_the_baselines_are_not():
     _, result = discovered()
     means = result.faithfulness.isel(step=0, group=0)
@@ -53,6 +55,7 @@ def test_small_circuits_are_faithful_and_the_baselines_are_not():
         np.testing.assert_array_equal(ends.kept.sel(order=order), [0, 1])
 
 
+@pytest.mark.slow
 def test_the_summary_reads_the_curves():
     _, result = discovered()
     line = np.linspace(0, 1, 5)

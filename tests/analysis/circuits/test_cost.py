@@ -58,6 +58,7 @@ def test_an_instrument_says_what_a_large_model_costs(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_most_exact_method_that_fits():
     pocket = Spec(d_vocab=130, n_ctx=3, n_layers=2, d_model=256, n_heads=4, d_mlp=1024)
     published = Spec(d_vocab=300, n_ctx=3, n_layers=8, d_model=768, n_heads=12, d_mlp=3072)

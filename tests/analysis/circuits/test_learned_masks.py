@@ -46,7 +46,6 @@ def trained():
     return graph, *jax.device_get(jax.jit(run)(subject.checkpoints[0]))
 
 
-@pytest.mark.slow
 def test_trained_masks_find_the_planted_edges():
     graph, found, can = trained()
     claims = composer().mechanism.true

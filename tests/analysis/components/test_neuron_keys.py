@@ -186,6 +186,7 @@ def test_a_neuron_whose_key_is_ambiguous_or_does_not_fit_is_not_named(composed):
         assert NeuronKeys().claims(first.assign(changed)) == set()
 
 
+@pytest.mark.slow
 def test_a_neuron_that_is_active_in_one_state_by_chance_is_not_named(composed):
     """Random weights have such neurons, and about as many that are active in two states."""
     noise = composed[0].isel(step=1, drop=True).sel(activity="positive")

@@ -61,10 +61,7 @@ def certain():
 def made():
     @jax.jit
     def compute(params):
-        tuned = {
-            "short": fine_tune(MODEL, params, LESSON, SHORT),
-            "W_out": fine_tune(MODEL, params, LESSON, SHORT, layer=1),
-        }
+        short = fine_tune(MODEL, params, LESSON, SHORT)
         # Plain optax on the mean loss of the taught prompts.
         optimizer, plain = optax.adam(SHORT.rate), params
         moments = optimizer.init(plain)
@@ -72,7 +69,7 @@ def made():
             gradients = jax.grad(lambda p: losses(p)[:2].mean())(plain)
             updates, moments = optimizer.update(gradients, moments)
             plain = optax.apply_updates(plain, updates)
-        return with_losses(tuned | {"plain": plain, "before": params})
+        return with_losses({"short": short, "plain": plain, "before": params})
 
     return jax.tree.map(np.asarray, compute(start()))
 
@@ -99,10 +96,11 @@ def test_the_steps_are_those_of_optax(made):
     assert -np.log(SETTINGS.enough) < short < before
 
 
-def test_only_the_chosen_weights_change(made):
+@pytest.mark.slow
+def test_only_the_chosen_weights_change(certain):
     def same(one, other):
-        return jax.tree.map(np.array_equal, made[0][one], made[0][other])
+        return jax.tree.map(np.array_equal, certain[0][one], certain[0][other])
 
     changed = same("W_out", "before")
     assert not changed["blocks"]["1"]["mlp"].pop("W_out") and all(jax.tree.leaves(changed))
-    assert not any(jax.tree.leaves(same("short", "before")["blocks"]["0"]["mlp"]))
+    assert not any(jax.tree.leaves(same("all", "before")["blocks"]["0"]["mlp"]))
