@@ -298,6 +298,7 @@ def at_random(run, architecture, **changes):
     return untrained(run, config(architecture, sparsities=(0.1,), activation_fn="relu", **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["cross_layer", "crosscoder"])
 def test_architectures_of_several_sites_or_checkpoints_have_a_page(run, architecture):
     made = at_random(run, architecture)
@@ -311,6 +312,7 @@ def test_architectures_of_several_sites_or_checkpoints_have_a_page(run, architec
     assert ("of all checkpoints" in page.lead) == (architecture == "crosscoder")
 
 
+@pytest.mark.slow
 def test_tasks_without_chains_have_a_page():
     sizes = {key: value for key, value in TINY.items() if key.startswith("model.")}
     sizes |= {"task.n_train": 100, "task.probes": 20}

@@ -118,7 +118,14 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
     assert "dictionaries changed after the measurement; measuring again" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("other", ["checkpoints", "world", "set", "intervals"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("checkpoints", "intervals")),
+        "world",
+        "set",
+    ],
+)
 def test_results_of_another_run_are_measured_anew(run, made, measuring, other):
     measure_dictionaries(run, made, [Counted()])
     path = Files.of(run, "kept").result("reconstruction")

@@ -19,7 +19,7 @@ from tests.model.planted_audit import knowledge, prompts, run
 SMALL = dict(n_entities=9, n_relations=3, out_degree=2)
 FORMS = ("superposed_composer", "layer_norm_composer", "gelu_composer")  # `gpt2_composer` has all
 # The others, of which each has programs of its own, are slow.
-QUICK = ("composer", "idle_copy", "memoriser")
+QUICK = ("composer", "memoriser")
 MODELS = [
     pytest.param(name, seed, marks=pytest.mark.slow if seed is None or name not in QUICK else ())
     for name in MECHANISMS

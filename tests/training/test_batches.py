@@ -63,7 +63,7 @@ def test_it_permutes_more_than_sixteen_bits():
     assert (np.sort(image) == np.arange(n)).all()
 
 
-@pytest.mark.parametrize("n", [17, 65, 128])
+@pytest.mark.parametrize("n", [17, *(pytest.param(n, marks=pytest.mark.slow) for n in (65, 128))])
 def test_every_position_goes_everywhere_equally_often(n):
     n_keys = 8000
     image = np.asarray(images(some_keys(1, n_keys), np.arange(n, dtype=np.uint32), np.uint32(n)))

@@ -136,6 +136,7 @@ SUMS = build(
 )
 
 
+@pytest.mark.slow
 def test_a_successor_head_is_found():
     """W_E, MLP0 and W_V are the identity, and W_O of a1.h0 leads to the next token."""
     n = SUMS.n_vocab

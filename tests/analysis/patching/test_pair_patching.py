@@ -117,6 +117,7 @@ def one_cell(model, params, base, donor, layer, pos):
     return model.forward(params, base, edits=edits)[0][:, -1]
 
 
+@pytest.mark.slow
 def test_recovery_is_the_ratio_of_means_of_forward_with_edits(data, runner):
     model, params, pairs = runner.model, filled(runner.model, seed=1), bridge_pairs(data)
     # Random weights answer nothing correctly, so the test uses the answers that they give.
@@ -144,6 +145,7 @@ def test_recovery_is_the_ratio_of_means_of_forward_with_edits(data, runner):
         np.testing.assert_allclose(noising.mean(), ratio, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_patch_of_a_run_into_itself_changes_nothing(data, runner):
     pairs, (_, params) = bridge_pairs(data), composer(data)
     clean, answer = pairs.clean, pairs.answer
