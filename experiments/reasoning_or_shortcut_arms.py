@@ -83,7 +83,10 @@ def read_arms(out: Path) -> dict[str, Arm]:
 
 
 def over_worlds(values: np.ndarray, worlds: np.ndarray) -> str:
-    """Format values of runs as `mean [low, high] (lowest - highest; n)`, t interval over worlds."""
+    """Format values as `mean [low, high] (lowest - highest; n)`, with a t interval over worlds.
+
+    Two worlds or fewer have no interval.
+    """
     found = mean_over_seeds(np.asarray(values, float), worlds)
     if not found.n_clusters:
         return "-"
@@ -91,7 +94,7 @@ def over_worlds(values: np.ndarray, worlds: np.ndarray) -> str:
     text = f"{found.mean:.2f}"
     if n == 1:
         return f"{text} (1)"
-    if found.n_clusters > 1:
+    if found.n_clusters > 2:  # two worlds give an interval that says nothing
         text += f" [{found.low:.2f}, {found.high:.2f}]"
     return f"{text} ({np.nanmin(values):.2f} - {np.nanmax(values):.2f}; {n})"
 
