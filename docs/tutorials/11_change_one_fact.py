@@ -188,7 +188,7 @@ for name, run in runs.items():
 # - Chains do not follow. With the usual loss, .00 follow at the first hop and .08 at the second
 #   hop, and .92 of the second-hop chains keep their old answer. More training does not change this.
 # - With early supervision, .32 of the first-hop chains follow and none of the second-hop chains.
-#   The second block then reads the bridge from the state that answers the fact.
+#   In these chains, the second block reads the bridge from the state that answers the fact.
 # - The second hop does not fail because the new value is useless. It fails because the rank-one
 #   edit is not active where chains use the fact. Neither block has a store that both the fact
 #   alone and the second hop read with one key.
