@@ -95,43 +95,29 @@ class Checks(EdgeInstrument):
         batch = batch_of(model, params, inputs)
         counted = self.counts(batch)
         finds, checks = (counted & half for half in (inputs["finds"], ~inputs["finds"]))
+        of_finding, of_checking = (self._mean_metric(batch, half) for half in (finds, checks))
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
+        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
         found = map_in_chunks(
             functools.partial(self._scores, model, params, graph), batch, counted, at_once=_AT_ONCE
         )
-        noise = jax.random.uniform(key, (RESAMPLES + 1, *found["exact"].shape[:2]))
         weights = jnp.concatenate([finds[None], inputs["times"] * finds[None]])
+        noise = jax.random.uniform(key, (len(weights), *found["exact"].shape[:2]))
         ranks = jnp.stack([_ranks(graph, found, weights, name, noise) for name in ORDERS])
-
-        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
-        arguments = model, params, graph, runs
-        of_finding, of_checking = (self._mean_metric(batch, half) for half in (finds, checks))
-        sizes = jnp.asarray(curve_points(int(graph.alive.sum())).sizes)
-        curve = circuit_metrics(
-            *arguments, of_finding, selection.nested_circuits(ranks[0, 0], sizes)
-        ).mean(1)
-        gap = curve[-1] - curve[0]
-        reached = (curve - curve[0]) / jnp.where(jnp.abs(gap) > _MIN_GAP, gap, jnp.nan) >= LEVEL
-        size = sizes[jnp.argmax(reached)]
+        size = _faithful_size(model, params, graph, runs, of_finding, ranks[0, 0])
         circuits = ranks < size
 
-        ends = circuit_metrics(*arguments, of_checking, _none_and_all(graph)).mean(1)
-        gap = ends[1] - ends[0]
-        gap = jnp.where(jnp.abs(gap) > _MIN_GAP, jnp.abs(gap), jnp.nan)
-
-        def check(circuit: Array) -> tuple[Array, Array]:
-            """Return the incompleteness, and the share of the edges that are needed."""
-            sets = random_knock_outs(key, circuit, KNOCK_OUTS)
-            lost = completeness(*arguments, of_checking, circuit, sets).incompleteness.mean()
-            n_cells = int(graph.alive.sum())
-            alone = minimality(*arguments, of_checking, circuit, sets[:SETS], size=n_cells)
-            needed = (alone.effect >= NEEDED * gap).sum() / circuit.sum()
-            return lost / gap, needed
-
-        incompleteness, needed = jax.lax.map(check, circuits[:, 0])
+        none_and_all = np.stack([np.zeros_like(graph.alive), graph.alive])
+        ends = circuit_metrics(model, params, graph, runs, of_checking, none_and_all).mean(1)
+        gap = _known_gap(jnp.abs(ends[1] - ends[0]))
+        lost, effects = jax.lax.map(
+            lambda circuit: _knocked_out(model, params, graph, runs, of_checking, circuit, key),
+            circuits[:, 0],
+        )
+        needed = (effects >= NEEDED * gap).sum(1) / jnp.maximum(circuits[:, 0].sum((1, 2)), 1)
         return {
             "size": jnp.where(jnp.isfinite(gap), size, jnp.nan),
-            "incompleteness": incompleteness,
+            "incompleteness": lost / gap,
             "needed": jnp.where(jnp.isfinite(gap), needed, jnp.nan),
             "stability": jax.vmap(mean_overlap)(circuits[:, 1:]),
             "n_pairs": checks.sum(),
@@ -212,6 +198,42 @@ def _ranks(
     return jax.lax.map(lambda one: selection.greedy(graph, one), means)
 
 
-def _none_and_all(graph: EdgeGraph) -> Bool[np.ndarray, "2 edge pos"]:
-    """Return the circuit without edges, and that of all edges."""
-    return np.stack([np.zeros_like(graph.alive), graph.alive])
+def _faithful_size(
+    model: Transformer,
+    params: Params,
+    graph: EdgeGraph,
+    runs: scores.Runs,
+    metric: scores.Metric,
+    ranks: Int[Array, "edge pos"],
+) -> Float[Array, ""]:
+    """Return the size of the smallest faithful circuit, of those that MIB's curve measures.
+
+    The size is nan if the metrics of the clean and the corrupt run do not differ.
+    """
+    sizes = jnp.asarray(curve_points(int(graph.alive.sum())).sizes)
+    circuits = selection.nested_circuits(ranks, sizes)
+    curve = circuit_metrics(model, params, graph, runs, metric, circuits).mean(1)
+    faithful = (curve - curve[0]) / _known_gap(curve[-1] - curve[0]) >= LEVEL
+    return jnp.where(faithful.any(), sizes[jnp.argmax(faithful)], jnp.nan)
+
+
+def _knocked_out(
+    model: Transformer,
+    params: Params,
+    graph: EdgeGraph,
+    runs: scores.Runs,
+    metric: scores.Metric,
+    circuit: Bool[Array, "edge pos"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, " cell"]]:
+    """Return the mean incompleteness of a circuit, and the effect of each of its edges."""
+    sets = random_knock_outs(key, circuit, KNOCK_OUTS)
+    lost = completeness(model, params, graph, runs, metric, circuit, sets).incompleteness.mean()
+    n_cells = int(graph.alive.sum())
+    needs = minimality(model, params, graph, runs, metric, circuit, sets[:SETS], size=n_cells)
+    return lost, needs.effect
+
+
+def _known_gap(gap: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the difference of two metrics; nan if it is too small to divide by."""
+    return jnp.where(jnp.abs(gap) > _MIN_GAP, gap, jnp.nan)

@@ -60,7 +60,9 @@ def one_device_per_core() -> None:
     """Make each CPU core a JAX device, so that work can be split over the cores.
 
     Call this function before JAX initializes its devices; later calls have no effect. Do not call
-    it in a process that uses LAPACK: with two such devices, a process hung (jax 0.10.2).
+    it in a process that uses LAPACK with jaxlib 0.10.0 to 0.11.0. These versions split a batch of
+    matrices over XLA's threads, and the thread that splits it waits for the others. If as many
+    such calls run at once as there are threads, they wait forever.
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(available_cores()))
