@@ -228,10 +228,15 @@ class Checked(NamedTuple):
 
 
 def checked(arm: Arm, name: str, order: str = "exact") -> np.ndarray:
-    """Return a number of `checks` at the end, by run; nan if fewer than 20 clusters count."""
+    """Return a number of `checks` at the end, by run.
+
+    It is nan if fewer than 20 clusters count, or if it was not measured for circuits of the order.
+    """
     part = at_stage(arm, "checks", "end")
     values = part[name].where(part["n_clusters"] >= MIN_CLUSTERS)
-    return np.asarray((values.sel(order=order) if "order" in values.dims else values).values, float)
+    for dim in {"order", "removed"} & set(values.dims):
+        values = values.reindex({dim: [order]}).squeeze(dim)
+    return np.asarray(values.values, float)
 
 
 def checks(arm: Arm) -> Checked:

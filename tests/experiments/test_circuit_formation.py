@@ -82,18 +82,16 @@ def test_routes_of_planted_models(mechanism, through):
 
 @pytest.mark.slow
 def test_the_circuit_of_a_composer_is_complete_and_needs_its_edges():
-    """Edges by magnitude and at random are as many, and are not the circuit."""
+    """As many random edges are not the circuit."""
     known = planted_model("composer", scored_world(0), ("train_ii",))
     found = measure(checks.Checks(), known.subject, progress=False).isel(step=0)
-    exact, magnitude, random = (
-        found.sel(order=order) for order in ("exact", "magnitude", "random")
-    )
+    exact, random = (found.sel(order=name, removed=name) for name in checks.REMOVED)
     assert float(found.n_clusters) >= 5
     assert 4 <= float(found["size"]) <= 20
     assert float(exact.incompleteness) < 0.02
-    assert float(random.incompleteness) > 0.1
-    assert float(exact.needed) >= 0.8
-    assert float(exact.needed) > float(magnitude.needed) > float(random.needed)
+    assert float(random.incompleteness) > 0.5
+    assert float(exact.needed) >= 0.6  # only some sizes are measured, so it has spare edges
+    assert float(exact.needed) > float(random.needed) + 0.2
     assert float(exact.stability) > float(random.stability) + 0.2
 
 
@@ -116,12 +114,13 @@ def test_a_circuit_is_complete_minimal_and_stable_by_its_numbers():
     part = xr.Dataset(
         {
             "incompleteness": (("run", "step", "order"), np.full((8, 4, 1), 0.05)),
-            "needed": (("run", "step", "order"), np.full((8, 4, 1), 0.8)),
+            "needed": (("run", "step", "removed"), np.full((8, 4, 1), 0.8)),
             "stability": (("run", "step", "order"), np.full((8, 4, 1), 0.9)),
             "n_clusters": (("run", "step"), np.full((8, 4), 20.0)),
         },
-        {"step": STEPS, "order": ["exact"]},
+        {"step": STEPS, "order": ["exact"], "removed": ["exact"]},
     )
+    assert np.isnan(rules.checked(arm(checks=part), "needed", "EAP")).all()
     said = rules.checks(arm(checks=part))
     assert [one.answer for one in said] == ["yes", "no", "yes"]
     few = rules.checks(arm(checks=part.assign(n_clusters=part.n_clusters - 1)))
