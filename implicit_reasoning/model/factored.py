@@ -10,6 +10,7 @@ matrices: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxtyping import Array, Complex, Float
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.transformer import Params, Transformer
+from implicit_reasoning.runtime.lapack import one_at_a_time
 
 
 @jax.tree_util.register_pytree_node_class
@@ -136,9 +138,10 @@ class FactoredMatrix:
           `U` [*batch, ldim, k], `S` [*batch, k] and `Vh` [*batch, rdim, k], where k is the smallest
           of `ldim`, `mdim` and `rdim`. The singular values are in descending order.
         """
-        left, upper = jnp.linalg.qr(self.A)
-        right, lower = jnp.linalg.qr(self.B.mT)
-        inner, values, outer = jnp.linalg.svd(_product(upper, lower.mT), full_matrices=False)
+        left, upper = one_at_a_time(jnp.linalg.qr, self.A)
+        right, lower = one_at_a_time(jnp.linalg.qr, self.B.mT)
+        thin = functools.partial(jnp.linalg.svd, full_matrices=False)
+        inner, values, outer = one_at_a_time(thin, _product(upper, lower.mT))
         return _product(left, inner), values, _product(right, outer.mT)
 
     @property
@@ -165,7 +168,8 @@ class FactoredMatrix:
         Raises:
           InputError: the matrix is not square.
         """
-        return jnp.linalg.eigvals(self.BA)
+        found: Array = one_at_a_time(jnp.linalg.eigvals, self.BA)
+        return found
 
     def norm(self) -> Float[Array, "*batch"]:
         """Return the Frobenius norm.
@@ -173,7 +177,8 @@ class FactoredMatrix:
         The norm is that of the product of two small triangular matrices. A norm that is much
         smaller than the product of the norms of the factors is therefore accurate as well.
         """
-        upper, lower = jnp.linalg.qr(self.A, mode="r"), jnp.linalg.qr(self.B.mT, mode="r")
+        triangle = functools.partial(jnp.linalg.qr, mode="r")
+        upper, lower = (one_at_a_time(triangle, factor) for factor in (self.A, self.B.mT))
         return jnp.sqrt(jnp.square(_product(upper, lower.mT)).sum((-2, -1)))
 
     def make_even(self) -> FactoredMatrix:
