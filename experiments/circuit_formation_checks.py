@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from circuit_formation_instruments import OfYears, overlap, scores_of_pairs
 from circuit_formation_pairs import pairs_of_first_group, year_difference
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -103,7 +104,10 @@ class Checks(EdgeInstrument):
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
         runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
         found = map_in_chunks(
-            functools.partial(self._scores, model, params, graph), batch, counted, at_once=_AT_ONCE
+            functools.partial(scores_of_pairs, model, params, graph, self.metrics[0], ("EAP",)),
+            batch,
+            counted,
+            at_once=_AT_ONCE,
         )
         weights = jnp.concatenate([finds[None], inputs["times"] * finds[None]])
         noise = jax.random.uniform(key, (len(weights), *found["exact"].shape[:2]))
@@ -126,22 +130,6 @@ class Checks(EdgeInstrument):
             "n_clusters": jnp.zeros(checks.size).at[inputs["cluster"]].max(checks).sum(),
         }
 
-    def _scores(
-        self, model: Transformer, params: Params, graph: EdgeGraph, batch: PairBatch
-    ) -> dict[str, Array]:
-        """Return the scores of some pairs, [edge, pos, example]."""
-        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
-
-        def metric(logits: Array) -> Array:
-            return self.metrics[0].call(logits, batch)
-
-        size = jnp.linalg.norm(runs.change, axis=-1)[:, :, graph.sender]
-        return {
-            "exact": scores.exact(model, params, graph, runs, metric),
-            "EAP": scores.eap(model, params, graph, runs, metric),
-            "magnitude": jnp.transpose(size, (2, 1, 0)) * graph.alive[..., None],
-        }
-
     def _mean_metric(self, batch: PairBatch, chosen: Bool[Array, " example"]) -> scores.Metric:
         """Return a metric whose mean over all pairs is that of the chosen pairs."""
         share = chosen / jnp.maximum(chosen.sum(), 1) * chosen.size
@@ -153,7 +141,7 @@ class Checks(EdgeInstrument):
         return metric
 
 
-class YearsChecks(Checks):
+class YearsChecks(OfYears, Checks):
     """Instrument `checks` for spans of years."""
 
     name = "checks_of_years"
@@ -161,10 +149,6 @@ class YearsChecks(Checks):
     def __init__(self) -> None:
         """Set the metric."""
         super().__init__(year_difference)
-
-    def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
-        """Return where right years are more probable than wrong years."""
-        return year_difference(batch.clean_logits, batch) > 0
 
 
 def resamples(
@@ -182,9 +166,7 @@ def resamples(
 def mean_overlap(circuits: Bool[Array, "circuit edge pos"]) -> Float[Array, ""]:
     """Return the mean Jaccard index over all pairs of circuits."""
     one, other = np.triu_indices(len(circuits), 1)
-    shared = (circuits[one] & circuits[other]).sum((-2, -1))
-    either = (circuits[one] | circuits[other]).sum((-2, -1))
-    return jnp.where(either == 0, 1.0, shared / jnp.maximum(either, 1)).mean()
+    return overlap(circuits[one], circuits[other]).mean()
 
 
 def _ranks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -112,7 +113,12 @@ class Estimates(EdgeInstrument):
         counted = self.counts(batch)
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
         found = map_in_chunks(
-            functools.partial(self._scores, model, params, graph), batch, counted, at_once=_AT_ONCE
+            functools.partial(
+                scores_of_pairs, model, params, graph, self.metrics[0], tuple(scores.ESTIMATES)
+            ),
+            batch,
+            counted,
+            at_once=_AT_ONCE,
         )
         share = counted / jnp.maximum(counted.sum(), 1)
         means = {name: jnp.where(counted, values, 0) @ share for name, values in found.items()}
@@ -130,26 +136,41 @@ class Estimates(EdgeInstrument):
         return {
             "score": jnp.stack([means[name] for name in ESTIMATORS]),
             "acdc_size": sizes,
-            "acdc_overlap": _overlap(circuits, grown.reshape(circuits.shape)),
+            "acdc_overlap": overlap(circuits, grown.reshape(circuits.shape)),
             "n_pairs": counted.sum(),
             "n_clusters": jnp.zeros(counted.size).at[inputs["cluster"]].max(counted).sum(),
         }
 
-    def _scores(
-        self, model: Transformer, params: Params, graph: EdgeGraph, batch: PairBatch
-    ) -> dict[str, Array]:
-        """Return the scores of some pairs by all estimators, [edge, pos, example]."""
-        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
 
-        def metric(logits: Array) -> Array:
-            return self.metrics[0].call(logits, batch)
+def scores_of_pairs(
+    model: Transformer,
+    params: Params,
+    graph: EdgeGraph,
+    metric: Any,
+    estimates: Sequence[str],
+    batch: PairBatch,
+) -> dict[str, Array]:
+    """Return exact scores, estimates and the null of some pairs, [edge, pos, example].
 
-        of_edges = {"exact": scores.exact, **scores.ESTIMATES}
-        size = jnp.linalg.norm(runs.change, axis=-1)[:, :, graph.sender]
-        return {
-            **{name: of(model, params, graph, runs, metric) for name, of in of_edges.items()},
-            "magnitude": jnp.transpose(size, (2, 1, 0)) * graph.alive[..., None],
-        }
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      graph: the edge graph of the model.
+      metric: the metric of an instrument of pairs.
+      estimates: keys of `scores.ESTIMATES`.
+      batch: the pairs.
+    """
+    runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+
+    def of_pairs(logits: Array) -> Array:
+        return metric.call(logits, batch)
+
+    of_edges = {"exact": scores.exact, **{name: scores.ESTIMATES[name] for name in estimates}}
+    size = jnp.linalg.norm(runs.change, axis=-1)[:, :, graph.sender]
+    return {
+        **{name: of(model, params, graph, runs, of_pairs) for name, of in of_edges.items()},
+        "magnitude": jnp.transpose(size, (2, 1, 0)) * graph.alive[..., None],
+    }
 
 
 class Routes(EdgeInstrument):
@@ -235,7 +256,7 @@ def like(graph: EdgeGraph, circuit: Bool[np.ndarray, "edge pos"]) -> Bool[np.nda
     return found
 
 
-class _OfYears:
+class OfYears:
     """Which pairs of spans of years count."""
 
     def counts(self, batch: PairBatch) -> Bool[Array, " example"]:
@@ -243,7 +264,7 @@ class _OfYears:
         return year_difference(batch.clean_logits, batch) > 0
 
 
-class YearsDiscovery(_OfYears, CircuitDiscovery):
+class YearsDiscovery(OfYears, CircuitDiscovery):
     """Instrument `circuit_discovery` for spans of years."""
 
     name = "discovery_of_years"
@@ -253,7 +274,7 @@ class YearsDiscovery(_OfYears, CircuitDiscovery):
         super().__init__(pairs_of, (year_difference,))
 
 
-class YearsEffects(_OfYears, EdgePatching):
+class YearsEffects(OfYears, EdgePatching):
     """Instrument `edge_patching` for spans of years."""
 
     name = "effects_of_years"
@@ -263,7 +284,7 @@ class YearsEffects(_OfYears, EdgePatching):
         super().__init__(pairs_of, (year_difference,))
 
 
-class YearsEstimates(_OfYears, Estimates):
+class YearsEstimates(OfYears, Estimates):
     """Instrument `estimates` for spans of years."""
 
     name = "estimates_of_years"
@@ -273,7 +294,7 @@ class YearsEstimates(_OfYears, Estimates):
         super().__init__(year_difference)
 
 
-def _overlap(
+def overlap(
     one: Bool[Array, "*batch edge pos"], other: Bool[Array, "*batch edge pos"]
 ) -> Float[Array, "*batch"]:
     """Return the Jaccard index of two circuits; 1 if both are empty."""
