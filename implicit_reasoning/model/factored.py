@@ -10,7 +10,6 @@ matrices: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Complex, Float
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.transformer import Params, Transformer
-from implicit_reasoning.runtime.lapack import one_at_a_time
+from implicit_reasoning.runtime.lapack import one_at_a_time, thin_svd, triangle
 
 
 @jax.tree_util.register_pytree_node_class
@@ -140,8 +139,7 @@ class FactoredMatrix:
         """
         left, upper = one_at_a_time(jnp.linalg.qr, self.A)
         right, lower = one_at_a_time(jnp.linalg.qr, self.B.mT)
-        thin = functools.partial(jnp.linalg.svd, full_matrices=False)
-        inner, values, outer = one_at_a_time(thin, _product(upper, lower.mT))
+        inner, values, outer = one_at_a_time(thin_svd, _product(upper, lower.mT))
         return _product(left, inner), values, _product(right, outer.mT)
 
     @property
@@ -177,7 +175,6 @@ class FactoredMatrix:
         The norm is that of the product of two small triangular matrices. A norm that is much
         smaller than the product of the norms of the factors is therefore accurate as well.
         """
-        triangle = functools.partial(jnp.linalg.qr, mode="r")
         upper, lower = (one_at_a_time(triangle, factor) for factor in (self.A, self.B.mT))
         return jnp.sqrt(jnp.square(_product(upper, lower.mT)).sum((-2, -1)))
 

@@ -7,18 +7,25 @@ wait forever. On two cores, two independent QR decompositions in one program are
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_FAULTY = re.compile(r"0\.(10\.|11\.0)").match(version("jaxlib")) is not None
 
 
 def one_at_a_time(
     decompose: Callable[[Float[Array, "m n"]], Any], matrices: Float[Array, "*batch m n"]
 ) -> Any:
-    """Decompose stacked matrices, on a CPU one after another.
+    """Decompose matrices one after another, where decomposing them at once can block.
+
+    The matrices can be stacked, by leading dimensions or by `jax.vmap`. Derivatives are those of
+    `decompose`. They contain decompositions of the whole batch.
 
     Args:
       decompose: a function of one matrix, or of stacked matrices, such as `jnp.linalg.qr`.
@@ -27,8 +34,28 @@ def one_at_a_time(
     Returns:
       What `decompose` returns for all matrices, with the leading dimensions `batch`.
     """
-    batch = matrices.shape[:-2]
-    if not batch or jax.default_backend() != "cpu":
+    if not _FAULTY or jax.default_backend() != "cpu":
         return decompose(matrices)
-    found = jax.lax.map(decompose, matrices.reshape(math.prod(batch), *matrices.shape[-2:]))
-    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), found)
+
+    @jax.custom_jvp
+    @jax.custom_batching.sequential_vmap
+    def alone(matrix: Float[Array, "m n"]) -> Any:
+        return decompose(matrix)
+
+    # A loop of `sequential_vmap` has no derivative in reverse mode, so the derivative has no loop.
+    alone.defjvp(lambda primals, tangents: jax.jvp(decompose, primals, tangents))
+    stacked = alone
+    for _ in matrices.shape[:-2]:
+        stacked = jax.vmap(stacked)
+    return stacked(matrices)
+
+
+def triangle(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch k n"]:
+    """Return the triangular factor of the QR decomposition; k is the smaller of m and n."""
+    return jnp.linalg.qr(matrix, mode="r")
+
+
+def thin_svd(matrix: Float[Array, "*batch m n"]) -> tuple[Array, Array, Array]:
+    """Return the k singular vectors and values `(U, S, Vh)`; k is the smaller of m and n."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right

@@ -27,7 +27,7 @@ from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer, unembedding_matrix
 from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.factored import FactoredMatrix, ov_matrices, qk_matrices
-from implicit_reasoning.runtime.lapack import one_at_a_time
+from implicit_reasoning.runtime.lapack import one_at_a_time, triangle
 from implicit_reasoning.worlds import Dataset
 
 KINDS = ("query", "key", "value")
@@ -190,7 +190,7 @@ def leave_one_out_z(draws: Float[Array, "draw ..."]) -> Float[Array, "draw ..."]
 
 def _reduced(matrix: FactoredMatrix) -> Float[Array, "*batch k d"]:
     """Return a small matrix with the same products of lengths: `M = (orthonormal columns) @ it`."""
-    upper = one_at_a_time(_triangle, matrix.A)
+    upper = one_at_a_time(triangle, matrix.A)
     return jnp.matmul(upper, matrix.B, precision="highest")
 
 
@@ -213,14 +213,9 @@ def _length(matrix: Float[Array, "*batch a b"]) -> Float[Array, "*batch"]:
     return jnp.sqrt(jnp.square(matrix).sum((-2, -1)))
 
 
-def _triangle(matrix: Float[Array, "a b"]) -> Float[Array, "rank b"]:
-    """Return the triangular factor of the QR decomposition."""
-    return jnp.linalg.qr(matrix, mode="r")
-
-
 def _turned(matrix: Float[Array, "*batch k d"], key: Key[Array, ""]) -> Float[Array, "*batch k d"]:
     """Turn the rows of each matrix by a random rotation, which is uniform over all rotations."""
-    lower = one_at_a_time(_triangle, matrix.mT).mT  # [*batch, k, rank]
+    lower = one_at_a_time(triangle, matrix.mT).mT  # [*batch, k, rank]
     drawn = jax.random.normal(key, matrix.mT.shape)
     directions = one_at_a_time(jnp.linalg.qr, drawn)[0][..., : lower.shape[-1]]
     return jnp.matmul(lower, directions.mT, precision="highest")

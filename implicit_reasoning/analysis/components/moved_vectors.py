@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.runtime.lapack import one_at_a_time, triangle
 
 _NAMES = ("attn.hook_pattern", "attn.hook_v", "hook_resid_mid")
 
@@ -54,7 +55,7 @@ def moved_vectors(
         pattern, v, resid = (found[f"blocks.{number}.{name}"] for name in _NAMES)
         weight = params["blocks"][str(number % model.spec.n_layers)]["attn"]["W_O"]
         # W_O = (lower triangular) @ (orthonormal rows), so these coordinates preserve lengths.
-        root = jnp.linalg.qr(weight.mT, mode="r").mT
+        root = one_at_a_time(triangle, weight.mT).mT
         written = jnp.einsum("bkhe,hef->bkhf", v, root, precision="highest")
         mass = jnp.moveaxis(pattern, 0, -1)[:, target, source]  # [head, route, row]
         vectors = mass[..., None] * jnp.transpose(written[:, source], (2, 1, 0, 3))

@@ -36,6 +36,7 @@ from implicit_reasoning.model.surgery import (
     change_point,
     logits_after_change,
 )
+from implicit_reasoning.runtime.lapack import one_at_a_time
 
 RIDGE = 1e-2
 """Number that is added to the diagonal of C, as a share of the mean of the diagonal."""
@@ -94,7 +95,7 @@ def memory(moment: Float[Array, "d_mlp d_mlp"]) -> Memory:
     Args:
       moment: the second moment with the ridge, from `second_moment`.
     """
-    return Memory(*jnp.linalg.eigh(moment))
+    return Memory(*one_at_a_time(jnp.linalg.eigh, moment))
 
 
 def exact_keys(

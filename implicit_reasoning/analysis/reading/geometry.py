@@ -41,6 +41,7 @@ from implicit_reasoning.analysis.reading.attributes import WHOSE, tail_shares, t
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
 from implicit_reasoning.figures import GREY, ORANGE, Figure
 from implicit_reasoning.model import HookContext, Params, Transformer
+from implicit_reasoning.runtime.lapack import one_at_a_time
 from implicit_reasoning.worlds import Dataset
 
 TRUTHS = ("true", "shuffled")
@@ -298,7 +299,7 @@ def _principal(products: Float[Array, "point point"]) -> Float[Array, "point axi
     The sign of an axis is arbitrary. It is chosen such that the coordinate of largest absolute
     value is positive.
     """
-    values, vectors = jnp.linalg.eigh(products)
+    values, vectors = one_at_a_time(jnp.linalg.eigh, products)
     values, vectors = values[-1:-3:-1], vectors[:, -1:-3:-1]
     furthest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(0)[None], axis=0)
     return vectors * jnp.sign(furthest) * jnp.sqrt(jnp.maximum(values, 0))[None]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from implicit_reasoning.runtime.lapack import one_at_a_time, thin_svd
+
 # Singular values below this multiple of the largest singular value are float32 rounding errors.
 _SAME = 1e-4
 
@@ -76,7 +78,7 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
     """
     there = (means.size > 0).astype(means.mean.dtype)
     centred = (means.mean - _centre(means)[None]) * there[:, None]
-    _, size, directions = jnp.linalg.svd(centred, full_matrices=False)
+    _, size, directions = one_at_a_time(thin_svd, centred)
     kept = jnp.where(size > _SAME * size[0], 1.0, 0.0)
     return (directions * kept[:, None]).T[:, :rank]
 
@@ -132,7 +134,7 @@ def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
       key: the random key.
     """
     d_model, rank = like.directions.shape
-    drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
+    drawn = one_at_a_time(jnp.linalg.qr, jax.random.normal(key, (d_model, rank)))[0]
     # There are at most d_model orthonormal directions. All further columns of `like` are 0.
     drawn = jnp.pad(drawn, ((0, 0), (0, rank - drawn.shape[1])))
     there = (jnp.abs(like.directions).max(0) > 0).astype(drawn.dtype)
@@ -195,7 +197,7 @@ def whiten(
     share = weight / weight.sum()
     mean = _product(share[None], states)[0]
     centred = (states - mean[None]) * jnp.sqrt(share)[:, None]
-    size, directions = jnp.linalg.eigh(_product(centred.T, centred))
+    size, directions = one_at_a_time(jnp.linalg.eigh, _product(centred.T, centred))
     size = (1 - shrinkage) * jnp.maximum(size, 0) + shrinkage * size.mean()
     kept = size > states.shape[1] * jnp.finfo(states.dtype).eps * size[-1]
     root = jnp.where(kept, jnp.sqrt(size), 0)
@@ -243,7 +245,7 @@ def random_directions(
     """Draw random orthonormal directions (rows) in the span of the whitened states."""
     span = _product(white.inverse, white.root)
     draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
-    return jnp.linalg.qr(draws.T)[0].T
+    return one_at_a_time(jnp.linalg.qr, draws.T)[0].T
 
 
 def erase_some(
@@ -270,7 +272,8 @@ def _row_space(
     of order 1, so values below 0.01 are rounding errors.
     """
     tall = rows.shape[0] > rows.shape[1]
-    square, directions = jnp.linalg.eigh(_product(rows.T, rows) if tall else _product(rows, rows.T))
+    products = _product(rows.T, rows) if tall else _product(rows, rows.T)
+    square, directions = one_at_a_time(jnp.linalg.eigh, products)
     kept = square > 1e-4
     if not tall:
         directions = _product(rows.T, directions) / jnp.sqrt(jnp.where(kept, square, 1))[None]
