@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from attribution_graphs_tables import KINDS, SPLIT, STAGES, Interval, interval, runs_of, used
+from attribution_graphs_tables import KINDS, SPLIT, Interval, interval, ordered, runs_of, used
 from components_figures import add_legend, save_drawings
 from reasoning_or_shortcut_arms import Arm
 
 from implicit_reasoning.dictionaries.graphs.measure import BRIDGES
 from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, VERMILION, new_drawing
 
+DRAWN = {
+    "bridge_share": "bridge share",
+    "replacement": "replacement",
+    "completeness": "completeness",
+}
 COLORS = dict(zip(KINDS, (BLUE, VERMILION, GREEN), strict=True))
 
 
@@ -27,44 +32,47 @@ def draw_all(out: Path, arms: Mapping[str, Arm]) -> None:
 def draw_bridge(arms: Mapping[str, Arm]) -> Any:
     """Draw the bridge share and the scores over the stages, by kind, with a column for each run."""
     runs = list(runs_of(arms))
-    names = {
-        "bridge_share": "bridge share",
-        "replacement": "replacement",
-        "completeness": "completeness",
-    }
-    drawing, axes = new_drawing(
-        2.4 + 3.2 * len(runs), 6.6, nrows=3, ncols=len(runs), sharex=True, sharey=True
-    )
+    drawing, axes = new_drawing(2.4 + 3.2 * len(runs), 6.6, nrows=3, ncols=len(runs), sharey=True)
     grid = np.array(axes, object).reshape(3, len(runs))
-    places = np.arange(len(STAGES))
     for column, (title, parts) in enumerate(runs):
         grid[0, column].set_title(title, fontsize=9)
-        for ax, name in zip(grid[:, column], names, strict=True):
-            for number, (kind, label) in enumerate(KINDS.items()):
-                at = {"split": SPLIT, "bridge": BRIDGES[0]}
-                curve = [interval(parts[f"graphs_{kind}"], name, stage=s, **at) for s in STAGES]
-                draw_intervals(ax, places + 0.08 * (number - 1), curve, COLORS[kind], label)
-            ax.set_ylim(-0.03, 1.03)
-        nulls = [
-            interval(
-                parts["graphs_transcoder"],
-                "bridge_share",
-                stage=stage,
-                split=SPLIT,
-                bridge=BRIDGES[1],
-            )
-            for stage in STAGES
-        ]
-        ax = grid[0, column]
-        ax.plot(places, [one.mean for one in nulls], color=GREY, linestyle=":", label="null")
-        patched = [used(parts, stage)[0] for stage in STAGES]
-        draw_intervals(ax, places, patched, BLACK, "followed answers of patching", linestyle="--")
-        grid[-1, column].set_xticks(places, STAGES, fontsize=8)
-        grid[-1, column].set_xlabel("stage of training")
-    for ax, label in zip(grid[:, 0], names.values(), strict=True):
+        stages = ordered(parts)
+        draw_nulls(grid[0, column], parts, [stage for stage, _ in stages])
+        for ax, name in zip(grid[:, column], DRAWN, strict=True):
+            draw_kinds(ax, parts, name, [stage for stage, _ in stages])
+            ticks = [f"{stage}\n{step}" for stage, step in stages]
+            ax.set_xticks(range(len(stages)), ticks, fontsize=8)
+        grid[-1, column].set_xlabel("stage and step of training")
+    for ax, label in zip(grid[:, 0], DRAWN.values(), strict=True):
         ax.set_ylabel(label)
     add_legend(drawing, grid.ravel())
     return drawing
+
+
+def draw_kinds(ax: Any, parts: Mapping[str, xr.Dataset], name: str, stages: Sequence[str]) -> None:
+    """Draw a score over the stages, with a curve for each kind of dictionary."""
+    for number, (kind, label) in enumerate(KINDS.items()):
+        at = {"split": SPLIT, "bridge": BRIDGES[0]}
+        curve = [interval(parts[f"graphs_{kind}"], name, stage=stage, **at) for stage in stages]
+        draw_intervals(ax, np.arange(len(stages)) + 0.08 * (number - 1), curve, COLORS[kind], label)
+    ax.set_ylim(-0.03, 1.03)
+
+
+def draw_nulls(ax: Any, parts: Mapping[str, xr.Dataset], stages: Sequence[str]) -> None:
+    """Draw the highest null of the bridge share of any kind, and the outcome of patching."""
+    places = np.arange(len(stages))
+    nulls = [
+        [
+            interval(parts[f"graphs_{kind}"], "bridge_share", stage=stage, split=SPLIT, bridge=b)
+            for kind in KINDS
+            for b in BRIDGES[1:]
+        ]
+        for stage in stages
+    ]
+    highest = [max((one.mean for one in found if one.mean >= 0), default=np.nan) for found in nulls]
+    ax.plot(places, highest, color=GREY, linestyle=":", marker="x", label="highest null")
+    patched = [used(parts, stage)[0] for stage in stages]
+    draw_intervals(ax, places, patched, BLACK, "followed answers of patching", linestyle="--")
 
 
 def draw_intervals(
@@ -96,6 +104,7 @@ def draw_swaps(arms: Mapping[str, Arm]) -> Any:
                     draw_intervals(ax, np.array([x]), [found], COLORS[kind], label or "_")
         controls = list(part["control"].values)
         ax.set_xticks(range(len(controls)), controls, fontsize=8)
+        ax.set_xlabel("features that are swapped")
         ax.set_ylim(-0.03, 1.03)
     flat[0].set_ylabel("share of answers that follow the swap")
     add_legend(drawing, flat)

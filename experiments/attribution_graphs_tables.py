@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,14 @@ KINDS = {
     "cross_layer": "cross-layer transcoder",
 }
 STAGES = ("untrained", "memorised", "half", "end")
+SEEDS = 3  # of the dictionaries at the last checkpoint
+SCORES = {
+    "replacement": "replacement",
+    "completeness": "completeness",
+    "n_active": "active features",
+}
+PUBLISHED = (".61", ".80", "-")
+EXPECTED = ("true", "shuffled")
 AVOIDS = 0.2
 SLOPES = 0.5, 2.0
 SPLIT = "test_ii"
@@ -35,6 +43,7 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "means over fewer than 20 bridges. Runs are cases, and support no claim about training."
     ]
     sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]] = {
+        "Runs and dictionaries": settings,
         "1. How much of the influence comes through features?": explained,
         "2. Does the graph pass through the bridge where the model does?": passing,
         "3. Does a cross-layer transcoder describe a two-hop model as a one-hop model?": one_hop,
@@ -84,39 +93,70 @@ def runs_of(arms: Mapping[str, Arm]) -> Iterator[tuple[str, dict[str, xr.Dataset
             yield f"{name}, w{world} i{init}", parts
 
 
+def ordered(parts: Mapping[str, xr.Dataset]) -> list[tuple[str, str]]:
+    """Return the stages of a run in the order of their steps, with the step; `-` if not reached."""
+    steps = {stage: float(parts["stages"]["reached"].sel(stage=stage)) for stage in STAGES}
+    found = sorted(STAGES, key=lambda stage: (np.isnan(steps[stage]), steps[stage]))
+    return [(stage, "-" if np.isnan(steps[stage]) else f"{steps[stage]:,.0f}") for stage in found]
+
+
+def settings(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of the scale and of the dictionaries of every run."""
+    columns = {
+        "scale": "scale",
+        "width": "features per layer",
+        "active": "active features per layer",
+        "dictionary_steps": "training steps",
+        "n_states": "distinct states",
+    }
+    rows = [
+        [run, *(parts["stages"][name].item() for name in columns)] for run, parts in runs_of(arms)
+    ]
+    return table(["run", *columns.values()], rows)
+
+
 def explained(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 1."""
-    rows = []
+    rows: list[list[object]] = []
     for run, parts in runs_of(arms):
         for kind, title in KINDS.items():
-            for name in ("replacement", "completeness"):
-                found = [
-                    interval(parts[f"graphs_{kind}"], name, stage=stage, split=SPLIT)
-                    for stage in STAGES
-                ]
-                rows.append([run, title, name, *found])
-    return table(["run", "dictionaries", "score", *STAGES], rows)
+            for stage, step in ordered(parts):
+                at = {"stage": stage, "split": SPLIT}
+                found = [interval(parts[f"graphs_{kind}"], name, **at) for name in SCORES]
+                count = float(parts[f"graphs_{kind}"]["replacement_n"].sel(at))
+                rows.append([run, title, stage, step, *found, f"{count:.0f}"])
+    if rows:
+        rows.append(["Ameisen et al. 2025", "cross-layer transcoder", "-", "-", *PUBLISHED, "-"])
+    columns = ("run", "dictionaries", "stage", "step", *SCORES.values(), "bridges")
+    return table(columns, rows)
 
 
 def used(parts: Mapping[str, xr.Dataset], stage: str) -> tuple[Interval, str]:
     """Return the most followed answers of patching at a stage, and whether the bridge is used."""
-    at = parts["followed"].sel(
-        stage=stage, expected="true", outcome=OUTCOMES[1], group=BRIDGE, drop=True
-    )
-    enough = at["fraction_n"] >= MIN_CLUSTERS
-    if not enough.any():
+    at = parts["followed"].sel(stage=stage, outcome=OUTCOMES[1], group=BRIDGE, drop=True)
+    own, null = (at.sel(expected=which).stack(place=["layer", "pos"]) for which in EXPECTED)
+    known = (own["fraction_n"] >= MIN_CLUSTERS).values & np.isfinite(own["fraction"].values)
+    if not known.any():
         return Interval(np.nan, np.nan, np.nan), "-"
-    places = at.where(enough).stack(place=["layer", "pos"])
-    best = places.isel(place=int(places["fraction_low"].fillna(-1).values.argmax()))
-    found = Interval(*(float(best[f"fraction{end}"]) for end in ("", "_low", "_high")))
-    return found, "uses" if found.low >= MAJORITY else "does not"
+    above = own["fraction_low"].values > null["fraction_high"].values
+    best = int(np.where(known, own["fraction_low"].values + above, -1).argmax())
+    found = Interval(*(float(own[f"fraction{end}"][best]) for end in ("", "_low", "_high")))
+    return found, "uses" if found.low >= MAJORITY and above[best] else "does not"
 
 
-def passes(own: Interval, null: Interval) -> str:
-    """Return whether a graph passes through the bridge."""
-    if not np.isfinite(own.mean):
+def passes(own: Interval, nulls: Sequence[Interval], has: Interval) -> str:
+    """Return whether a graph passes through the bridge.
+
+    Args:
+      own: the bridge share.
+      nulls: its nulls.
+      has: the share of chains with an active feature that stands for the bridge.
+    """
+    if not np.isfinite([own.mean, has.mean]).all():
         return "-"
-    if own.low >= MAJORITY and own.low > null.high:
+    if has.mean < MAJORITY:
+        return "no features"
+    if own.low >= MAJORITY and all(own.low > null.high for null in nulls):
         return "passes"
     return "avoids" if own.high <= AVOIDS else "open"
 
@@ -125,31 +165,32 @@ def passing(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of question 2."""
     rows = []
     for run, parts in runs_of(arms):
-        for stage in STAGES:
+        for stage, step in ordered(parts):
             patched, said = used(parts, stage)
             for kind, title in KINDS.items():
-                own, null = (
-                    interval(
-                        parts[f"graphs_{kind}"],
-                        "bridge_share",
-                        stage=stage,
-                        split=SPLIT,
-                        bridge=bridge,
-                    )
-                    for bridge in BRIDGES
-                )
-                path = passes(own, null)
+                part, at = parts[f"graphs_{kind}"], {"stage": stage, "split": SPLIT}
+                own, *nulls = (interval(part, "bridge_share", bridge=b, **at) for b in BRIDGES)
+                has = interval(part, "has_bridge", **at)
+                path = passes(own, nulls, has)
                 known = said != "-" and path != "-"
                 agrees = "yes" if (said == "uses") == (path == "passes") else "no"
-                cells = [f"{patched}: {said}", title, own, null, path, agrees if known else "-"]
-                rows.append([run, stage, *cells])
+                cells = [f"{patched}: {said}", title, has, own, *nulls, path]
+                rows.append([run, stage, step, *cells, agrees if known else "-"])
     return table(
         [
-            *("run", "stage", "followed answers of patching: the model", "dictionaries"),
-            *("bridge share", "null", "the graph", "agrees"),
+            *("run", "stage", "step", "followed answers of patching: the model", "dictionaries"),
+            *("chains with a feature of the bridge", "bridge share", "null: another chain's"),
+            *("null: random features", "the graph", "agrees"),
         ],
         rows,
     )
+
+
+def over_seeds(holds: Sequence[bool | None]) -> str:
+    """Return what a rule says that must hold for all seeds; None is a missing number."""
+    if any(one is None for one in holds):
+        return "-"
+    return "yes" if all(holds) else "open" if any(holds) else "no"
 
 
 def one_hop(arms: Mapping[str, Arm]) -> list[str]:
@@ -171,12 +212,11 @@ def one_hop(arms: Mapping[str, Arm]) -> list[str]:
         }
         of_use = used(parts, "end")[1]
         below = [
-            crossed.high < own.low
+            crossed.high < own.low if np.isfinite([crossed.high, own.low]).all() else None
             for crossed, own in zip(shares["cross_layer"], shares["transcoder"], strict=True)
         ]
-        said = "yes" if all(below) else "open" if any(below) else "no"
         listed = ["; ".join(map(str, shares[kind])) for kind in KINDS]
-        rows.append([run, of_use, *listed, said if of_use == "uses" else "-"])
+        rows.append([run, of_use, *listed, over_seeds(below) if of_use == "uses" else "-"])
     return table(["run", "the model", *KINDS.values(), "as one hop"], rows)
 
 
@@ -185,30 +225,34 @@ def swaps(arms: Mapping[str, Arm]) -> list[str]:
     rows = []
     for run, parts in runs_of(arms):
         for kind, title in KINDS.items():
-            part = parts[f"swaps_{kind}_seeds"]
-            for seed in part["seed"].values:
-                at = {"seed": seed, "change": "swap"}
-                shown = [
-                    interval(part, "follows", "n_clusters", **at, control=control, within="real")
-                    for control in part["control"].values
-                ]
-                slope = interval(
-                    part,
-                    "slope",
-                    "n_clusters",
-                    **at,
-                    control="own",
-                    prediction="paths",
-                    observation="real",
-                )
-                if np.isfinite(slope.mean):
-                    inside = SLOPES[0] < slope.low and slope.high < SLOPES[1]
-                    said = "yes" if inside else "no"
-                else:
-                    said = "-"
-                rows.append([run, title, int(seed), *shown, slope, said])
-    controls = ("follows", "random features", "another bridge")
-    return table(["run", "dictionaries", "seed", *controls, "slope", "predicts"], rows)
+            found = [of_swap(parts[f"swaps_{kind}_seeds"], seed) for seed in range(SEEDS)]
+            inside = [
+                SLOPES[0] < slope.low and slope.high < SLOPES[1]
+                if np.isfinite([slope.low, slope.high]).all()
+                else None
+                for *_, slope in found
+            ]
+            said = over_seeds(inside)
+            rows += [[run, title, seed, *cells, said] for seed, cells in enumerate(found)]
+    controls = ("follows", "null: random features", "null: another bridge")
+    columns = ("run", "dictionaries", "seed", "features set", *controls, "slope")
+    return table([*columns, "predicts (all seeds)"], rows)
+
+
+def of_swap(part: xr.Dataset, seed: int) -> tuple[str, Interval, Interval, Interval, Interval]:
+    """Return how many features a swap sets, who follows it and its nulls, and the slope."""
+    at = {"seed": seed, "change": "swap"}
+    follows, random, another = (
+        interval(part, "follows", "n_clusters", **at, control=control, within="real")
+        for control in part["control"].values
+    )
+    count = part["n_set"].sel(at).sel(control="own").item()
+    paths = {"control": "own", "prediction": "paths", "observation": "real"}
+    return (
+        f"{count:.1f}",
+        *(follows, random, another),
+        interval(part, "slope", "n_clusters", **at, **paths),
+    )
 
 
 def guesses(arms: Mapping[str, Arm]) -> list[str]:
@@ -219,11 +263,11 @@ def guesses(arms: Mapping[str, Arm]) -> list[str]:
             part = parts[f"guesses_{kind}_seeds"]
             for pos in part["pos"].values:
                 at = part.sel(pos=pos)
-                n = at["n_features"].sum()
+                n = float(at["n_features"].sum())
                 shares = [
-                    float((at[name] * at["n_features"]).sum() / np.maximum(n, 1))
+                    f"{float((at[name] * at['n_features']).sum()) / n:.2f}" if n else "-"
                     for name in ("named", "null", "labeled")
                 ]
-                rows.append([run, title, pos, int(n), *(f"{share:.2f}" for share in shares)])
+                rows.append([run, title, pos, int(n), *shares])
     columns = ("features, all seeds", "guessed", "null", "labeled by activity")
     return table(["run", "dictionaries", "position", *columns], rows)

@@ -2,8 +2,9 @@
 
 A feature at a position stands for the bridge b if "the feature is active" predicts "e2 is b" with
 an F1 of at least .5. The value b is chosen on one half of the first facts (e1, r1), and F1 is
-computed on the other half. Cross-layer transcoders can write the answer without features of the
-bridge, although the model computes the bridge; the bridge share shows this.
+computed on the other half. Features stand for bridges only where the prefix determines the bridge.
+Cross-layer transcoders can write the answer without features of the bridge, although the model
+computes the bridge; the bridge share shows this.
 
 Source: Lange, Dearstyne and Maher 2026 (cross-layer transcoders rewrite circuits of several hops as
 sums of one hop).
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from implicit_reasoning.dictionaries.graphs.attribution import Graph, NodeKinds
 from implicit_reasoning.dictionaries.graphs.influence import share_through, shares
@@ -54,9 +56,9 @@ def bridge_features(
     active = (acts > 0).astype(jnp.float32)
     values = jnp.asarray(np.eye(prompts.n_values, dtype=np.float32))
     one_hot, in_second = values[prompts.bridge], jnp.asarray(prompts.second)[:, None]
+    counted = jnp.asarray(prompts.distinct & prompts.known)
     first_half, second_half = (
-        f1_of_values(active, one_hot, jnp.asarray(prompts.distinct) & half)
-        for half in (~in_second, in_second)
+        f1_of_values(active, one_hot, counted & half) for half in (~in_second, in_second)
     )
     chosen = first_half.argmax(-1)
     score = jnp.take_along_axis(second_half, chosen[..., None], -1)[..., 0]
@@ -86,25 +88,55 @@ def f1_of_values(
     return jnp.where(total > 0, 2 * both / jnp.maximum(total, 1), 0.0)
 
 
-def bridge_share(
-    graph: Graph,
-    kinds: NodeKinds,
-    features: BridgeFeatures,
-    bridge: Int[Array, ""],
-    sources: Bool[Array, " pos"],
-) -> Float[Array, ""]:
-    """Return the share of influence of some embeddings that passes through features of a bridge.
+def standing_for(
+    graph: Graph, features: BridgeFeatures, bridge: Int[Array, ""]
+) -> Bool[Array, " active"]:
+    """Return which active features of a graph stand for a bridge.
 
     Args:
       graph: the graph of one prompt (a `Graph` without the batch axis).
-      kinds: the kinds of its nodes.
       features: the bridges for which features stand.
-      bridge: the bridge of the prompt, or another one as a null.
+      bridge: the bridge.
+    """
+    return graph.counts & (features.value[graph.pos, graph.layer, graph.feature] == bridge)
+
+
+def random_active(
+    key: Key[Array, ""],
+    place: Int[Array, " active"],
+    counts: Bool[Array, " active"],
+    chosen: Bool[Array, " active"],
+) -> Bool[Array, " active"]:
+    """Choose as many random active features of the same places, as a null.
+
+    Args:
+      key: the random key.
+      place: a number for the position and the layer of each feature.
+      counts: whether each feature is active; the others are padding.
+      chosen: some active features. The random features can be among them.
+    """
+    beside = (place[:, None] == place[None]) & counts[None]
+    draw = jax.random.uniform(key, place.shape)
+    rank = (beside & (draw[None] < draw[:, None])).sum(1)
+    return counts & (rank < (beside & chosen[None]).sum(1))
+
+
+def bridge_share(
+    graph: Graph,
+    kinds: NodeKinds,
+    stands: Bool[Array, " active"],
+    sources: Bool[Array, " pos"],
+) -> Float[Array, ""]:
+    """Return the share of influence of some embeddings that passes through some features.
+
+    Args:
+      graph: the graph of one prompt.
+      kinds: the kinds of its nodes.
+      stands: the features, such as those that stand for the bridge of the prompt.
       sources: whether the embedding at each position is a source, such as those of e1 and r1.
     """
-    stands = features.value[graph.pos, graph.layer, graph.feature] == bridge
     n_rest = len(kinds.weights) - len(stands)
-    through = jnp.concatenate([stands & graph.counts, jnp.zeros(n_rest, bool)])
+    through = jnp.concatenate([stands, jnp.zeros(n_rest, bool)])
     n_pos = len(sources)
     start = len(kinds.weights) - len(graph.token) - n_pos
     chosen = jnp.zeros(len(kinds.weights), bool).at[start : start + n_pos].set(sources)

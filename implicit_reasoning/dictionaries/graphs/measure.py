@@ -6,9 +6,10 @@ or the transcoders of all MLPs. All replacement models and prompts are one compi
     found = measure_graphs(run, load(run, "transcoder"))
     found.bridge_share.sel(bridge="own")
 
-For each chain, the result has the scores of the graph, the number of active features, and the
-bridge share (`bridge.py`). The null of the bridge share takes the features of the bridge of another
-chain.
+For each chain, the result has the scores of the graph, the number of active features, whether one
+of them stands for the bridge, and the bridge share (`bridge.py`). The bridge share has two nulls:
+the features of the bridge of another chain, and as many random features that are active at the same
+positions and layers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from implicit_reasoning.dictionaries.graphs.bridge import (
     BridgeFeatures,
     bridge_features,
     bridge_share,
+    random_active,
+    standing_for,
 )
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, shares
 from implicit_reasoning.dictionaries.graphs.label_prompts import LabelPrompts, any_label_prompts
@@ -42,8 +45,8 @@ from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
-BRIDGES = ("own", "another chain's")
-OUTCOMES = ("replacement", "completeness", "n_active", "bridge_share")
+BRIDGES = ("own", "another chain's", "random features")
+OUTCOMES = ("replacement", "completeness", "n_active", "has_bridge", "bridge_share")
 Measure = Callable[[Transformer, Params, Replacement, Sequence[Params]], dict[str, Array]]
 _MAX_CHAINS = 60  # of each split
 _SEED = 0
@@ -146,8 +149,9 @@ def measure_graphs(
 
     Returns:
       A dataset with the dimension `group` (replacement models, with the coordinates `step`,
-      `sparsity` and `seed`) and the dimension `split`. Means have intervals that are clustered by
-      bridge, as `<name>_low` and `<name>_high`, and the number of bridges that count as `<name>_n`.
+      `sparsity` and `seed`) and the dimension `split`. `has_bridge` is the share of chains with an
+      active feature that stands for the bridge. Means have intervals that are clustered by bridge,
+      as `<name>_low` and `<name>_high`, and the number of bridges that count as `<name>_n`.
 
     Raises:
       InputError: the set has no transcoders of all MLPs.
@@ -232,7 +236,8 @@ def _outcomes(
     features = bridge_features(acts, labels)
     graphs = attribute(*arguments, chains.tokens, max_features=max_features)
     judge = partial(_judged, features, jnp.asarray(chains.sources), replacement.n_layers)
-    return jax.vmap(judge)(graphs, jnp.asarray(chains.bridge), jnp.asarray(chains.other))
+    keys = jax.random.split(jax.random.key(_SEED), len(chains.bridge))
+    return jax.vmap(judge)(graphs, jnp.asarray(chains.bridge), jnp.asarray(chains.other), keys)
 
 
 def _judged(
@@ -242,18 +247,22 @@ def _judged(
     graph: Graph,
     bridge: Array,
     other: Array,
+    key: Array,
 ) -> dict[str, Array]:
     """Return the outcomes of one graph."""
     kinds = node_kinds(graph, len(sources), n_layers)
     normalized = shares(graph.adjacency)
     flow = influence(normalized, kinds.weights)
     scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
-    own, null = (bridge_share(graph, kinds, features, one, sources) for one in (bridge, other))
+    own, another = (standing_for(graph, features, one) for one in (bridge, other))
+    place = graph.pos * n_layers + graph.layer
+    chosen = own, another, random_active(key, place, graph.counts, own)
     return {
         "replacement": scores.replacement,
         "completeness": scores.completeness,
         "n_active": graph.n_active.astype(jnp.float32),
-        "bridge_share": jnp.stack([own, null]),
+        "has_bridge": own.any().astype(jnp.float32),
+        "bridge_share": jnp.stack([bridge_share(graph, kinds, one, sources) for one in chosen]),
     }
 
 

@@ -19,7 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.analysis.subject import Subject, stack_trees
 from implicit_reasoning.dictionaries.graphs.attribution import Graph, attribute, node_kinds
-from implicit_reasoning.dictionaries.graphs.bridge import bridge_features, bridge_share
+from implicit_reasoning.dictionaries.graphs.bridge import (
+    bridge_features,
+    bridge_share,
+    standing_for,
+)
 from implicit_reasoning.dictionaries.graphs.connections import de_embeddings, reading_vectors
 from implicit_reasoning.dictionaries.graphs.influence import (
     EDGES,
@@ -250,7 +254,9 @@ def _program(
         flow = influence(normalized, kinds.weights)
         sources = jnp.asarray(chains.sources)
         ends = [
-            bridge_share(graph, kinds, bridges, jnp.asarray(bridge[0]), sources)
+            bridge_share(
+                graph, kinds, standing_for(graph, bridges, jnp.asarray(bridge[0])), sources
+            )
             for bridge in (chains.bridge, chains.other)
         ]
         place = graph.pos, graph.layer, graph.feature

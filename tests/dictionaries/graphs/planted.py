@@ -49,7 +49,8 @@ def labeled(bridge, second, distinct=None, n_values=5):
     rows = np.arange(len(bridge))
     everywhere = np.ones((len(bridge), 2), bool)
     distinct = everywhere if distinct is None else distinct
-    return LabelPrompts(rows, np.zeros((len(bridge), 2), int), bridge, second, distinct, n_values)
+    tokens, known = np.zeros((len(bridge), 2), int), np.ones(2, bool)
+    return LabelPrompts(rows, tokens, bridge, second, known, distinct, n_values)
 
 
 def named(kind, name):

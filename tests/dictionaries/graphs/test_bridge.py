@@ -1,5 +1,6 @@
 """Features of a bridge are found on held-out facts, and the bridge share is that of a set."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from implicit_reasoning.dictionaries.activations import ReLU
 from implicit_reasoning.dictionaries.architectures import CrossLayer
 from implicit_reasoning.dictionaries.defaults import get_config
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.graphs.bridge import bridge_features
+from implicit_reasoning.dictionaries.graphs.bridge import bridge_features, random_active
+from implicit_reasoning.dictionaries.graphs.label_prompts import second_half
 from implicit_reasoning.dictionaries.graphs.measure import measure_graphs, replacement_groups
 from implicit_reasoning.dictionaries.replacement import mlp_sites
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
@@ -33,6 +35,43 @@ def test_features_of_a_bridge_are_found_and_others_are_not():
     # F1 of a feature that is always active is that of a constant prediction.
     share = (bridge[second] == int(np.bincount(bridge[~second]).argmax())).mean()
     np.testing.assert_allclose(found.f1[0, 0, 3], 2 * share / (1 + share), rtol=1e-5)
+
+
+def test_no_feature_stands_for_a_bridge_that_the_prefix_does_not_determine():
+    bridge = np.arange(200) % 5
+    prompts = labeled(bridge, np.arange(200) % 2 == 1)
+    acts = jnp.asarray(np.tile((bridge == 3)[:, None, None, None], (1, 2, 1, 1)), jnp.float32)
+    assert bridge_features(acts, prompts).value.ravel().tolist() == [3, 3]
+    late = prompts._replace(known=np.array([False, True]))
+    assert bridge_features(acts, late).value.ravel().tolist() == [-1, 3]
+
+
+def test_both_halves_have_every_bridge_equally_often():
+    random = np.random.default_rng(0)
+    of_fact = random.integers(0, 6, 50)  # the bridge of each fact
+    facts = random.integers(0, 50, 400)
+    second = second_half(facts, of_fact[facts])
+    halves = [{fact for fact in facts[second == half]} for half in (False, True)]
+    assert not halves[0] & halves[1]
+    first, last = (np.bincount(of_fact[list(half)], minlength=6) for half in halves)
+    assert set(first - last) <= {0, 1} and last.sum() > 20
+
+
+def test_random_features_are_active_at_the_same_places_and_differ_by_key():
+    """The null of the bridge share has as many features at every position and layer."""
+    random = np.random.default_rng(1)
+    place = random.integers(0, 6, 60)
+    counts = random.random(60) < 0.8
+    chosen = counts & (random.random(60) < 0.3)
+    arguments = map(jnp.asarray, (place, counts, chosen))
+    keys = jax.random.split(jax.random.key(0), 200)
+    draws = np.asarray(jax.vmap(random_active, (0, None, None, None))(keys, *arguments))
+    assert not draws[:, ~counts].any()
+    for number in range(6):
+        here = place == number
+        assert (draws[:, here].sum(1) == chosen[here].sum()).all()
+        share = chosen[here].sum() / counts[here].sum()
+        np.testing.assert_allclose(draws[:, here & counts].mean(0), share, atol=0.15)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.dictionaries.architectures import Autoencoder, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.graphs.attribution import node_kinds
-from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share
+from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share, standing_for
 from implicit_reasoning.dictionaries.graphs.feature_circuits import (
     FeatureCircuits,
     FeatureNodes,
@@ -311,7 +311,8 @@ def test_the_bridge_share_of_one_hot_autoencoders_is_that_of_the_mechanism():
 
         def shared(graph, bridge):
             kinds = node_kinds(graph, 3, len(sites))
-            return bridge_share(graph, kinds, features, bridge, jnp.array([True, False, True]))
+            stands = standing_for(graph, features, bridge)
+            return bridge_share(graph, kinds, stands, jnp.array([True, False, True]))
 
         shares = [jax.vmap(shared)(graphs, jnp.asarray(b)) for b in (e2, (e2 + 1) % 6)]
         return circuits.clean.error, shares

@@ -9,7 +9,7 @@ from implicit_reasoning.analysis.truth.known import knowledge, scored_world, sma
 from implicit_reasoning.analysis.variables.counterfactuals import rows_to_fit
 from implicit_reasoning.dictionaries.graphs.ablations import measure_ablations
 from implicit_reasoning.dictionaries.graphs.attribution import attribute, node_kinds
-from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share
+from implicit_reasoning.dictionaries.graphs.bridge import BridgeFeatures, bridge_share, standing_for
 from implicit_reasoning.dictionaries.graphs.influence import graph_scores, influence, shares
 from implicit_reasoning.dictionaries.graphs.interventions import OBSERVED, PREDICTED
 from implicit_reasoning.dictionaries.graphs.measure import measure_graphs
@@ -52,7 +52,8 @@ def test_the_bridge_share_of_one_hot_transcoders_is_that_of_the_mechanism(mechan
             flow = influence(normalized, kinds.weights)
             scores = graph_scores(normalized, flow, kinds.weights, kinds.error, kinds.token)
             sources = jnp.array([True, True, False])
-            return scores, bridge_share(graph, kinds, features, bridge, sources)
+            stands = standing_for(graph, features, bridge)
+            return scores, bridge_share(graph, kinds, stands, sources)
 
         bridges = jnp.asarray(dataset.truth["e2"][rows])
         error = local_run(*arguments).error
@@ -87,6 +88,7 @@ def test_a_cross_layer_transcoder_that_skips_the_bridge_is_caught(relay, sets, k
     assert (found.n_active == {"neurons": 3, "skipping": 1}[kind]).all()
     np.testing.assert_allclose(found.bridge_share.sel(bridge="own"), expected, atol=1e-5)
     np.testing.assert_allclose(found.bridge_share.sel(bridge="another chain's"), 0, atol=1e-5)
+    assert (found.has_bridge == expected).all()
     assert (found.bridge_share_n == 6).all()
 
 
