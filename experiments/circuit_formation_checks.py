@@ -88,7 +88,13 @@ class Checks(EdgeInstrument):
         labels = {"order": ORDERS, "removed": REMOVED}
         half = half_of_clusters(made.clusters, np.ones(len(made.clusters), bool))["finds"]
         cluster = np.unique(made.clusters, return_inverse=True)[1]
-        inputs = {"finds": half, "cluster": cluster, "times": resamples(cluster, half)}
+        inputs = {
+            "finds": half,
+            "finding_rows": np.flatnonzero(half),
+            "checking_rows": np.flatnonzero(~half),
+            "cluster": cluster,
+            "times": resamples(cluster, half),
+        }
         return dataclasses.replace(
             made, inputs=made.inputs | inputs, coords={**made.coords, **labels}
         )
@@ -100,9 +106,12 @@ class Checks(EdgeInstrument):
         batch = batch_of(model, params, inputs)
         counted = self.counts(batch)
         finds, checks = (counted & half for half in (inputs["finds"], ~inputs["finds"]))
-        of_finding, of_checking = (self._mean_metric(batch, half) for half in (finds, checks))
         graph = EdgeGraph(model.spec, batch.clean.shape[1])
-        runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
+        # Each half runs its own pairs only, which saves half of the time.
+        (finding, of_finding), (runs, of_checking) = (
+            self._half(model, params, batch, counted, inputs[rows])
+            for rows in ("finding_rows", "checking_rows")
+        )
         found = map_in_chunks(
             functools.partial(scores_of_pairs, model, params, graph, self.metrics[0], ("EAP",)),
             batch,
@@ -112,7 +121,7 @@ class Checks(EdgeInstrument):
         weights = jnp.concatenate([finds[None], inputs["times"] * finds[None]])
         noise = jax.random.uniform(key, (len(weights), *found["exact"].shape[:2]))
         ranks = jnp.stack([_ranks(graph, found, weights, name, noise) for name in ORDERS])
-        size = _faithful_size(model, params, graph, runs, of_finding, ranks[0, 0])
+        size = _faithful_size(model, params, graph, finding, of_finding, ranks[0, 0])
         circuits = ranks < size
 
         none_and_all = np.stack([np.zeros_like(graph.alive), graph.alive])
@@ -130,15 +139,22 @@ class Checks(EdgeInstrument):
             "n_clusters": jnp.zeros(checks.size).at[inputs["cluster"]].max(checks).sum(),
         }
 
-    def _mean_metric(self, batch: PairBatch, chosen: Bool[Array, " example"]) -> scores.Metric:
-        """Return a metric whose mean over all pairs is that of the chosen pairs."""
-        share = chosen / jnp.maximum(chosen.sum(), 1) * chosen.size
+    def _half(
+        self,
+        model: Transformer,
+        params: Params,
+        batch: PairBatch,
+        counted: Bool[Array, " example"],
+        rows: Int[Array, " row"],
+    ) -> tuple[scores.Runs, scores.Metric]:
+        """Return the two runs of some pairs, and a metric with the mean of those that count."""
+        half, counts = jax.tree.map(lambda leaf: leaf[rows], (batch, counted))
+        share = counts / jnp.maximum(counts.sum(), 1) * counts.size
 
         def metric(logits: Array) -> Array:
-            values = self.metrics[0].call(logits, batch)
-            return jnp.where(chosen, values, 0) * share
+            return jnp.where(counts, self.metrics[0].call(logits, half), 0) * share
 
-        return metric
+        return scores.two_runs(model, params, half.clean, half.corrupt), metric
 
 
 class YearsChecks(OfYears, Checks):
@@ -194,7 +210,7 @@ def _faithful_size(
 
     The size is nan if the metrics of the clean and the corrupt run do not differ.
     """
-    sizes = jnp.asarray(curve_points(int(graph.alive.sum())).sizes)
+    sizes = jnp.asarray(np.unique([0, *curve_points(int(graph.alive.sum())).sizes]))
     circuits = selection.nested_circuits(ranks, sizes)
     curve = circuit_metrics(model, params, graph, runs, metric, circuits).mean(1)
     faithful = (curve - curve[0]) / _known_gap(curve[-1] - curve[0]) >= LEVEL

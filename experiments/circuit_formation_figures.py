@@ -76,8 +76,9 @@ def panels(arms: Mapping[str, Arm]) -> tuple[Any, list[Any]]:
 
 
 def finish(drawing: Any, axes: list[Any], label: str) -> Any:
-    """Set the label of the vertical axis and the legend."""
-    axes[0].set_ylabel(label)
+    """Set the label of the vertical axis of each row, and the legend."""
+    for ax in axes[::5]:
+        ax.set_ylabel(label)
     add_legend(drawing, axes)
     return drawing
 
@@ -101,7 +102,7 @@ def draw_faithfulness(arms: Mapping[str, Arm]) -> Any:
         ax.set_xlim(0, 1)
         ax.set_ylim(-0.2, 1.3)
         ax.axhline(1, color=GREY, linewidth=0.6)
-        ax.set_xlabel("share of edges (log)")
+        ax.set_xlabel("share of edges (linear below .01, then log)", fontsize=8)
     return finish(drawing, axes, "faithfulness")
 
 
@@ -116,6 +117,9 @@ def draw_routes(arms: Mapping[str, Arm]) -> Any:
         faithful = known(part, "faithfulness").isel(group=0).clip(-0.2, 1.3)
         for name, color in zip(part["route"].values, (BLUE, VERMILION), strict=True):
             draw_runs(ax, faithful.sel(route=name, cut="own"), color, str(name))
+        null = faithful.sel(route=str(part["route"].values[0]), cut="random edges").mean("run")
+        label = "through r1, null: random edges"
+        ax.plot(null["step"], null, "--", color=BLACK, linewidth=1, label=label)
         draw_accuracy(ax, arm)
         step_axis(ax, int(arm.parts["training"]["evaluation"][-1]))
         ax.set_xlim(left=10)
@@ -140,7 +144,10 @@ def draw_estimates(arms: Mapping[str, Arm]) -> Any:
             with np.errstate(invalid="ignore"):
                 mean = np.nanmean(values, 1)
             style = "--" if estimator == "magnitude" else "-"
-            ax.plot(at, mean, style, color=color, label=estimator)
+            label = "magnitude (null)" if estimator == "magnitude" else estimator
+            ax.plot(at, mean, style, marker="o", markersize=4, color=color, label=label)
         ax.set_xticks(range(len(STAGES) - 1), STAGES[1:])
+        ax.set_xlim(-0.4, len(STAGES) - 1.6)
+        ax.set_xlabel("stage")
         ax.set_ylim(-0.3, 1.02)
     return finish(drawing, axes, "rank correlation with exact scores")

@@ -1,8 +1,8 @@
 """The instruments of `circuit_formation.py`.
 
-`Discovery` and `Effects` are the built-in instruments with the pairs of the study. `Estimates`
-compares estimates of edge scores and ACDC with exact scores. `Routes` runs the circuits through and
-around the first relation.
+`Discovery` is the built-in instrument with the pairs of the study. `Estimates` compares estimates
+of edge scores and ACDC with exact scores. `Routes` runs the circuits through and around the first
+relation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from circuit_formation_pairs import pairs_of, pairs_of_first_group, year_difference
+from circuit_formation_pairs import COLD, pairs_of, pairs_of_first_group, year_difference
 from jaxtyping import Array, Bool, Float, Key
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
 from implicit_reasoning.analysis.circuits import scores, selection
 from implicit_reasoning.analysis.circuits.acdc import acdc, visiting_orders
-from implicit_reasoning.analysis.circuits.circuit_discovery import CircuitDiscovery
+from implicit_reasoning.analysis.circuits.circuit_discovery import (
+    CircuitDiscovery,
+    half_of_clusters,
+)
 from implicit_reasoning.analysis.circuits.edge_instrument import EdgeInstrument
-from implicit_reasoning.analysis.circuits.edge_patching import EdgePatching
 from implicit_reasoning.analysis.circuits.routes import around, through
 from implicit_reasoning.analysis.instrument import Examples, NotApplicable
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
@@ -44,29 +46,33 @@ ROUTES = ("through r1", "around r1")
 CUTS = ("own", "random edges")
 """The edges of the corrupt run: those of the definition of a route, or as many random ones."""
 
+DRAWS = 5
+"""Draws of random edges, over which the null of a route is averaged."""
+
 _R1 = 1  # the position of r1
 _AT_ONCE = 32
 _MIN_GAP = 1e-4  # faithfulness is not computed if the metrics of the two runs differ by less
 
 
 class Discovery(CircuitDiscovery):
-    """Instrument `circuit_discovery` with the pairs of the study."""
+    """Instrument `circuit_discovery` with the pairs of the study.
+
+    The clusters that find circuits are none of those of cold facts, which are few.
+    """
 
     name = "discovery"
 
-    def __init__(self) -> None:
-        """Set the function that makes the pairs."""
-        super().__init__(pairs_of)
+    def __init__(self, metric: Any = "logit_difference") -> None:
+        """Set the function that makes the pairs, and the metric."""
+        super().__init__(pairs_of, (metric,))
 
-
-class Effects(EdgePatching):
-    """Instrument `edge_patching` with the pairs of the study."""
-
-    name = "effects"
-
-    def __init__(self) -> None:
-        """Set the function that makes the pairs, and one metric."""
-        super().__init__(pairs_of, ("logit_difference",))
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Make the prompt pairs, and choose those on which circuits are found."""
+        made = super().examples(model, dataset)
+        cold = made.groups.index(COLD) if COLD in made.groups else -1
+        of_cold = np.isin(made.clusters, made.clusters[made.group == cold])
+        finds = half_of_clusters(made.clusters, (made.group == 0) & ~of_cold)
+        return dataclasses.replace(made, inputs=made.inputs | finds)
 
 
 class Estimates(EdgeInstrument):
@@ -186,8 +192,8 @@ class Routes(EdgeInstrument):
         "so is what heads of late blocks read at e1. faithfulness: (metric of the circuit - metric "
         "of the corrupt run) / (metric of the clean run - metric of the corrupt run); the "
         "denominator is its mean over the pairs of the group that count. kept: share of answers "
-        "that are still correct. Null: as many random edges are those of the corrupt run (one "
-        "draw)."
+        "that are still correct. Null: as many random edges, of those whose sender differs between "
+        "the runs, are those of the corrupt run; mean over five draws."
     )
     outputs: ClassVar = {
         "faithfulness": ("route", "cut", "example"),
@@ -229,7 +235,7 @@ class Routes(EdgeInstrument):
         runs = scores.two_runs(model, params, batch.clean, batch.corrupt)
 
         own = [through(graph, _R1), around(graph, _R1)]  # the order of `ROUTES`
-        circuits = np.stack([np.stack([circuit, like(graph, circuit)]) for circuit in own])
+        circuits = np.stack([[one, *(like(graph, one, n) for n in range(DRAWS))] for one in own])
 
         def run(live: Array) -> dict[str, Array]:
             logits = forward_edges(model, params, batch.clean, graph, live, runs.other)[0][:, 0]
@@ -240,17 +246,26 @@ class Routes(EdgeInstrument):
             }
 
         live = jnp.asarray(circuits, jnp.float32).reshape(-1, *circuits.shape[2:])
-        found = {
-            name: values.reshape(*circuits.shape[:2], -1)
-            for name, values in jax.lax.map(run, live).items()
-        }
-        return found | {"measured": counted & wide}
+        found = {"measured": counted & wide}
+        for name, values in jax.lax.map(run, live).items():
+            of_route = values.astype(jnp.float32).reshape(*circuits.shape[:2], -1)
+            null = of_route[:, 1:].mean(1, keepdims=True)
+            found[name] = jnp.concatenate([of_route[:, :1], null], axis=1)
+        return found
 
 
-def like(graph: EdgeGraph, circuit: Bool[np.ndarray, "edge pos"]) -> Bool[np.ndarray, "edge pos"]:
-    """Return a circuit without as many random edges as another circuit lacks."""
-    alive = np.flatnonzero(graph.alive)
-    cut = np.random.default_rng(0).permutation(alive)[: int((graph.alive & ~circuit).sum())]
+def like(
+    graph: EdgeGraph, circuit: Bool[np.ndarray, "edge pos"], draw: int
+) -> Bool[np.ndarray, "edge pos"]:
+    """Return a circuit without as many random edges as another circuit lacks.
+
+    The prompts of a pair differ at position 0 only. The input at other positions is the same in
+    both runs, so its edges are not among the random ones.
+    """
+    same = (graph.sender == 0)[:, None] & (np.arange(graph.n_pos) > 0)
+    changing = np.flatnonzero(graph.alive & ~same)
+    n_cut = int((graph.alive & ~circuit).sum())
+    cut = np.random.default_rng(draw).permutation(changing)[:n_cut]
     found = np.array(graph.alive)
     found.ravel()[cut] = False
     return found
@@ -264,24 +279,14 @@ class OfYears:
         return year_difference(batch.clean_logits, batch) > 0
 
 
-class YearsDiscovery(OfYears, CircuitDiscovery):
-    """Instrument `circuit_discovery` for spans of years."""
+class YearsDiscovery(OfYears, Discovery):
+    """Instrument `discovery` for spans of years."""
 
     name = "discovery_of_years"
 
     def __init__(self) -> None:
-        """Set the function that makes the pairs, and the metric."""
-        super().__init__(pairs_of, (year_difference,))
-
-
-class YearsEffects(OfYears, EdgePatching):
-    """Instrument `edge_patching` for spans of years."""
-
-    name = "effects_of_years"
-
-    def __init__(self) -> None:
-        """Set the function that makes the pairs, and the metric."""
-        super().__init__(pairs_of, (year_difference,))
+        """Set the metric."""
+        super().__init__(year_difference)
 
 
 class YearsEstimates(OfYears, Estimates):

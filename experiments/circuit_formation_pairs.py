@@ -17,6 +17,9 @@ _MAX_PAIRS = 150  # of each group
 _GROUPS = ("train_ii", "test_ii", "test_c0", "test_oi")
 """The splits of chains that are asked, if the task has them. Circuits are found on the first."""
 
+COLD = "test_c0"
+"""The split of chains whose first fact is cold and has no evidence in training chains."""
+
 _EARLIEST = 1
 """The start year of corrupt prompts, as in Hanna et al. 2023: no year is wrong because of it."""
 
@@ -90,8 +93,15 @@ def _repeated(dataset: Dataset) -> PromptPairs:
 
 
 def _names(dataset: Dataset) -> PromptPairs:
-    """Repeat the other name, so that the answer is the name that was repeated before."""
-    rows, group = _rows(dataset, np.ones(len(dataset.split), bool))
+    """Repeat the other name, so that the answer is the name that was repeated before.
+
+    Circuits have edges at positions, so the names stand at the same positions in all prompts: at
+    the positions that most training prompts have.
+    """
+    places = ("source_position", "repeated_position", "duplicate_position")
+    table = np.stack([dataset.truth[name] for name in places], axis=1)
+    found, count = np.unique(table[dataset.split == 0], axis=0, return_counts=True)
+    rows, group = _rows(dataset, (table == found[count.argmax()]).all(1))
     truth = {name: values[rows] for name, values in dataset.truth.items()}
     clean = np.asarray(dataset.tokens[rows][:, : truth["position"].max() + 1])
     corrupt = clean.copy()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from components_rules import Rule, at_stage, half_time, known, measured_steps, over, rule
+from components_rules import Rule, at_stage, half_time, known, over, rule
 from reasoning_or_shortcut_arms import FEWEST, MOST, Arm
 from scipy.stats import spearmanr
 
@@ -16,7 +17,7 @@ from implicit_reasoning.statistics import Interval
 
 LEVEL = 0.9
 SPARSE = 0.25
-FORMED, SUDDEN_FACTOR = 0.8, 1.5
+FORMED, SUDDEN_FACTOR, RISES = 0.8, 1.5, 0.1
 THERE, GONE = 0.5, 0.2
 SAME = -0.1
 OTHER = -0.3
@@ -35,8 +36,12 @@ def sizes(arm: Arm, stage: str, order: str = EXACT) -> np.ndarray:
 
 
 def all_edges(arm: Arm) -> float:
-    """Return the number of edges and positions that can matter."""
-    return float(arm.parts["discovery"]["size"].values.max())
+    """Return the number of edges and positions whose sender differs between the prompts.
+
+    It is the largest number of any run at the end.
+    """
+    change = at_stage(arm, "estimates", "end")["score"].sel(estimator="magnitude")
+    return float((change > 0).sum(("edge", "pos")).max())
 
 
 def sparse(arm: Arm) -> Rule:
@@ -66,7 +71,8 @@ def route(arm: Arm, name: str, stage: str, group: int = 0, cut: str = "own") -> 
 def formation(arm: Arm) -> Formation:
     """Ask question 2 of the runs of an arm.
 
-    Whether a route forms suddenly is missing if the interval in which it rises is too long.
+    Whether a route forms suddenly is missing if the interval in which it rises is too long. A route
+    that is not there at the end forms neither with the answers nor suddenly.
     """
     times: dict[str, list[float]] = {"route": [], "answers": []}
     sudden = []
@@ -74,21 +80,32 @@ def formation(arm: Arm) -> Formation:
     accuracy = arm.parts["training"]["accuracy"].sel(split="test_ii")
     at = {"route": "through r1", "group": group, "cut": "own"}
     for number in range(len(arm.worlds)):
-        steps, through = measured_steps(arm, "routes", "faithfulness", number, at)
+        steps, through = measured_steps(arm, "routes", number, at)
         times["route"].append(half_time(steps, through) if len(steps) else np.nan)
         curve = accuracy.isel(run=number).dropna("evaluation")
-        times["answers"].append(half_time(curve["evaluation"].values, curve.values))
+        rises = curve.values[-1] - curve.values[0] > RISES
+        steps_of = curve["evaluation"].values
+        times["answers"].append(half_time(steps_of, curve.values) if rises else np.nan)
         sudden.append(rises_suddenly(steps, through))
     route_times, answers = np.array(times["route"]), np.array(times["answers"])
     ratio = route_times / answers
     end = route(arm, "through", "end")["faithfulness_low"].values
+    there = np.nan_to_num(end, nan=-1) >= FORMED
     return Formation(
-        rule(np.nan_to_num(end, nan=-1) >= FORMED),
-        rule((ratio >= 0.5) & (ratio <= 2)),
-        rule(np.array(sudden)),
+        rule(there),
+        rule(there & (ratio >= 0.5) & (ratio <= 2)),
+        rule(np.where(there, sudden, 0.0)),
         route_times,
         answers,
     )
+
+
+def measured_steps(
+    arm: Arm, node: str, number: int, at: Mapping[str, object]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps at which the faithfulness of a run is known, and its values."""
+    curve = known(arm.parts[node], "faithfulness").isel(run=number).sel(at).dropna("step")
+    return curve["step"].values, curve.values
 
 
 def rises_suddenly(steps: np.ndarray, values: np.ndarray) -> float:
@@ -183,39 +200,57 @@ def acdc_overlap(arm: Arm, stage: str) -> np.ndarray:
     return np.asarray(counted.mean(("tau", "order")).values, float)
 
 
-def same_over_time(arm: Arm, steps: slice) -> np.ndarray:
-    """Return the Jaccard index of the circuits of two measured checkpoints, by run.
+def same_over_time(arm: Arm, number: int, steps: slice, size: float | None = None) -> Overlap:
+    """Compare the circuits of two measured checkpoints of a run.
 
     Args:
       arm: the arm.
-      steps: the measured checkpoints, of which the first and the last one are compared. Both
-        circuits have the size of the first one, or a quarter of all edges if that is missing.
+      number: the run.
+      steps: the measured checkpoints, of which the first and the last one are compared.
+      size: the size of both circuits; default: the size of the circuit of the first checkpoint, or
+        a quarter of all edges if that is missing.
     """
-    part = arm.parts["discovery"]
-    found = []
-    for number in range(len(arm.worlds)):
-        run = part.isel(run=number, group=0)
-        there = np.isfinite(run["rank"].values.reshape(run.sizes["step"], -1)).any(1)
-        run = run.isel(step=np.flatnonzero(there)[steps]).sel(order=EXACT)
-        curve = run["faithfulness"].isel(step=0).values[:-1]
+    run = arm.parts["discovery"].isel(run=number, group=0).sel(order=EXACT)
+    there = np.isfinite(run["rank"].values.reshape(run.sizes["step"], -1)).any(1)
+    run = run.isel(step=np.flatnonzero(there)[steps])
+    if size is None:
+        curve = known(run, "faithfulness").isel(step=0).values[:-1]
         ok = np.flatnonzero(curve >= LEVEL)
-        size = run["size"].values[ok[0]] if len(ok) else SPARSE * all_edges(arm)
-        first, last = (run["rank"].isel(step=place).values < size for place in (0, -1))
-        found.append(float(jaccard(first, last)))
-    return np.array(found)
+        size = float(run["size"].values[ok[0]]) if len(ok) else SPARSE * all_edges(arm)
+    first, last = (run["rank"].isel(step=place).values < size for place in (0, -1))
+    return Overlap(float(jaccard(first, last)), size)
+
+
+class Overlap(NamedTuple):
+    """The Jaccard index of two circuits, and their size."""
+
+    index: float
+    size: float
 
 
 def fine_tuning(taught: Arm, before: Arm) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return the indices and references of question 6, by run, and its answer."""
-    index = same_over_time(taught, slice(None))
+    """Return the indices and references of question 6, by run, and its answer.
+
+    The reference of a run whose run before was not measured is nan.
+    """
     pairs = list(zip(before.worlds.tolist(), before.inits.tolist(), strict=True))
-    rows = [pairs.index(pair) for pair in zip(taught.worlds, taught.inits, strict=True)]
-    reference = same_over_time(before, slice(-2, None))[rows]
+    found = []
+    for number, pair in enumerate(zip(taught.worlds.tolist(), taught.inits.tolist(), strict=True)):
+        own, reference = same_over_time(taught, number, slice(None)), np.nan
+        if pair in pairs:
+            at = pairs.index(pair)
+            reference = same_over_time(before, at, slice(-2, None), own.size).index
+        found.append((own.index, reference))
+    index, reference = np.array(found, float).T
     difference = index - reference
-    if len(difference) < MOST + FEWEST:
-        return index, reference, f"too few runs ({len(difference)})"
-    found: Interval = over(difference, taught)
-    said = "enhances it" if found.low > SAME else "another one" if found.high < OTHER else "open"
+    if np.isfinite(difference).sum() < MOST + FEWEST:
+        return index, reference, f"too few runs ({int(np.isfinite(difference).sum())})"
+    over_runs: Interval = over(difference, taught)
+    said = "open"
+    if over_runs.low > SAME:
+        said = "enhances it"
+    elif over_runs.high < OTHER:
+        said = "another one"
     return index, reference, said
 
 
@@ -230,10 +265,12 @@ class Checked(NamedTuple):
 def checked(arm: Arm, name: str, order: str = "exact") -> np.ndarray:
     """Return a number of `checks` at the end, by run.
 
-    It is nan if fewer than 20 clusters count, or if it was not measured for circuits of the order.
+    It is nan if fewer than 20 clusters count, if it was not measured for circuits of the order, or
+    if there is no faithful circuit but that of all edges that can matter.
     """
     part = at_stage(arm, "checks", "end")
-    values = part[name].where(part["n_clusters"] >= MIN_CLUSTERS)
+    usable = (part["n_clusters"] >= MIN_CLUSTERS) & (part["size"] < all_edges(arm))
+    values = part[name].where(usable)
     for dim in {"order", "removed"} & set(values.dims):
         values = values.reindex({dim: [order]}).squeeze(dim)
     return np.asarray(values.values, float)

@@ -23,9 +23,9 @@ from circuit_formation_rules import (
     sizes,
     sparse,
 )
-from components_rules import STAGES, enough, known, over, reliability
+from components_rules import STAGES, at_stage, enough, over, reliability
 from components_tables import steps_of, table, write_answers
-from reasoning_or_shortcut_arms import Arm, number, over_worlds
+from reasoning_or_shortcut_arms import FEWEST, MOST, Arm, number, over_worlds
 
 from implicit_reasoning.analysis.circuits.scores import ESTIMATES
 
@@ -122,6 +122,7 @@ def routes(arms: Mapping[str, Arm]) -> list[str]:
         rows.append(
             [
                 name,
+                over_worlds(arm.accuracy("test_ii", "memorised"), arm.worlds),
                 *(
                     over_worlds(route(arm, "around", stage)["faithfulness"].values, arm.worlds)
                     for stage in ("memorised", "end")
@@ -134,7 +135,8 @@ def routes(arms: Mapping[str, Arm]) -> list[str]:
         )
     return table(
         [
-            *("arm", "around r1 at `memorised`", "around r1 at the end", "bypassed", "remains"),
+            *("arm", "accuracy on test_ii at `memorised`", "around r1 at `memorised`"),
+            *("around r1 at the end", "bypassed", "remains"),
             *("log of size at the end / at `memorised`", "size"),
         ],
         rows,
@@ -169,8 +171,9 @@ def estimates(arms: Mapping[str, Arm]) -> list[str]:
         overlaps = []
         for stage in STAGES[1:]:
             values = acdc_overlap(arm, stage)
-            agrees = over(values, arm).low > ACDC_AGREES
-            judged = f": {'agrees' if agrees else 'open'}" if enough(arm) else ""
+            said = "agrees" if over(values, arm).low > ACDC_AGREES else "open"
+            known_runs = np.isfinite(values).sum() >= MOST + FEWEST
+            judged = f": {said}" if name in CLAIMS and known_runs else ""
             overlaps.append(over_worlds(values, arm.worlds) + judged)
         rows.append([name, "ACDC (Jaccard index)", *overlaps])
     return table(["arm", "estimate", *STAGES[1:]], rows)
@@ -207,21 +210,63 @@ def checking(arms: Mapping[str, Arm]) -> list[str]:
 
 
 def runs_table(arms: Mapping[str, Arm]) -> str:
-    """Return a table with every run, with intervals and numbers of clusters."""
+    """Return a table with the numbers of every run at the end."""
     rows = []
     for name, arm in with_node(arms, "discovery").items():
-        size = sizes(arm, "end")
-        curve = known(arm.parts["discovery"], "n_states").isel(group=0)
+        columns = run_columns(arm)
         for place, (world, init) in enumerate(zip(arm.worlds, arm.inits, strict=True)):
-            shown = []
-            for way in ("through", "around"):
-                if "routes" not in arm.parts:
-                    shown.append("-")
-                    continue
-                at = route(arm, way, "end").isel(run=place)
-                mean, low, high = (float(at[f"faithfulness{end}"]) for end in ("", "_low", "_high"))
-                shown.append(f"{number(mean)} [{number(low)}, {number(high)}]")
-            clusters = np.nanmax(curve.isel(run=place).values)
-            rows.append([name, world, init, f"{size[place]:.0f}", *shown, f"{clusters:.0f}"])
-    columns = ("arm", "world", "init", "size at the end", "through r1", "around r1", "clusters")
-    return "\n".join(table(columns, rows)) + "\n"
+            rows.append([name, int(world), int(init), *(of[place] for of in columns.values())])
+    names = list(run_columns(next(iter(arms.values())))) if rows else []
+    text = [
+        "The numbers of every run at the end. Square brackets have 95% intervals clustered by "
+        "bridge (or answer), and `-` is missing, also for means over fewer than 20 clusters. "
+        "`kept` is the share of right answers that the circuit keeps. The correlations are those "
+        "of question 5. `clusters` are those of the pairs that measure the circuit."
+    ]
+    return "\n".join([*text, "", *table(["arm", "world", "init", *names], rows)]) + "\n"
+
+
+def run_columns(arm: Arm) -> dict[str, list[str]]:
+    """Return columns of the table of runs: a text for every run, by title."""
+    size, runs = sizes(arm, "end"), range(len(arm.worlds))
+    part = at_stage(arm, "discovery", "end").isel(group=0, drop=True).sel(order=EXACT)
+    kept = [part.isel(run=n).sel(size=size[n]) if size[n] > 0 else None for n in runs]
+    missing = np.full(len(arm.worlds), np.nan)
+    found = formation(arm) if "routes" in arm.parts else None
+    routes_of = {
+        "through r1": ("through", "own"),
+        "null of through": ("through", "random edges"),
+        "around r1": ("around", "own"),
+    }
+    times = {
+        "half-time of the route": found.half_times if found else missing,
+        "half-time of test_ii": found.answers if found else missing,
+    }
+    checks_of = ("incompleteness", "needed", "stability")
+    return {
+        "size": [whole(value) for value in size],
+        "kept": ["-" if one is None else number(float(one["kept"])) for one in kept],
+        **{
+            title: [interval_of(arm, n, way, cut) if found else "-" for n in runs]
+            for title, (way, cut) in routes_of.items()
+        },
+        **{title: [whole(value) for value in values] for title, values in times.items()},
+        **{
+            f"correlation of {one}": [number(value) for value in agreement(arm, "end", one)]
+            for one in (*ESTIMATES, "magnitude")
+        },
+        **{one: [number(value) for value in checked(arm, one)] for one in checks_of},
+        "clusters": [whole(float(part["faithfulness_n"].isel(run=n).max())) for n in runs],
+    }
+
+
+def interval_of(arm: Arm, run: int, way: str, cut: str) -> str:
+    """Return the faithfulness of a route of a run at the end, with its interval."""
+    at = route(arm, way, "end", cut=cut).isel(run=run)
+    mean, low, high = (number(float(at[f"faithfulness{end}"])) for end in ("", "_low", "_high"))
+    return mean if mean == "-" else f"{mean} [{low}, {high}]"
+
+
+def whole(value: float) -> str:
+    """Format a whole number; `-` for nan."""
+    return "-" if np.isnan(value) else f"{value:,.0f}"

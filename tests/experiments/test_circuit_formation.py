@@ -7,6 +7,7 @@ import xarray as xr
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.analysis.truth.known import planted_model, scored_world
 from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.model.graph import EdgeGraph
 from implicit_reasoning.runs.results import current_instrument
 from implicit_reasoning.worlds import build
 from tests.experiments.scripts import load
@@ -41,6 +42,14 @@ def routes_of(through, around, width=0.05):
     names = {"route": ["through r1", "around r1"], "cut": ["own"], "group": ["train_ii"]}
     coords = {"step": STEPS, **names}
     return xr.Dataset(arrays, coords)
+
+
+def estimates_of(n_edges=100):
+    """Return results of `estimates` in which so many edges have a sender that differs."""
+    change = np.zeros((8, 4, 1, 110, 2))
+    change[..., :n_edges, 0] = 1
+    dims = ("run", "step", "estimator", "edge", "pos")
+    return xr.Dataset({"score": (dims, change)}, {"step": STEPS, "estimator": ["magnitude"]})
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,7 @@ def test_the_overlap_is_the_mean_over_pairs():
 def test_a_circuit_is_complete_minimal_and_stable_by_its_numbers():
     part = xr.Dataset(
         {
+            "size": (("run", "step"), np.full((8, 4), 40.0)),
             "incompleteness": (("run", "step", "order"), np.full((8, 4, 1), 0.05)),
             "needed": (("run", "step", "removed"), np.full((8, 4, 1), 0.8)),
             "stability": (("run", "step", "order"), np.full((8, 4, 1), 0.9)),
@@ -120,11 +130,15 @@ def test_a_circuit_is_complete_minimal_and_stable_by_its_numbers():
         },
         {"step": STEPS, "order": ["exact"], "removed": ["exact"]},
     )
-    assert np.isnan(rules.checked(arm(checks=part), "needed", "EAP")).all()
-    said = rules.checks(arm(checks=part))
+    estimates = estimates_of()
+    assert np.isnan(rules.checked(arm(checks=part, estimates=estimates), "needed", "EAP")).all()
+    said = rules.checks(arm(checks=part, estimates=estimates))
     assert [one.answer for one in said] == ["yes", "no", "yes"]
-    few = rules.checks(arm(checks=part.assign(n_clusters=part.n_clusters - 1)))
-    assert [one.answer for one in few] == ["no", "no", "no"]
+    few = part.assign(n_clusters=part.n_clusters - 1)
+    whole = part.assign(size=part["size"] + 60)  # a circuit of all edges that can matter
+    for missing in (few, whole):
+        said = rules.checks(arm(checks=missing, estimates=estimates))
+        assert [one.answer for one in said] == ["no", "no", "no"]
 
 
 def test_no_part_has_the_old_name_of_an_instrument():
@@ -152,13 +166,64 @@ def test_a_route_is_bypassed_or_remains():
         {"step": STEPS, "order": [rules.EXACT], "size": [0, 10, 40, 100], "group": ["train_ii"]},
     )
     for one, bypassed, remains in ((away, "yes", "no"), (stays, "no", "yes")):
-        one.parts["discovery"] = size
+        one.parts["discovery"], one.parts["estimates"] = size, estimates_of()
         found = rules.memorizing(one)
         assert (found.bypassed.answer, found.remains.answer) == (bypassed, remains)
         assert found.size == "shrinks"
         np.testing.assert_allclose(found.log_ratio, np.log(10 / 40))
     assert rules.sparse(away).answer == "yes"
     assert np.isnan(rules.sizes(away, "untrained")).all()
+
+
+def test_only_a_route_that_is_there_forms_with_the_answers():
+    """A noisy curve near 0 has a half-time, too."""
+    curve = np.array([0, 0.1, 0.9, 1.0])
+    steps = [0, 100, 140, 200]
+    dims = ("run", "evaluation", "split")
+    accuracy = np.broadcast_to(curve[None, :, None], (8, 4, 1))
+    coords = {"evaluation": steps, "split": ["test_ii"]}
+    training = xr.Dataset({"accuracy": (dims, accuracy)}, coords)
+    for height, answers in ((1, "yes"), (0.02, "no")):
+        routes = routes_of(height * curve, 0 * curve).assign_coords(step=steps)
+        found = rules.formation(arm(routes=routes, training=training))
+        said = (found.there.answer, found.with_answers.answer, found.suddenly.answer)
+        assert said == (answers,) * 3
+        np.testing.assert_allclose(found.half_times, found.answers)
+    few = routes.assign(n_states=routes.n_states - 11)
+    assert np.isnan(rules.formation(arm(routes=few, training=training)).half_times).all()
+
+
+def test_random_cuts_differ_by_draw_and_cut_what_can_have_an_effect():
+    graph = EdgeGraph(known_spec(), 3)
+    own = instruments.through(graph, 1)
+    draws = [instruments.like(graph, own, draw) for draw in range(2)]
+    assert (draws[0] != draws[1]).any()
+    for one in draws:
+        assert (graph.alive & ~one).sum() == (graph.alive & ~own).sum()
+        assert not (graph.alive & ~one)[graph.sender == 0, 1:].any()
+
+
+def known_spec():
+    return planted_model("composer", scored_world(0), ("train_ii",)).subject.model.spec
+
+
+def test_a_taught_run_without_a_run_before_has_no_reference():
+    dims = ("run", "step", "order", "size", "group")
+    faithful = np.broadcast_to(np.array([0, 1.0, 1])[:, None], (8, 4, 1, 3, 1))
+    rank = np.broadcast_to(np.arange(110.0)[:, None], (8, 4, 1, 110, 1))
+    part = xr.Dataset(
+        {
+            "faithfulness": (dims, faithful),
+            "rank": (("run", "step", "order", "edge", "pos"), rank),
+            "n_states": (("run", "step", "group"), np.full((8, 4, 1), 30.0)),
+        },
+        {"step": STEPS, "order": [rules.EXACT], "size": [0, 10, 100], "group": ["train_ii"]},
+    )
+    taught = arm(discovery=part, estimates=estimates_of())
+    index, reference, said = rules.fine_tuning(taught, arm(7, discovery=part))
+    np.testing.assert_array_equal(index, np.ones(8))
+    np.testing.assert_array_equal(reference, [1] * 7 + [np.nan])
+    assert said == "too few runs (7)"
 
 
 def test_a_rise_between_distant_checkpoints_says_nothing_about_its_speed():

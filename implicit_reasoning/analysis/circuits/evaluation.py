@@ -183,8 +183,11 @@ def minimality(
 
         return jax.lax.map(of_set, sets).max()
 
-    effect = jax.lax.map(of_edge, (edge, pos))
-    return Minimality(edge, pos, jnp.where(edge >= 0, effect, jnp.nan))
+    def of_row(cell: tuple[Array, Array]) -> Array:
+        """Return the effect of an edge; nan for rows beyond the circuit, which run nothing."""
+        return jax.lax.cond(cell[0] >= 0, of_edge, lambda _: jnp.array(jnp.nan), cell)
+
+    return Minimality(edge, pos, jax.lax.map(of_row, (edge, pos)))
 
 
 def scorable(
