@@ -164,7 +164,10 @@ STUDIES: Mapping[str, Sequence[Need]] = {
         Need("desk", _CONTROLLED, crossed(1, 1)),
     ),
     "feature_birth": (Need("pocket", _CONTROLLED, crossed(3, 1)),),
-    "attribution_graphs": (Need("desk", ("composition", *_GRAPHS), paired(1)),),
+    "attribution_graphs": (
+        Need("desk", ("composition", *_GRAPHS), paired(1)),
+        Need("pocket", ("composition", *_GRAPHS), paired(1)),
+    ),
     "transcoders_vs_saes": (Need("desk", ("composition",), paired(1)),),
     "reasoning_or_shortcut": (
         Need("pocket", _REASONING, crossed(4, 2)),
