@@ -121,6 +121,18 @@ def rises_suddenly(steps: np.ndarray, values: np.ndarray) -> float:
     return np.nan if rises.any() or len(values) < 2 else 0.0
 
 
+def answered(arm: Arm, stage: str) -> np.ndarray:
+    """Return the accuracy on test_ii of every run at the last evaluation up to a stage."""
+    accuracy = arm.parts["training"]["accuracy"].sel(split="test_ii")
+    steps = arm.parts["stages"]["reached"].sel(stage=stage).values
+    found = []
+    for number, step in enumerate(steps):
+        curve = accuracy.isel(run=number).dropna("evaluation")
+        before = curve.where(curve["evaluation"] <= step, drop=True)
+        found.append(float(before[-1]) if len(before) else np.nan)
+    return np.array(found)
+
+
 class Memorizing(NamedTuple):
     """Rules and numbers of question 3."""
 

@@ -12,6 +12,7 @@ from circuit_formation_rules import (
     acdc_overlap,
     agreement,
     all_edges,
+    answered,
     checked,
     checks,
     cold_facts,
@@ -122,7 +123,7 @@ def routes(arms: Mapping[str, Arm]) -> list[str]:
         rows.append(
             [
                 name,
-                over_worlds(arm.accuracy("test_ii", "memorised"), arm.worlds),
+                over_worlds(answered(arm, "memorised"), arm.worlds),
                 *(
                     over_worlds(route(arm, "around", stage)["faithfulness"].values, arm.worlds)
                     for stage in ("memorised", "end")

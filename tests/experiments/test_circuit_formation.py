@@ -189,6 +189,7 @@ def test_only_a_route_that_is_there_forms_with_the_answers():
         said = (found.there.answer, found.with_answers.answer, found.suddenly.answer)
         assert said == (answers,) * 3
         np.testing.assert_allclose(found.half_times, found.answers)
+    np.testing.assert_allclose(rules.answered(arm(training=training), "half"), 0.9)  # at step 140
     few = routes.assign(n_states=routes.n_states - 11)
     assert np.isnan(rules.formation(arm(routes=few, training=training)).half_times).all()
 
