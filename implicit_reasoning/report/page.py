@@ -123,6 +123,7 @@ def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
             for result in sorted(files.analysis.glob("*.nc"))
         },
         **{page: "what an edit changes" for page in sorted(files.edits.glob("*.html"))},
+        **{page: "attribution graphs of a query" for page in sorted(files.graphs.glob("*.html"))},
     }
     root = files.workdir
     return {

@@ -81,6 +81,11 @@ class Layout:
         return self.workdir / "edits"
 
     @property
+    def graphs(self) -> Path:
+        """The folder of the pages of attribution graphs of single queries."""
+        return self.workdir / "graphs"
+
+    @property
     def report(self) -> Path:
         """The file of the HTML report."""
         return self.workdir / "report" / "index.html"

@@ -1,12 +1,13 @@
 """The page of attribution graphs: one query, with a slider over checkpoints.
 
     found = query_graphs(run, load(run, "transcoder"), row)
-    write_page("graphs.html", make_page(found), kind=KIND)
+    save_page(run.files, found)                                # graphs/<query>.html of the run
+    write_page("graphs.html", make_page(found), kind=KIND)     # or a file anywhere
 
-The page is one HTML file that loads nothing. A reader moves the slider, looks at nodes with the
-mouse or the keyboard, pins cards of nodes, and joins the features of a supernode into one node. The
-page has the same graph as tables. Without scripts, it shows the scores of all checkpoints and the
-nodes of the last one.
+The report of the run lists the pages in its directory. A page is one HTML file that loads nothing.
+A reader moves the slider, looks at nodes with the mouse or the keyboard, pins cards of nodes, and
+joins the features of a supernode into one node. The page has the same graph as tables. Without
+scripts, it shows the scores of all checkpoints and the nodes of the last one.
 
 layout.py   gives every node one place for all checkpoints
 graph.html  is the template, graph.js the script and graph.css the style
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,7 +38,8 @@ from implicit_reasoning.dictionaries.graphs.layout import (
 )
 from implicit_reasoning.dictionaries.graphs.query import Query, QueryGraphs, StepGraph
 from implicit_reasoning.figures import Page
-from implicit_reasoning.pages import json_for_script, make_environment, read_source
+from implicit_reasoning.pages import json_for_script, make_environment, read_source, write_page
+from implicit_reasoning.runs import Layout as RunLayout
 
 KIND = "attribution graphs"
 """What kind of page it is, for `pages.write_page`."""
@@ -73,6 +76,24 @@ def make_page(found: QueryGraphs) -> Page:
     style = read_source(_TEMPLATES, "graph.css")
     name = "attribution_graph_" + "_".join(map(str, query.tokens))
     return Page(name, "Which features lead to the answer?", _lead(query, found), body, style)
+
+
+def save_page(files: RunLayout, found: QueryGraphs) -> Path:
+    """Write the page of the graphs of one query into the directory of a run.
+
+    A page of the same query is replaced.
+
+    Args:
+      files: the files of the run, `run.files`.
+      found: the graphs at all checkpoints, as from `query_graphs`.
+
+    Returns:
+      The file of the page. The report of the run lists it.
+    """
+    page = make_page(found)
+    path = files.graphs / f"{page.name}.html"
+    write_page(path, page, KIND)
+    return path
 
 
 def _lead(query: Query, found: QueryGraphs) -> str:

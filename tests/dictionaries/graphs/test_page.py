@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.dictionaries.graphs.layout import Node, Row, place_nodes
-from implicit_reasoning.dictionaries.graphs.page import KIND, make_page
+from implicit_reasoning.dictionaries.graphs.page import KIND, make_page, save_page
 from implicit_reasoning.pages import complete_page, write_page
+from implicit_reasoning.report.page import _links
+from implicit_reasoning.runs import Layout
 from tests.dictionaries.graphs.hand_made import LOGITS, NAMES, QUERY, hand_made
 
 SEVEN = Node("feature", 0, 1, 7)
@@ -24,6 +26,16 @@ def page():
 def data_of(page):
     text = page.body.partition('<script type="application/json" id="graph-data">')[2]
     return json.loads(text.partition("</script>")[0])
+
+
+def test_a_page_in_the_directory_of_a_run_is_listed_in_its_report(tmp_path, page):
+    files = Layout(tmp_path)
+    saved = save_page(files, hand_made())
+    assert saved == tmp_path / "graphs" / f"{page.name}.html"
+    assert _links(files, []) == {f"graphs/{saved.name}": "attribution graphs of a query"}
+    written = saved.read_bytes()
+    save_page(files, hand_made())
+    assert saved.read_bytes() == written and len(list(saved.parent.iterdir())) == 1
 
 
 def test_its_edges_are_those_of_the_arrays(page):
