@@ -17,6 +17,8 @@ from tqdm import tqdm
 from implicit_reasoning.__main__ import main as command_line
 from implicit_reasoning.runtime.machine import available_cores, pin_to_cores
 
+FOLDER = Path(__file__).resolve().parent
+
 Command = Callable[[Sequence[str]], None]
 """Runs a command of the package, `["train", "--config=...", ...]`, and waits for it."""
 
@@ -82,13 +84,16 @@ def _run_here(arguments: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], compiled: Path, children: list[subprocess.Popen[str]]) -> None:
-    cache = {
+    # Instruments of a study import other modules of this folder.
+    modules = os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")]))
+    settings = {
+        "PYTHONPATH": modules,
         "JAX_COMPILATION_CACHE_DIR": str(compiled.absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     child = subprocess.Popen(
         command,
-        env={**os.environ, **cache},
+        env={**os.environ, **settings},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

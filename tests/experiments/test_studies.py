@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,10 @@ def test_studies_train_in_processes_of_their_own(tmp_path):
 def test_a_command_that_fails_in_this_process_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="train ended with 2"):
         load("apart").run_apart({"one": lambda command: command(["train"])}, 0, tmp_path)
+
+
+def test_processes_of_a_study_find_the_modules_of_its_instruments(tmp_path, monkeypatch):
+    """An instrument is loaded by its path, and can import other modules of `experiments/`."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    load("apart")._run([sys.executable, "-c", "import arms"], tmp_path, [])
