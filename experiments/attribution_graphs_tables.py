@@ -124,7 +124,9 @@ def explained(arms: Mapping[str, Arm]) -> list[str]:
                 at = {"stage": stage, "split": SPLIT}
                 found = [interval(parts[f"graphs_{kind}"], name, **at) for name in SCORES]
                 count = float(parts[f"graphs_{kind}"]["replacement_n"].sel(at))
-                rows.append([run, title, stage, step, *found, f"{count:.0f}"])
+                rows.append(
+                    [run, title, stage, step, *found, "-" if np.isnan(count) else int(count)]
+                )
     if rows:
         rows.append(["Ameisen et al. 2025", "cross-layer transcoder", "-", "-", *PUBLISHED, "-"])
     columns = ("run", "dictionaries", "stage", "step", *SCORES.values(), "bridges")

@@ -146,6 +146,7 @@ def test_a_command_that_fails_in_this_process_is_an_error(tmp_path):
 
 def test_processes_of_a_study_find_the_modules_of_its_instruments(tmp_path, monkeypatch):
     """An instrument is loaded by its path, and can import other modules of `experiments/`."""
+    apart = load("apart")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.chdir(tmp_path)
-    load("apart")._run([sys.executable, "-c", "import arms"], tmp_path, [])
+    apart._run([sys.executable, "-c", "import arms"], tmp_path, [])
