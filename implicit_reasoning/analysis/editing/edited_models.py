@@ -127,17 +127,49 @@ def answer_logits(
       whole: whether the last block is computed at all positions. Edits of the last block that
         depend on the position need it.
     """
+    tokens = with_bridge(model, params, tokens, edits, whole=whole)
+    return _logits_at(model, params, tokens, position, edits, whole)
 
-    def ask(tokens: Array, position: Array) -> Array:
-        if not whole:
-            return forward_at(model, params, tokens, position[:, None], edits=edits)[0][:, 0]
-        logits = model.forward(params, tokens, edits=edits)[0]
-        return jnp.take_along_axis(logits, position[:, None, None], axis=1)[:, 0]
 
-    if has_thought(tokens):
-        bridge = ask(tokens, jnp.full(len(tokens), len(POSITIONS) - 1)).argmax(-1)
-        tokens = jnp.asarray(tokens).at[:, len(POSITIONS)].set(bridge.astype(tokens.dtype))
-    return ask(tokens, position)
+def with_bridge(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "prompt pos"],
+    edits: Edits | None = None,
+    *,
+    whole: bool = False,
+) -> Int[Array, "prompt pos"]:
+    """Return prompts with the bridge that the model outputs in the place of a chain of thought.
+
+    Prompts without such a place are returned unchanged.
+
+    Args:
+      model: the model.
+      params: the parameters of the model that outputs the bridge.
+      tokens: the prompts.
+      edits: edits of activations.
+      whole: as in `answer_logits`.
+    """
+    if not has_thought(tokens):
+        return tokens
+    position = jnp.full(len(tokens), len(POSITIONS) - 1)
+    bridge = _logits_at(model, params, tokens, position, edits, whole).argmax(-1)
+    return jnp.asarray(tokens).at[:, len(POSITIONS)].set(bridge.astype(tokens.dtype))
+
+
+def _logits_at(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "prompt pos"],
+    position: Int[Array, " prompt"],
+    edits: Edits | None,
+    whole: bool,
+) -> Float[Array, "prompt d_vocab"]:
+    """Return the logits at one position of each prompt."""
+    if not whole:
+        return forward_at(model, params, tokens, position[:, None], edits=edits)[0][:, 0]
+    logits = model.forward(params, tokens, edits=edits)[0]
+    return jnp.take_along_axis(logits, position[:, None, None], axis=1)[:, 0]
 
 
 def has_thought(tokens: Int[Array | np.ndarray, "*prompt pos"]) -> bool:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from implicit_reasoning.analysis.editing.edited_models import with_bridge
 from implicit_reasoning.analysis.editing.scores import Case
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.surgery import LowRankChange, change_edits, changed_depths
@@ -40,6 +41,9 @@ def read_strength(
 ) -> Float[Array, "edit prompt"]:
     """Return the read strength of each edit where each prompt uses the edited fact.
 
+    With a chain of thought, the prompts contain the bridge that the model outputs without any edit.
+    A chain reads the fact of its second hop at this token.
+
     Args:
       model: the model.
       params: the parameters without any edit.
@@ -54,7 +58,8 @@ def read_strength(
 
     def one(item: tuple[Case, Array]) -> Array:
         case, keys = item
-        found = model.forward(params, case.tokens, sites=sites)[1]
+        tokens = with_bridge(model, params, case.tokens)
+        found = model.forward(params, tokens, sites=sites)[1]
         acts = jnp.stack([found[site] for site in sites])
         place = jnp.where(case.place < 0, case.position, case.place)
         here = jnp.take_along_axis(acts, place[None, :, None, None], axis=2)[:, :, 0]
