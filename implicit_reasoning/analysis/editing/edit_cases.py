@@ -22,6 +22,7 @@ and II, relation specificity); Zhong et al. 2023, "MQuAKE".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from jaxtyping import Bool, Int
 from implicit_reasoning.analysis.facts import GROUPS
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import ROLES, Dataset, World, enumerate_chains
 from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
@@ -39,7 +41,9 @@ KINDS = ("fact", "first hop", "second hop", "same entity", "same relation")
 """Kinds of consequences."""
 
 POSITIONS = ("e1", "r1", "r2")
-_EDITED_ROLES = ("I", "O", "C")
+EDITED_ROLES = ("I", "O", "C")
+"""The roles of facts that are edited by default."""
+
 _KIND = 6  # column of `kind` in the rows of `_consequences_of`; the next column is `place`
 MOST = 12
 """Maximum number of consequences of one kind, except for the fact itself."""
@@ -137,26 +141,34 @@ def has_thought(dataset: Dataset) -> bool:
     return "thought" in dataset.truth
 
 
-def choose_edits(dataset: Dataset, count: int, seed: int = 0) -> FactEdits:
-    """Choose facts of every role, and a new tail for each of them.
+def choose_edits(
+    dataset: Dataset, count: int, seed: int = 0, roles: Sequence[str] = EDITED_ROLES
+) -> FactEdits:
+    """Choose facts of some roles, and a new tail for each of them.
 
     Every edit has at least one first-hop consequence: an r2 with which training chains can use a
     fact of the old tail and a fact of the new tail, and the two facts lead to different answers.
 
     Args:
       dataset: a dataset of a chain task.
-      count: maximum number of edits. The roles `I`, `O` and `C` get equal numbers. If the world has
-        too few facts of a role, the other roles get more.
+      count: maximum number of edits. The roles get equal numbers. If the world has too few facts of
+        a role, the other roles get more.
       seed: the seed of the choice.
+      roles: the roles of the facts, from `EDITED_ROLES`.
 
     Raises:
+      InputError: there is no role, or facts of a role cannot be edited.
       NotApplicable: no fact of the dataset can be edited; see `need_editable`.
     """
+    if not roles or not set(roles) <= set(EDITED_ROLES):
+        raise InputError(
+            f"roles is {tuple(roles)}; give one or more of the roles {', '.join(EDITED_ROLES)}"
+        )
     world, random = need_editable(dataset), np.random.default_rng(seed)
-    of_role = {r: np.flatnonzero(world.facts.role == ROLES.index(r)) for r in _EDITED_ROLES}
+    of_role = {r: np.flatnonzero(world.facts.role == ROLES.index(r)) for r in roles}
     # Roles with few facts choose first, so that the other roles get what is left.
-    order = sorted(_EDITED_ROLES, key=lambda letter: len(of_role[letter]))
-    chosen: dict[str, list[tuple[int, int]]] = {letter: [] for letter in _EDITED_ROLES}
+    order = sorted(of_role, key=lambda letter: len(of_role[letter]))
+    chosen: dict[str, list[tuple[int, int]]] = {letter: [] for letter in of_role}
     for number, letter in enumerate(order):
         most = (count - sum(map(len, chosen.values()))) // (len(order) - number)
         for fact in random.permutation(of_role[letter]).tolist():
@@ -164,7 +176,7 @@ def choose_edits(dataset: Dataset, count: int, seed: int = 0) -> FactEdits:
                 break
             new = _new_tail(world, fact, random)
             chosen[letter] += [(fact, new)] * (new >= 0)
-    there = [letter for letter in _EDITED_ROLES if chosen[letter]]
+    there = [letter for letter in EDITED_ROLES if chosen.get(letter)]
     if not there:
         raise NotApplicable("no fact of this dataset can be edited: no new tail has consequences")
     fact, new_tails = np.concatenate([chosen[letter] for letter in there]).T

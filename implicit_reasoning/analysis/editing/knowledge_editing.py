@@ -15,7 +15,7 @@ Sources: Meng et al. 2022 (ROME); Zhong et al. 2023 (MQuAKE); Cohen et al. 2023 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from implicit_reasoning.analysis.claims import (
 )
 from implicit_reasoning.analysis.editing.batched import edit_together
 from implicit_reasoning.analysis.editing.edit_cases import (
+    EDITED_ROLES,
     KINDS,
     MOST,
     POSITIONS,
@@ -72,7 +73,11 @@ _CHAINS = 2048  # maximum number of training chains whose keys are in the second
 
 
 class KnowledgeEditing(Instrument):
-    """Instrument that edits facts and scores all consequences against the edited world."""
+    """Instrument that edits facts and scores all consequences against the edited world.
+
+    Attributes:
+      roles: the roles of the facts that are edited. A subclass can edit facts of fewer roles.
+    """
 
     name = "knowledge_editing"
     definition = (
@@ -99,6 +104,7 @@ class KnowledgeEditing(Instrument):
     given = {"share": "counted"}
     nulls = {"no edit": {"editor": NO_EDIT}, "random rank-one change": {"editor": RANDOM}}
     default = False
+    roles: ClassVar[Sequence[str]] = EDITED_ROLES
 
     def __init__(
         self,
@@ -173,7 +179,7 @@ class KnowledgeEditing(Instrument):
         """
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         changed_depths(model, self.layer)
-        edits = choose_edits(dataset, self.edits, self.seed)
+        edits = choose_edits(dataset, self.edits, self.seed, self.roles)
         if ORACLE in self.editors and has_thought(dataset):
             raise NotApplicable(
                 f"the editor {ORACLE!r} teaches answers of one entity, but answers of this task "

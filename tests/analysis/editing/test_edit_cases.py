@@ -12,6 +12,7 @@ from implicit_reasoning.analysis.editing.edit_cases import (
     other_prompts,
     training_chains,
 )
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import ROLES
 from tests.analysis import tiny_states
 from tests.analysis.planted_subject import dataset
@@ -44,6 +45,20 @@ def test_edits_have_new_tails_and_are_of_all_roles(chosen):
     ).all()
     assert (choose_edits(data, 40, seed=1).new == edits.new).all()
     assert (choose_edits(data, 40, seed=2).fact != edits.fact).any()
+
+
+def test_edits_of_one_role_use_facts_of_this_role_only():
+    """Instruments that compare chains of both hops need facts that training chains use."""
+    data = dataset()
+    for letter, group in (("I", "id"), ("O", "ood")):
+        edits = choose_edits(data, 11, roles=(letter,))
+        assert edits.groups == (group,) and len(edits.fact) == 11 and not edits.group.any()
+        assert (data.world.facts.role[edits.fact] == ROLES.index(letter)).all()
+    mixed = choose_edits(data, 20, roles=("O", "I"))  # the order does not matter
+    np.testing.assert_array_equal(mixed.fact, choose_edits(data, 20, roles=("I", "O")).fact)
+    assert mixed.groups == ("id", "ood")
+    with pytest.raises(InputError, match="one or more of the roles I, O, C"):
+        choose_edits(data, 20, roles=("I", "E"))
 
 
 def test_answers_are_those_of_the_edited_table(chosen):
