@@ -48,7 +48,7 @@ _KIND = 6  # column of `kind` in the rows of `_consequences_of`; the next column
 MOST = 12
 """Maximum number of consequences of one kind, except for the fact itself."""
 
-_ROUNDED = 8
+_ROUNDED = 16
 """The number of prompts is padded to a multiple of this number.
 
 Worlds with similar numbers of prompts then share one compiled program.
@@ -216,7 +216,7 @@ def consequences(dataset: Dataset, edits: FactEdits, seed: int = 0) -> Consequen
         _consequences_of(world, int(fact), int(new), set(edits.fact.tolist()), random, last)
         for fact, new in zip(edits.fact, edits.new, strict=True)
     ]
-    width = -(-max(map(len, parts)) // _ROUNDED) * _ROUNDED
+    width = rounded(max(map(len, parts)))
     table = np.zeros((len(parts), width, len(parts[0][0])), np.int32)
     table[..., _KIND : _KIND + 2] = NONE
     for number, part in enumerate(parts):
@@ -224,6 +224,11 @@ def consequences(dataset: Dataset, edits: FactEdits, seed: int = 0) -> Consequen
     position, before, after, kind, place, shared = np.moveaxis(table[..., 3:], -1, 0)
     tokens = np.pad(table[..., :3], ((0, 0), (0, 0), (0, last - 2)))
     return Consequences(tokens, position, before, after, kind, place, shared.astype(bool))
+
+
+def rounded(count: int) -> int:
+    """Return a number of prompts with padding, so that similar worlds share one program."""
+    return -(-count // _ROUNDED) * _ROUNDED
 
 
 def other_prompts(dataset: Dataset, edits: FactEdits, count: int, seed: int = 0) -> Others:

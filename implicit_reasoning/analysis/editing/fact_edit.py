@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.analysis.editing.batched import edit_together
-from implicit_reasoning.analysis.editing.edit_cases import MOST, FactEdits, consequences
+from implicit_reasoning.analysis.editing.edit_cases import MOST, FactEdits, consequences, rounded
 from implicit_reasoning.analysis.editing.fine_tuning import Lesson, Tuning, fine_tune
 from implicit_reasoning.analysis.editing.knowledge_editing import (
     MEMIT,
@@ -41,7 +41,7 @@ from implicit_reasoning.worlds.world import NONE
 METHODS = (ROME, MEMIT, W_OUT, WEIGHTS)
 """Names of the methods. On a command line, a blank in a name is written as `_`."""
 
-N_PROMPTS = 1 + 4 * MOST
+N_PROMPTS = rounded(1 + 4 * MOST)
 """The number of consequences with padding. All edits of a model thus share compiled programs."""
 
 _FACT = re.compile(r"<?e_?(\d+)>?\s*,\s*<?r_?(\d+)>?")

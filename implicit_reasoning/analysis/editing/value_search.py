@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.analysis.chunks import map_in_chunks
 from implicit_reasoning.analysis.editing.descent import descend
 
-_AT_ONCE = 25  # edits per chunk; their prompts are one batch
+_AT_ONCE = 25  # maximum number of edits per chunk; their prompts are one batch
 
 
 class FactPrompts(NamedTuple):
@@ -79,6 +79,8 @@ def minimize(
 def in_chunks(one: Callable[..., Array], edits: tuple[Any, ...]) -> Float[Array, "edit size"]:
     """Compute `one(*edit)` for all edits, in chunks of edits that are vmapped.
 
+    The chunks are as equal as possible, because the last one is padded.
+
     Args:
       one: function that returns the vector of one edit.
       edits: arguments of `one`, pytrees of arrays [edit, ...].
@@ -87,4 +89,6 @@ def in_chunks(one: Callable[..., Array], edits: tuple[Any, ...]) -> Float[Array,
     def several(edits: tuple[Any, ...]) -> dict[str, Array]:
         return {"vector": jax.vmap(one)(*edits).T}
 
-    return map_in_chunks(several, edits, at_once=_AT_ONCE)["vector"].T
+    count = len(jax.tree.leaves(edits)[0])
+    size = -(-count // -(-count // _AT_ONCE))
+    return map_in_chunks(several, edits, at_once=size)["vector"].T

@@ -7,11 +7,13 @@ from implicit_reasoning.analysis import NotApplicable
 from implicit_reasoning.analysis.editing import edit_cases
 from implicit_reasoning.analysis.editing.edit_cases import (
     KINDS,
+    MOST,
     choose_edits,
     consequences,
     other_prompts,
     training_chains,
 )
+from implicit_reasoning.analysis.editing.fact_edit import N_PROMPTS
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import ROLES
 from tests.analysis import tiny_states
@@ -85,6 +87,14 @@ def test_answers_are_those_of_the_edited_table(chosen):
                 assert tail[tokens[0], tokens[1] - entities] == head
                 assert tokens[2] == entities + relation
     assert counts[0] == len(edits.fact) and counts.min() >= len(edits.fact)
+
+
+def test_the_prompts_of_one_edit_fit_into_those_of_the_page_of_an_edit(chosen, monkeypatch):
+    """The page pads the prompts of one edit, so an edit with all consequences must fit."""
+    data, edits, found = chosen
+    assert found.kind.shape[1] <= N_PROMPTS
+    monkeypatch.setattr(edit_cases, "_consequences_of", lambda *_: [(0,) * 9] * (1 + 4 * MOST))
+    assert consequences(data, edits).kind.shape[1] == N_PROMPTS
 
 
 def test_prompts_that_other_edits_change_are_marked(chosen):
