@@ -9,16 +9,18 @@ The arms with four worlds and two initializations each are `composition`, `ladde
 `ladder_chain_of_thought` (the model outputs the bridge before the answer) have three runs; they are
 shown as curves and support no claim. The runs are those of `arms.py`.
 
-There are 100 edits in each run. `stages.py` defines the stages of a run. At `memorised` and `half`,
-facts are edited by a rank-one edit (ROME) of the first block at r1, and by edits of states, which
-change no fact. At the end, all editors of the instrument `knowledge_editing` are used; of these,
-`tuned W_out` is fine-tuning that is constrained to one matrix. The untrained model answers no fact,
-so no prompt counts there and nothing is measured.
+There are 100 edits in each run, in equal numbers for the roles of facts that the world has.
+`stages.py` defines the stages of a run. At `memorised` and `half`, facts are edited by a rank-one
+edit (ROME) of the first block at r1, and by edits of states, which change no fact. At the end, all
+editors of the instrument `knowledge_editing` are used; of these, `tuned W_out` is fine-tuning that
+is constrained to one matrix. The untrained model answers no fact, so no prompt counts there and
+nothing is measured. Locality is that of 300 other prompts; the mean is over edits, so more prompts
+would cost time and say little more.
 
-Further rank-one edits are made at the end. 40 facts are edited at every block and at both positions
-of the prompt (e1, r1). 60 facts are edited through one chain that uses the fact at the second hop,
-in the last block, with the key at the last position of the chain. 32 facts are edited back, and
-edited one after another.
+Further rank-one edits of I facts are made at the end. 40 facts are edited at every block and at
+both positions of the prompt (e1, r1). 60 facts are edited through one chain that uses the fact at
+the second hop, in the last block, with the key at the last position of the chain. 32 facts are
+edited back, and edited one after another. There, locality is that of 1,000 other prompts.
 
 With a chain of thought, answers are generated token by token: the model reads the bridge that it
 has output. Fine-tuning with chains is left out there, because it teaches answers of one token. An
@@ -33,18 +35,25 @@ The rules were written before any run of an arm that supports a claim was measur
 While the instruments were written, they were tried on the run `ladder_early_w0_i0`, which is shown
 as a curve. Before the rules were written, the editors had been tried on it at the last step: rank-
 one edits succeed, about .7 of the first-hop chains and none of the second-hop chains follow, and
-fine-tuning reaches fewer first-hop chains. Rule 4 (e) and its instrument were added after the
-other instruments had been tried on this run. The thresholds are those of claims (.8, .2), which are
-older than the instruments. How many first-hop chains follow depends on how certain of b' the search
-must be when it ends (`ValueSearch.enough`); the study uses the default.
+fine-tuning reaches fewer first-hop chains. Rule 4 (e) and its instrument were added after the other
+instruments had been tried on this run. A review then led to these changes, after the instruments
+had been tried and before any run of an arm was measured. (1) The edits of rules 4 (e), 5, 7 and 8
+are those of I facts. Before, roles were mixed, and the model answers chains with O facts by
+accident only. (2) In rule 8, the interval of locality is over prompts. Before, it had no width,
+because all edits of one model have the same locality. (3) In rule 7, an edit counts only if the
+first edit succeeds. (4) The interval of efficacy is that of yes-or-no outcomes (Clopper-Pearson).
+(5) The read strength is that of prompts and edits that count. The thresholds are those of claims
+(.8, .2), which are older than the instruments. How many first-hop chains follow depends on how
+certain of b' the search must be when it ends (`ValueSearch.enough`); the study uses the default.
 
 Intervals of one run are 95% intervals clustered by edit. Intervals over runs are 95% t intervals
 over the means of the four worlds. A rule about runs is answered "yes" for an arm if it holds in at
 least 7 of its 8 runs, "no" if it fails in at least 7, and "open" otherwise. With fewer than 8 runs,
 there is no answer. No p value is corrected for the number of questions. A mean over fewer than 20
-edits counts as missing, and a rule fails where a number is missing. A prompt counts if the model
-answers it correctly before the edit. All scores except efficacy are those of edits that succeed. By
-default, the editor is `rome`, and the facts have the role I (ordinary facts).
+edits counts as missing, and a rule fails where a number is missing; the number of such runs is
+written beside the answer. A prompt counts if the model answers it correctly before the edit. All
+scores except efficacy are those of edits that succeed. By default, the editor is `rome`, and the
+facts have the role I (ordinary facts).
 
 1. What follows an edit at the end? (a) Edits succeed if the lower end of efficacy is at least .8.
    (b) A hop follows if the lower end of its share is at least .8, and does not follow if the upper
@@ -52,14 +61,18 @@ default, the editor is `rome`, and the facts have the role I (ordinary facts).
    .8. (d) Edits are specific if the lower ends of "same entity", "same relation" and "locality" are
    all at least .8. (e) The nulls change nothing if the upper ends of efficacy and of both hops of
    random changes are at most .2. (f) Facts of another role (O, seen in no chain; C, seen in two
-   chains) follow more, or less, at a hop if the interval over worlds of their share minus that of I
-   facts is above, or below, 0. (g) Facts in more training chains follow more, or less, at a hop if
-   the interval over worlds of Spearman's correlation is above, or below, 0. The correlation is over
-   the edits of I facts of a run, between the number of training chains that use the fact at that
-   hop and the share. Roles differ in the number of chains (O has none, C has two), so (g) uses one
-   role only.
+   chains at the first hop only, and in as many as I facts at the second hop) follow more, or less,
+   at a hop if the interval over worlds of their share minus that of I facts is above, or below, 0.
+   (g) Facts in more training chains follow more, or less, at a hop if the interval over worlds of
+   Spearman's correlation is above, or below, 0. The correlation is over the edits of I facts of a
+   run, between the number of training chains that use the fact at that hop and the share. Roles
+   differ in the number of chains (O has none, C has two at the first hop only), so (g) uses one
+   role only. If the share or the number of chains is the same for all edits of too many runs, there
+   is no variation and no answer.
 2. Does training change what an edit reaches? A score changes if the interval over worlds of `end`
-   minus `memorised`, paired by run, excludes 0. At `memorised`, most chains that count are training
+   minus `memorised`, paired by run, excludes 0. The stages of an arm are shown in the order of the
+   median step at which its runs reach them. In `composition`, `half` comes before `memorised`. In
+   arms in which `memorised` comes before `half`, most chains that count at `memorised` are training
    chains, because others are not answered.
 3. Does a looped model propagate more? A score differs if the interval over worlds of
    `ladder_looped` minus `ladder` at the end, paired by world and initialization, excludes 0.
@@ -73,19 +86,24 @@ default, the editor is `rome`, and the facts have the role I (ordinary facts).
    `stored_once`, or `stored_twice`. (e) Chains read the fact from a place of their own if, of edits
    through one chain, the lower ends of the share of taught chains with the new answer and of other
    chains that use the fact at the second hop are at least .8, and the upper end of the share of
-   facts with the new answer is at most .2. Facts of all roles count together.
+   facts with the new answer is at most .2. The facts are I facts.
 5. Where must a fact be edited? A place (block and position) reaches a hop if the lower end of the
    share is at least .8, and edits only this fact if, in addition, the lower end of "same entity" is
-   at least .8. Facts of all roles count together. In a model of two blocks without loops, the first
-   hop cannot read an edit of the last block.
+   at least .8. The facts are I facts. In a model of two blocks without loops, the first hop cannot
+   read an edit of the last block.
 6. Which method is best? A method is better, or worse, than `rome` at a score if the interval over
    worlds of the difference, paired by run, is above, or below, 0. `state` is an upper bound of the
-   hops: its vector is written wherever a prompt uses the fact.
-7. Can an edit be undone? An edit that is edited back is undone if the lower ends of efficacy, first
-   hop, second hop and locality are all at least .8, where the right answers are those before any
-   edit. The size of what is left is shown.
-8. Are earlier edits kept? After 32 edits of one model, edits are kept if the lower end of efficacy
-   is at least .8, and other prompts are kept if the lower end of locality is at least .8. `memit`
+   hops: its vector is written wherever a prompt uses the fact. `memit` makes all 100 edits in one
+   model. Its locality is that of one model per run, and has no interval within a run.
+7. Can an edit be undone? An edit of an I fact that is edited back is undone if the lower ends of
+   efficacy, first hop, second hop and locality are all at least .8, where the right answers are
+   those before any edit. Only edits count whose first edit succeeds. The size of what is left is
+   shown.
+8. Are earlier edits kept? After 32 edits of I facts in one model, edits are kept if the lower end
+   of efficacy is at least .8, and other prompts are kept if the lower end of locality is at least
+   .8. There is one model, so locality is the share of other prompts that keep their answers, with
+   an interval clustered by bridge. It does not depend on whether the edits succeed. Prompts that
+   are related to one of the 32 edits do not count. The first hop is shown and has no rule. `memit`
    in question 6 makes 100 edits at once.
 
 Smoke test:
@@ -105,7 +123,7 @@ from archive import about, along_run, analyses, curves, run_arms
 from composition_phases import Part, part_of
 from editing_figures import draw_all
 from editing_instruments import Edits, Methods, MethodsWithThought
-from editing_places import Places, Sequences, ThroughChains
+from editing_places import Places, Sequences, ThroughChains, with_locality
 from editing_tables import write_tables
 from reasoning_or_shortcut_arms import read_arms
 from stages import chosen_steps, stages, steps_of_stages
@@ -120,11 +138,26 @@ VERSION = 1
 """Version of the saved data."""
 
 CLAIMS = ("stored_once", "stored_twice")
-EDITS = Part(("share", "change", "read", "decoded", "by_edit", "new_decoded", "chains", "role"), {})
+EDITS = Part(
+    (
+        *("share", "efficacy", "change", "read", "decoded"),
+        *("by_edit", "new_decoded", "chains", "role"),
+    ),
+    {},
+)
 AT_END: Mapping[str, tuple[type[KnowledgeEditing], Part]] = {
-    "places": (Places, Part(("share", "read"), {})),
-    "through_chains": (ThroughChains, Part(("taught", "share", "read"), {})),
-    "sequences": (Sequences, Part(("back", "left", "in_sequence", "size"), {})),
+    "places": (Places, Part(("share", "efficacy", "read"), {})),
+    "through_chains": (ThroughChains, Part(("taught", "share", "efficacy", "read"), {})),
+    "sequences": (
+        Sequences,
+        Part(
+            (
+                *("back", "back_efficacy", "left"),
+                *("in_sequence", "in_sequence_efficacy", "locality", "size"),
+            ),
+            {},
+        ),
+    ),
 }
 
 
@@ -180,6 +213,8 @@ def kept(run: Run, world: int, init: int) -> xr.DataTree:
     }
     for node, (instrument, part) in AT_END.items():
         result = run.result(instrument.name).sel(step=end, drop=True)
+        if instrument is Sequences:
+            result = with_locality(result)
         nodes[node] = small(part_of(result, part))
     return along_run(nodes)
 

@@ -41,6 +41,8 @@ TAILS = ("new", "old", "old, no edit")
 """The tails that can be decoded at r1; the last one is decoded without an edit."""
 
 HOPS = ("first", "second")
+N_OTHERS = 300
+"""Number of prompts for locality, which is the mean over the edits of a role."""
 
 
 class Edits(KnowledgeEditing):
@@ -48,15 +50,17 @@ class Edits(KnowledgeEditing):
 
     name = "edits"
     definition = (
-        KnowledgeEditing.definition + " Of the edits of rome: read: read strength of the edited "
-        "key, mean over the prompts of an edit; other facts are the control. decoded: whether a "
-        "tail is decoded at r1 after each block, of edits that succeed. by_edit: the scores of "
-        "every edit, nan if no prompt counts. new_decoded: whether the new tail is decoded, for "
-        "every edit. chains: number of training chains that use the fact. role: the role of the "
-        "fact."
+        KnowledgeEditing.definition + " efficacy: as in share, with the interval of yes-or-no "
+        "outcomes. Of the edits of rome that succeed: read: read strength of the edited key, mean "
+        "over the prompts of an edit that count; other facts are the control. decoded: whether a "
+        "tail is decoded at r1 after each block. by_edit: the scores of every edit, nan if no "
+        "prompt counts. new_decoded: whether the new tail is decoded, by edit. chains: number of "
+        "training chains that use the fact. role: the role of the fact."
     )
     outputs: ClassVar = {
         **KnowledgeEditing.outputs,
+        "efficacy": ("editor", "example"),
+        "known": ("example",),
         "read": ("use", "example"),
         "has_use": ("use", "example"),
         "decoded": ("tail", "layer", "example"),
@@ -66,11 +70,16 @@ class Edits(KnowledgeEditing):
         "chains": ("hop", "edit"),
         "role": ("edit",),
     }
-    given: ClassVar = {**KnowledgeEditing.given, "read": "has_use", "decoded": "succeeded"}
+    given: ClassVar = {
+        **KnowledgeEditing.given,
+        "efficacy": "known",
+        "read": "has_use",
+        "decoded": "succeeded",
+    }
 
     def __init__(self, editors: Sequence[str] = DEFAULT, **options: Any) -> None:
         """Choose the editors; see `KnowledgeEditing`."""
-        super().__init__(editors, **options)
+        super().__init__(editors, **{"others": N_OTHERS, **options})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of all dimensions but that of edits."""
@@ -98,12 +107,13 @@ class Edits(KnowledgeEditing):
         found = self.measure_edits(model, params, inputs, key)
         cases, change, rome = found.cases, found.made.rome, found.by_editor[ROME]
         succeeded = rome.counted[:, 0] & (rome.share[:, 0] == 1)
-        strength, has_use = mean_by_use(
-            cases, read_strength(model, params, cases, change, self.layer)
-        )
+        read = read_strength(model, params, cases, change, self.layer)
+        strength, has_use = mean_by_use(cases, read, succeeded)
         decoded = self.decode(model, params, inputs, cases, change)
         return {
             **found.scores,
+            "efficacy": found.scores["share"][:, 0] == 1,
+            "known": cases.counted[:, 0],
             "read": strength,
             "has_use": has_use,
             "decoded": decoded.astype(jnp.float32),
@@ -151,9 +161,15 @@ class MethodsWithThought(Edits):
         super().__init__([name for name in EDITORS if name != ORACLE], **options)
 
 
-def mean_by_use(cases: Case, values: Array, uses: Mapping[str, str] = USES) -> tuple[Array, Array]:
-    """Return the mean over the prompts of each use, [use, edit], and whether there are any."""
-    masks = [cases.kind == KINDS.index(kind) for kind in uses.values()]
+def mean_by_use(
+    cases: Case, values: Array, succeeded: Array, uses: Mapping[str, str] = USES
+) -> tuple[Array, Array]:
+    """Return the mean over the prompts of each use, [use, edit], and whether there are any.
+
+    As in all scores, only prompts count that are answered before the edit, of edits that succeed.
+    """
+    there = cases.counted & succeeded[:, None]
+    masks = [there & (cases.kind == KINDS.index(kind)) for kind in uses.values()]
     counts = jnp.stack([mask.sum(1) for mask in masks])
     sums = jnp.stack([jnp.where(mask, values, 0).sum(1) for mask in masks])
     return sums / jnp.maximum(counts, 1), counts > 0

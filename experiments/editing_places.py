@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from editing_instruments import USES, mean_by_use
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from implicit_reasoning.analysis.editing.edit_cases import (
     KINDS,
@@ -22,7 +23,9 @@ from implicit_reasoning.analysis.editing.edit_cases import (
     choose_edits,
 )
 from implicit_reasoning.analysis.editing.edited_models import (
+    Kept,
     ScoredEdits,
+    kept_together,
     prepare,
     score_changes,
     score_together,
@@ -46,6 +49,7 @@ from implicit_reasoning.model.surgery import (
     write_change,
 )
 from implicit_reasoning.model.wirings import forward_at
+from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
@@ -60,22 +64,28 @@ N_PLACES, N_THROUGH_CHAINS, N_IN_SEQUENCE = 40, 60, 32
 
 
 class Places(KnowledgeEditing):
-    """Instrument that makes rank-one edits at every block and position of the prompt of a fact."""
+    """Instrument that makes rank-one edits at every block and position of the prompt of a fact.
+
+    The facts have the role I: training chains use them at both hops.
+    """
 
     name = "edit_places"
     definition = (
         "Rank-one edits (rome) of the W_out of each block, with the key of the fact at e1 or r1. "
-        "The last block at e1 is left out, because nothing reads its output. Each edit is an "
-        "example of one group. share, counted: as in knowledge_editing. read: read strength of "
-        "the edited key, as in edits. Control: random rank-one changes of equal norm."
+        "The last block at e1 is left out, because nothing reads its output. The facts have the "
+        "role I. share, counted: as in knowledge_editing. efficacy, read: as in edits. Control: "
+        "random rank-one changes of equal norm."
     )
     outputs: ClassVar = {
         "share": ("place", "editor", "score", "example"),
         "counted": ("place", "editor", "score", "example"),
+        "efficacy": ("place", "editor", "example"),
+        "known": ("example",),
         "read": ("place", "use", "example"),
-        "has_use": ("use", "example"),
+        "has_use": ("place", "use", "example"),
     }
-    given: ClassVar = {"share": "counted", "read": "has_use"}
+    given: ClassVar = {"share": "counted", "efficacy": "known", "read": "has_use"}
+    roles: ClassVar[Sequence[str]] = ("I",)
     nulls: ClassVar = {"random rank-one change": {"editor": RANDOM}}
 
     def __init__(self, **options: Any) -> None:
@@ -91,10 +101,6 @@ class Places(KnowledgeEditing):
             "score": tuple(SCORES),
             "use": tuple(USES),
         }
-
-    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the edits, in one group."""
-        return in_one_group(super().examples(model, dataset))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -114,10 +120,18 @@ class Places(KnowledgeEditing):
             scored = score_changes(
                 model, params, cases, rest, layer, both, jnp.array([True, False])
             )
-            strength, has_use = mean_by_use(cases, read_strength(model, params, cases, rome, layer))
-            found.append((scored.share.mT, scored.counted.mT, strength))
-        share, counted, strength = (jnp.stack(part) for part in zip(*found, strict=True))
-        return {"share": share, "counted": counted, "read": strength, "has_use": has_use}
+            succeeded = scored.counted[1, :, 0] & (scored.share[1, :, 0] == 1)
+            read = mean_by_use(cases, read_strength(model, params, cases, rome, layer), succeeded)
+            found.append((scored.share.mT, scored.counted.mT, *read))
+        share, counted, strength, has_use = (jnp.stack(part) for part in zip(*found, strict=True))
+        return {
+            "share": share,
+            "counted": counted,
+            "efficacy": share[:, :, 0] == 1,
+            "known": cases.counted[:, 0],
+            "read": strength,
+            "has_use": has_use,
+        }
 
 
 class ThroughChains(Places):
@@ -130,18 +144,27 @@ class ThroughChains(Places):
         "chain, with a KL divergence of (e0, r0, r) for other relations r. taught: whether the "
         "chain has the new answer, of chains that are answered before the edit. share: scores of "
         "edits of which the taught chain has the new answer; efficacy is that of the fact, and "
-        "the second hop is that of other chains. read: read strength of the key of the chain, at "
-        "other chains that use the fact at the second hop, at the fact, and at other facts."
+        "the second hop is that of other chains. efficacy: as in share, with the interval of "
+        "yes-or-no outcomes. read: read strength of the key of the chain, at other chains that use "
+        "the fact at the second hop, at the fact, and at other facts, of prompts that count and of "
+        "edits of which the taught chain has the new answer."
     )
     outputs: ClassVar = {
         "taught": ("example",),
         "taught_counted": ("example",),
         "share": ("score", "example"),
         "counted": ("score", "example"),
+        "efficacy": ("example",),
+        "efficacy_counted": ("example",),
         "read": ("reader", "example"),
         "has_reader": ("reader", "example"),
     }
-    given: ClassVar = {"taught": "taught_counted", "share": "counted", "read": "has_reader"}
+    given: ClassVar = {
+        "taught": "taught_counted",
+        "share": "counted",
+        "efficacy": "efficacy_counted",
+        "read": "has_reader",
+    }
     nulls: ClassVar = {}
 
     def __init__(self, **options: Any) -> None:
@@ -173,24 +196,20 @@ class ThroughChains(Places):
         rome = rome_edits(model, params, prompts, inputs["moment"], layer, self.search).change
         one = jax.tree.map(lambda leaf: leaf[None], rome)
         scored = score_changes(model, params, cases, rest, layer, one, jnp.array([True]))
-
-        def succeeds(item: tuple[Array, Array, LowRankChange]) -> Array:
-            tokens, new, change = item
-            edits = change_edits(model, layer, change)
-            logits = forward_at(model, params, tokens[None], edits=edits)[0][:, 0]
-            return answers_with(logits, new[None])[0]
-
-        succeeded = jax.lax.map(succeeds, (prompts.tokens[:, 0], prompts.new, rome))
-        counts = (known & succeeded)[:, None] & scored.counted[0]
+        succeeded = succeeds(model, params, prompts, rome, layer)
+        counts = ((known & succeeded)[:, None] & scored.counted[0]).T
         strength = read_strength(model, params, cases, rome, layer)
-        read, has_reader = mean_by_use(cases, strength, READERS)
+        read, has_reader = mean_by_use(cases, strength, known & succeeded, READERS)
+        share = scored.share[0].T
         return {
             "taught": succeeded,
             "taught_counted": known,
-            "share": scored.share[0].T,
-            "counted": counts.T,
+            "share": share,
+            "counted": counts,
+            "efficacy": share[0] == 1,
+            "efficacy_counted": counts[0],
             "read": read,
-            "has_reader": has_reader & known[None],
+            "has_reader": has_reader,
         }
 
 
@@ -199,22 +218,40 @@ class Sequences(Places):
 
     name = "edit_sequences"
     definition = (
-        "Rank-one edits (rome) of the W_out of the first block at r1, in random order, one group. "
-        "back: scores of models in which a fact is edited, and then edited back to its old tail; "
-        "the right answers are those before any edit. left: Frobenius norm of both changes "
-        "together, as a share of the norm of the first change. in_sequence: scores of the edits "
-        "made so far, after some edits of one model; prompts that use the fact of another edit do "
-        "not count. size: norm of the change after some edits, as a share of the norm of W_out."
+        "Rank-one edits (rome) of the W_out of the first block at r1, in random order, of facts "
+        "with the role I. back: scores of models in which a fact is edited, and then edited back "
+        "to its old tail, if the first edit succeeds; the right answers are those before any "
+        "edit. left: Frobenius norm of both changes together, as a share of the norm of the first "
+        "change. in_sequence: scores of the edits made so far, after some edits of one model; "
+        "prompts that use the fact of another edit do not count. back_efficacy, "
+        "in_sequence_efficacy: efficacy, with the interval of yes-or-no outcomes. locality: "
+        "whether each other prompt has its right answer after some edits, whether they succeed or "
+        "not; prompts that are related to any edit do not count. bridge: tail of the first fact "
+        "of each other prompt. size: norm of the change after some edits, as a share of the norm "
+        "of W_out."
     )
     outputs: ClassVar = {
         "back": ("score", "example"),
         "back_counted": ("score", "example"),
+        "back_efficacy": ("example",),
         "left": ("example",),
+        "succeeded": ("example",),
         "in_sequence": ("count", "score", "example"),
         "in_sequence_counted": ("count", "score", "example"),
+        "in_sequence_efficacy": ("count", "example"),
+        "made": ("count", "example"),
+        "locality": ("count", "other"),
+        "locality_counted": ("other",),
+        "bridge": ("other",),
         "size": ("count",),
     }
-    given: ClassVar = {"back": "back_counted", "in_sequence": "in_sequence_counted"}
+    given: ClassVar = {
+        "back": "back_counted",
+        "back_efficacy": "succeeded",
+        "left": "succeeded",
+        "in_sequence": "in_sequence_counted",
+        "in_sequence_efficacy": "made",
+    }
     nulls: ClassVar = {}
 
     def __init__(self, **options: Any) -> None:
@@ -226,14 +263,16 @@ class Sequences(Places):
         return {"score": tuple(SCORES)}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the edits, in random order and in one group."""
+        """Choose the edits, in random order, and find the bridges of the other prompts."""
         made = super().examples(model, dataset)
-        edits = choose_edits(dataset, self.edits, self.seed)
+        edits = choose_edits(dataset, self.edits, self.seed, self.roles)
         order = np.random.default_rng(self.seed).permutation(len(edits.fact))
         edits = FactEdits(edits.fact[order], edits.new[order], edits.groups, edits.group[order])
-        inputs = self.inputs(dataset, edits)
-        counts = {"count": counts_up_to(len(order))}
-        return dataclasses.replace(made, inputs=inputs, clusters=edits.fact, coords=counts)
+        inputs, world = self.inputs(dataset, edits), world_of(dataset)
+        tokens = inputs["others"]["tokens"]
+        inputs["bridge"] = world.tail[tokens[:, 0], tokens[:, 1] - world.n_entities]
+        coords = {"count": counts_up_to(len(order)), "other": range(len(tokens))}
+        return dataclasses.replace(made, inputs=inputs, clusters=edits.fact, coords=coords)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -250,23 +289,72 @@ class Sequences(Places):
         restored = cases._replace(after=cases.before)
         scored = score_changes(model, params, restored, rest, layer, one, jnp.array([False]))
         chain = edit_in_sequence(model, params, prompts, layer, rome, unit, search)
+        counts = jnp.array(counts_up_to(len(rome.keys)))
 
-        def at(count: Array) -> ScoredEdits:
+        def at(count: Array) -> tuple[ScoredEdits, Kept]:
             edited = write_change(model, params, layer, first_edits(chain, count))
-            shared = inputs["case"]["shared"]
-            found = score_together(model, params, edited, cases, rest, layer, shared)
-            is_made = jnp.arange(len(found.counted)) < count
-            return found._replace(counted=found.counted & is_made[:, None])
+            kept, shared = kept_together(model, edited, rest), inputs["case"]["shared"]
+            return score_together(model, params, edited, cases, kept, layer, shared), kept
 
-        after_some = jax.lax.map(at, jnp.array(counts_up_to(len(rome.keys))))
+        after_some, kept = jax.lax.map(at, counts)
+        known = cases.counted[:, 0]
+        succeeded = known & succeeds(model, params, prompts, rome, layer)
+        made_so_far = jnp.arange(len(known))[None] < counts[:, None]
+        # One model has one locality, which is an output of its own.
+        of_edits = jnp.arange(len(SCORES)) != list(SCORES).index("locality")
+        there = after_some.counted & made_so_far[..., None] & of_edits[None, None]
         return {
             "back": scored.share[0].T,
-            "back_counted": scored.counted[0].T,
+            "back_counted": (scored.counted[0] & succeeded[:, None]).T,
+            "back_efficacy": scored.share[0, :, 0] == 1,
             "left": left,
+            "succeeded": succeeded,
             "in_sequence": after_some.share.mT,
-            "in_sequence_counted": after_some.counted.mT,
+            "in_sequence_counted": there.mT,
+            "in_sequence_efficacy": after_some.share[..., 0] == 1,
+            "made": made_so_far & known[None],
+            "locality": kept.right,
+            "locality_counted": kept.counted[0],
+            "bridge": inputs["bridge"],
             "size": after_some.size[:, 0],
         }
+
+
+def succeeds(
+    model: Transformer, params: Params, prompts: FactPrompts, changes: LowRankChange, layer: int
+) -> Bool[Array, " edit"]:
+    """Return whether the first prompt of each edit has the new answer after the edit."""
+
+    def one(item: tuple[Array, Array, LowRankChange]) -> Array:
+        tokens, new, change = item
+        edits = change_edits(model, layer, change)
+        logits = forward_at(model, params, tokens[None], edits=edits)[0][:, 0]
+        return answers_with(logits, new[None])[0]
+
+    found: Array = jax.lax.map(one, (prompts.tokens[:, 0], prompts.new, changes))
+    return found
+
+
+def with_locality(result: xr.Dataset) -> xr.Dataset:
+    """Return a result of `Sequences` with the mean of its locality and the interval by bridge.
+
+    Args:
+      result: the result of one checkpoint.
+
+    Returns:
+      The result, in which `locality`, `locality_low`, `locality_high` and `locality_n` have the
+      dimension `count` only.
+    """
+    right = result["locality"].transpose("count", "other").values.astype(bool)
+    counted = result["locality_counted"].values.astype(bool)
+    found = ClusterIntervals(result["bridge"].values).interval_given(right, counted[None])
+    parts = {"": found.mean, "_low": found.low, "_high": found.high, "_n": found.n_clusters}
+    variables = {
+        f"locality{end}": ("count", np.broadcast_to(part, len(right)))
+        for end, part in parts.items()
+    }
+    rest = result.drop_dims("other")
+    return rest.assign(variables)
 
 
 def chain_prompts(
@@ -313,9 +401,3 @@ def places(model: Transformer) -> list[tuple[int, str]]:
 def counts_up_to(count: int) -> tuple[int, ...]:
     """Return the powers of 2 up to a number, and the number."""
     return tuple(sorted({2**power for power in range(20) if 2**power < count} | {count}))
-
-
-def in_one_group(examples: Examples) -> Examples:
-    """Return examples in one group."""
-    group = np.zeros(len(examples.group), int)
-    return dataclasses.replace(examples, groups=("all",), group=group)

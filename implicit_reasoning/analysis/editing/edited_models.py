@@ -288,29 +288,53 @@ def score_parameters(
     return found
 
 
+class Kept(NamedTuple):
+    """The other prompts in one model with all edits.
+
+    Attributes:
+      right: whether each prompt has its right answer.
+      counted: whether each prompt counts: it is not related to any edit, and the model answers it
+        correctly before the edits.
+    """
+
+    right: Bool[Array, " prompt"]
+    counted: Bool[Array, " prompt"]
+
+
+def kept_together(model: Transformer, edited: Params, rest: Rest) -> Kept:
+    """Return which other prompts keep their answers in one model with all edits.
+
+    There is one model, so these outcomes are those of prompts, and not of edits.
+
+    Args:
+      model: the model.
+      edited: the parameters with all edits.
+      rest: the other prompts, from `prepare`.
+    """
+    after = answer_logits(model, edited, rest.tokens, rest.position)
+    return Kept(answers_with(after, rest.answer), rest.counted.all(0))
+
+
 def score_together(
     model: Transformer,
     params: Params,
     edited: Params,
     cases: Case,
-    rest: Rest,
+    kept: Kept,
     layer: int,
     shared: Bool[Array, "edit prompt"],
 ) -> ScoredEdits:
-    """Score one model with all edits.
+    """Score one model with all edits. Its locality is the same for every edit.
 
     Args:
       model: the model.
       params: the parameters without any edit.
       edited: the parameters with all edits.
       cases: the consequences of all edits, from `prepare`.
-      rest: the other prompts, from `prepare`. Prompts that are related to any edit do not count.
+      kept: the other prompts, from `kept_together`.
       layer: the unrolled depth of the block whose change of `W_out` is reported.
       shared: prompts that use a fact of another edit (`Consequences.shared`). They do not count.
     """
-    counted = rest.counted.all(0)
-    after = answer_logits(model, edited, rest.tokens, rest.position)
-    kept = answers_with(after, rest.answer)
     old, new = (output_matrix(model, one, layer) for one in (params, edited))
     size = jnp.linalg.norm(new - old) / jnp.linalg.norm(old)
 
@@ -318,7 +342,7 @@ def score_together(
         case, shared = item
         case = case._replace(counted=case.counted & ~shared)
         logits = consequence_logits(model, edited, case)
-        return ScoredEdits(*score_edit(case, logits, kept, counted), size)
+        return ScoredEdits(*score_edit(case, logits, *kept), size)
 
     found: ScoredEdits = jax.lax.map(one, (cases, shared))
     return found

@@ -44,6 +44,7 @@ from implicit_reasoning.analysis.editing.edit_cases import (
 from implicit_reasoning.analysis.editing.edited_models import (
     Rest,
     ScoredEdits,
+    kept_together,
     prepare,
     score_changes,
     score_parameters,
@@ -265,7 +266,8 @@ class KnowledgeEditing(Instrument):
                 model, params, prompts, made.added, inputs["moment"], self.layers
             )
             shared = inputs["case"]["shared"]
-            found[MEMIT] = score_together(model, params, edited, cases, rest, layer, shared)
+            kept = kept_together(model, edited, rest)
+            found[MEMIT] = score_together(model, params, edited, cases, kept, layer, shared)
         return found | {name: self.tune(model, params, cases, rest, name) for name in self._tuned}
 
     @property
