@@ -6,23 +6,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from components_rules import enough, rule
+from components_rules import enough
 from components_tables import table, write_answers
+from editing_by_run import runs_tables
 from editing_rules import (
     BINS,
     HOPS,
     ROLE_GROUPS,
     SPECIFIC,
-    STAGES,
     UNDONE,
     at_place,
     back,
     beside_rome,
     binned,
     by_chains,
+    chains_matter,
     first_hop_by_state,
     follows,
+    high,
     in_sequence,
+    last_known,
     nulls_do_nothing,
     over_training,
     paired,
@@ -30,18 +33,23 @@ from editing_rules import (
     share,
     sign,
     specific,
+    stages_of,
     through_chains,
     undone,
+    verdict,
 )
-from reasoning_or_shortcut_arms import Arm, number, over_worlds
+from reasoning_or_shortcut_arms import Arm, over_worlds
 
-from implicit_reasoning.analysis.editing.knowledge_editing import EDITORS, NULLS, ROME
+from implicit_reasoning.analysis.editing.knowledge_editing import EDITORS, MEMIT, NULLS, ROME
 from implicit_reasoning.analysis.editing.scores import SCORES
 
 CLAIMS = ("composition", "ladder", "ladder_looped")
 """Arms that support claims; the others are shown as curves."""
 
 LOOPED, BASE = "ladder_looped", "ladder"
+KEPT = ("efficacy", "locality")
+"""The scores of rule 8."""
+
 PUBLISHED = (
     "Published, of other models and other edits: ROME on GPT-J, edited facts .88, multi-hop "
     "questions about them .07, with a chain of thought .20 (Zhong et al. 2023, MQuAKE; the first "
@@ -59,8 +67,10 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "runs of a share of prompts, by edit. In square brackets is its 95% t interval over "
         "worlds, and in round brackets are the lowest and the highest run and the number of runs. "
         "Beside an answer are the number of runs in which the rule holds and the number of all "
-        "runs, or the numbers of runs that say yes and no. `-`: fewer than 20 edits count in every "
-        "run. `runs.md` has the numbers of every run, with intervals.",
+        "runs, or the numbers of runs that say yes and no. `(n missing)`: in n runs, a number of "
+        "the rule is missing, because fewer than 20 edits count; the rule fails in these runs. "
+        "`-`: fewer than 20 edits count in every run, or there is no rule. `runs.md` has the "
+        "numbers of every run, with intervals.",
         PUBLISHED,
     ]
     sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]] = {
@@ -78,7 +88,7 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
         "8. Are earlier edits kept?": sequences,
     }
     write_answers(out, text, sections, arms)
-    (out / "runs.md").write_text(runs_table(arms), encoding="utf-8")
+    (out / "runs.md").write_text(runs_tables(arms), encoding="utf-8")
 
 
 def in_order(arms: Mapping[str, Arm]) -> dict[str, Arm]:
@@ -116,9 +126,9 @@ def rules_of_edits(arms: Mapping[str, Arm]) -> list[str]:
     for name, arm in arms.items():
         difference = share(arm, "first hop").mean - share(arm, "second hop").mean
         cells = [
-            rule(share(arm, "efficacy").is_high),
+            high(share(arm, "efficacy")),
             *(follows(share(arm, hop)) for hop in HOPS),
-            *(rule(share(arm, f"stale {hop}").is_high) for hop in HOPS),
+            *(high(share(arm, f"stale {hop}")) for hop in HOPS),
             specific(arm),
             nulls_do_nothing(arm),
         ]
@@ -157,23 +167,27 @@ def chains(arms: Mapping[str, Arm]) -> list[str]:
     for name, arm in arms.items():
         for score in HOPS:
             cells = [over_worlds(values, arm.worlds) for values in binned(arm, score).values()]
-            rank = by_chains(arm, score)
-            shown = over_worlds(rank, arm.worlds) + judged(name, arm, sign(rank, arm))
+            shown = over_worlds(by_chains(arm, score), arm.worlds)
+            shown += judged(name, arm, chains_matter(arm, score))
             rows.append([name, score, *cells, shown])
     columns = (f"{one} chains (all roles)" for one in BINS)
     return table(["arm", "hop", *columns, "Spearman (I facts)"], rows)
 
 
 def training(arms: Mapping[str, Arm]) -> list[str]:
-    """Return the table of question 2."""
+    """Return the table of question 2. The stages of an arm are in the order of their steps."""
     rows = []
     for name, arm in arms.items():
         for score in ("efficacy", *HOPS, "locality"):
-            cells = [over_worlds(share(arm, score, stage=one).mean, arm.worlds) for one in STAGES]
+            cells = [
+                f"{one}: {over_worlds(share(arm, score, stage=one).mean, arm.worlds)}"
+                for one in stages_of(arm)
+            ]
             difference = over_training(arm, score)
             shown = over_worlds(difference, arm.worlds)
             rows.append([name, score, *cells, shown, answer(name, sign(difference, arm))])
-    return table(["arm", "score", *STAGES, "end - memorised", "at the end"], rows)
+    columns = ("first stage", "second stage", "third stage")
+    return table(["arm", "score", *columns, "end - memorised", "at the end"], rows)
 
 
 def loops(arms: Mapping[str, Arm]) -> list[str]:
@@ -202,7 +216,7 @@ def explanations(arms: Mapping[str, Arm]) -> list[str]:
                 name,
                 over_worlds(found.beyond_state, arm.worlds) + judged(name, arm, found.overwritten),
                 over_worlds(found.new_decoded.mean, arm.worlds),
-                answer(name, rule(found.new_decoded.is_high)),
+                answer(name, high(found.new_decoded)),
                 over_worlds(saying, arm.worlds),
                 over_worlds(other, arm.worlds),
                 over_worlds(found.read.mean, arm.worlds),
@@ -256,7 +270,7 @@ def places(arms: Mapping[str, Arm]) -> list[str]:
                     *(name, place, *cells),
                     *(answer(name, follows(ends)) for ends in (first, second)),
                     *(
-                        answer(name, rule(ends.is_high & entity.is_high))
+                        answer(name, verdict(ends.is_high & entity.is_high, ends, entity))
                         for ends in (first, second)
                     ),
                 ]
@@ -283,6 +297,8 @@ def methods(arms: Mapping[str, Arm]) -> list[str]:
             for score in scores:
                 said = beside_rome(arm, editor, score) if editor != ROME else ""
                 shown = over_worlds(share(arm, score, editor=editor).mean, arm.worlds)
+                if editor == MEMIT and score == "locality":
+                    shown += " (one model per run)"
                 cells.append(shown + (judged(name, arm, said) if said else ""))
             rows.append([name, editor, *cells])
     return table(["arm", "method", *scores], rows)
@@ -306,32 +322,6 @@ def sequences(arms: Mapping[str, Arm]) -> list[str]:
         counts = [int(count) for count in arm.parts["sequences"]["count"].values]
         for score in ("efficacy", "first hop", "locality"):
             cells = [over_worlds(last_known(arm, score, count), arm.worlds) for count in counts]
-            said = answer(name, rule(in_sequence(arm, score).is_high))
+            said = answer(name, high(in_sequence(arm, score))) if score in KEPT else "-"
             rows.append([name, score, *cells, said])
     return table(["arm", "score", *(f"after {count}" for count in counts), "kept"], rows)
-
-
-def last_known(arm: Arm, score: str, count: int) -> np.ndarray:
-    """Return a score after some edits, of every run, whatever the number of edits that count."""
-    part = arm.parts["sequences"].isel(group=0)
-    values = part["in_sequence"].sel(score=score, count=count)
-    counted = part["in_sequence_n"].sel(score=score, count=count) > 0
-    return np.asarray(values.where(counted).values, float)
-
-
-def runs_table(arms: Mapping[str, Arm]) -> str:
-    """Return a table with every run, with intervals."""
-    rows = []
-    scores = ("efficacy", *HOPS, "stale second hop", "locality")
-    for name, arm in arms.items():
-        found = [share(arm, score) for score in scores]
-        for place, (world, init) in enumerate(zip(arm.worlds, arm.inits, strict=True)):
-            cells = [" ".join((number(e.mean[place]), interval(e, place))) for e in found]
-            rows.append([name, world, init, *cells])
-    return "\n".join(table(["arm", "world", "init", *scores], rows)) + "\n"
-
-
-def interval(ends: object, place: int) -> str:
-    """Format the interval of one run."""
-    low, high = (float(getattr(ends, name)[place]) for name in ("low", "high"))
-    return "" if np.isnan(low) else f"[{number(low)}, {number(high)}]"
