@@ -12,11 +12,12 @@ from components_rules import at_stage
 from editing_rules import (
     BINS,
     HOPS,
-    STAGES,
     at_place,
     binned,
     ends_of,
+    last_known,
     share,
+    stages_of,
 )
 from matplotlib.axes import Axes
 from reasoning_or_shortcut_arms import Arm
@@ -51,8 +52,8 @@ SCORES = {
 """The label, the color and the marker of scores."""
 
 OLD = {
-    "stale first hop": ("old answer, first hop", BLUE, "s"),
-    "stale second hop": ("old answer, second hop", VERMILION, "^"),
+    "stale first hop": ("old answer, first hop", BLUE, "P"),
+    "stale second hop": ("old answer, second hop", VERMILION, "X"),
 }
 ROLES = {
     "I": ("rome, I facts", BLUE, "o"),
@@ -78,19 +79,26 @@ CAPTIONS = {
     "mark is a run, and a large mark is the mean over runs. Read an edit from left to right: it "
     "succeeds (efficacy), chains follow at one hop or both, or they keep their old answer, and "
     "other prompts keep theirs. Gray and black marks are the nulls.",
-    "stages": "Scores of rank-one edits by stage of training. A thin line is a run, and a thick "
-    "line is the mean over runs. A line that rises to the right means that an edit reaches more "
-    "after further training. Dashed lines are chains that keep their old answer.",
+    "stages": "Scores of rank-one edits by stage of training, in the order of the median step at "
+    "which the runs of an arm reach the stages. This order differs between arms. A thin line is a "
+    "run, and a thick line is the mean over runs. A line that rises to the right means that an "
+    "edit reaches more after further training. Dashed lines are chains "
+    "that keep their old answer.",
     "chains": "Share of chains that follow an edit, by the number of training chains that use the "
-    "fact at this hop; facts of all roles. A thin line is a run, and a thick line is the mean over "
-    "runs. Flat lines mean that the number of training chains does not matter. Bins with fewer "
+    "fact at this hop; facts of all roles. O facts are in the bin 0. At the first hop, "
+    "C facts are in the bin 1 - 2; at the second hop, they are used like I facts. The "
+    "first bins therefore differ from the others in the role, too. Rule 1 (g) uses I "
+    "facts only. A thin line is a run, and a thick line is the mean over runs. Flat "
+    "lines mean that the number of training chains does not matter. Bins with fewer "
     "than 10 edits are left out.",
     "places": "Scores of rank-one edits by the block and the position whose output is edited, and "
     "(hollow marks) the read strength of the edited key where chains use the fact at the second "
-    "hop. A small mark is a run. A place at which both hops are at 1 is one store for both hops.",
+    "hop, which is no share: values below 0 or above 1 are drawn at the edge. A small mark is a "
+    "run. A place at which both hops are at 1 is one store for both hops.",
     "methods": "Scores of I facts by method at the end. A small mark is a run, and a large mark is "
     "the mean over runs. The methods `state` and `resid_mid` change no weights. `state` is an "
-    "upper bound of the hops. A good method has all marks at the top.",
+    "upper bound of the hops. `memit` makes all edits in one model, so its locality is that of one "
+    "model per run. A good method has all marks at the top.",
     "sequences": "Scores of the edits made so far, after several rank-one edits of one model. A "
     "thin line is a run, and a thick line is the mean over runs. A line that falls to the right "
     "means that later edits undo earlier ones. Points with fewer than 20 edits have no intervals.",
@@ -226,21 +234,22 @@ def draw_hops(arms: Mapping[str, Arm]) -> Any:
             values = [share(arm, score, **at).mean for score in SHOWN]
             dots(ax, np.array(values).T, style, 0.14 * (number - 2))
         ax.set_xticks(range(len(SHOWN)), list(SHOWN.values()), rotation=60, fontsize=7)
-    return finish(drawing, found) if drawing else None
+    return finish(drawing, found, "score") if drawing else None
 
 
 def draw_stages(arms: Mapping[str, Arm]) -> Any:
     """Draw scores by stage of training."""
     drawing, found = panels(arms, "edits")
     for ax, arm in found:
+        stages = stages_of(arm)
         shown = {score: style for score, style in SCORES.items() if score != "same entity"}
         for line, scores in (("-", shown), ("--", OLD)):
             for number, (score, style) in enumerate(scores.items()):
-                values = [share(arm, score, stage=stage).mean for stage in STAGES]
+                values = [share(arm, score, stage=stage).mean for stage in stages]
                 # Lines at 0 and 1 would cover each other.
-                at = np.arange(len(STAGES)) + 0.03 * (number - 1) + 0.015 * (line == "--")
+                at = np.arange(len(stages)) + 0.03 * (number - 1) + 0.015 * (line == "--")
                 lines(ax, at, np.array(values).T, style, line)
-        ax.set_xticks(range(len(STAGES)), STAGES)
+        ax.set_xticks(range(len(stages)), stages)
     return finish(drawing, found, "stage of training") if drawing else None
 
 
@@ -252,7 +261,7 @@ def draw_chains(arms: Mapping[str, Arm]) -> Any:
             values = np.array(list(binned(arm, hop).values())).T
             lines(ax, range(len(BINS)), values, SCORES[hop])
         ax.set_xticks(range(len(BINS)), list(BINS), fontsize=7)
-    label = "training chains that use the fact at this hop"
+    label = "training chains that use the fact at this hop\n(facts of all roles)"
     return finish(drawing, found, label) if drawing else None
 
 
@@ -266,7 +275,7 @@ def draw_places(arms: Mapping[str, Arm]) -> Any:
             dots(ax, values, style, 0.11 * (number - 2))
         part = arm.parts["places"].isel(group=0)
         read = np.array([ends_of(part, "read", place=p, use="second hop").mean for p in names]).T
-        style = ("read strength, second hop", VERMILION, "^")
+        style = ("read strength, second hop\n(cut at 0 and 1)", VERMILION, "^")
         dots(ax, np.clip(read, -0.04, 1.04), style, 0.33, hollow=True)
         ax.set_xticks(range(len(names)), names, fontsize=8)
     return finish(drawing, found, "block and position of the edit") if drawing else None
@@ -292,10 +301,8 @@ def draw_sequences(arms: Mapping[str, Arm]) -> Any:
         part = arm.parts["sequences"].isel(group=0)
         counts = [int(count) for count in part["count"].values]
         for score in ("efficacy", "first hop", "locality"):
-            values = part["in_sequence"].sel(score=score)
-            counted = part["in_sequence_n"].sel(score=score) > 0
-            there = values.where(counted).transpose("run", "count").values
-            lines(ax, counts, there, SCORES[score])
+            values = np.array([last_known(arm, score, count) for count in counts]).T
+            lines(ax, counts, values, SCORES[score])
         ax.set_xscale("log", base=2)
         ax.set_xticks(counts, [str(count) for count in counts])
     return (
