@@ -275,7 +275,7 @@ def draw_places(arms: Mapping[str, Arm]) -> Any:
             dots(ax, values, style, 0.11 * (number - 2))
         part = arm.parts["places"].isel(group=0)
         read = np.array([ends_of(part, "read", place=p, use="second hop").mean for p in names]).T
-        style = ("read strength, second hop\n(cut at 0 and 1)", VERMILION, "^")
+        style = ("read strength, second hop\n(cut at the edges)", VERMILION, "^")
         dots(ax, np.clip(read, -0.04, 1.04), style, 0.33, hollow=True)
         ax.set_xticks(range(len(names)), names, fontsize=8)
     return finish(drawing, found, "block and position of the edit") if drawing else None

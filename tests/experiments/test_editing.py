@@ -1,5 +1,6 @@
 """What the study of edits measures, and what its decision rules say."""
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -370,7 +371,8 @@ def test_read_strength_is_that_of_prompts_and_edits_that_count():
     cases = Case(**columns, counted=counted)
     values, succeeded = np.array([[1.0, 50, 3, 7]] * 3), np.array([True, True, False])
     uses = {"second hop": "second hop", "other facts": "same relation"}
-    strength, there = instruments.mean_by_use(cases, values, succeeded, uses)
+    compute = jax.jit(lambda *arrays: instruments.mean_by_use(*arrays, uses))
+    strength, there = compute(cases, values, succeeded)
     np.testing.assert_array_equal(there, [[True, False, False]] * 2)
     np.testing.assert_array_equal(strength[:, 0], [2, 7])
 
