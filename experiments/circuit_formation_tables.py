@@ -43,9 +43,10 @@ def write_tables(out: Path, arms: Mapping[str, Arm]) -> None:
     text = [
         "The answers by the decision rules of `experiments/circuit_formation.py`. A number is a "
         "mean over runs. In square brackets is its 95% t interval over worlds, and in round "
-        "brackets are the lowest and the highest run and the number of runs. Beside an answer are"
-        " the number of runs in which the rule holds and the number of all runs. `runs.md` has "
-        "the numbers of every run, with intervals and numbers of distinct states."
+        "brackets are the lowest and the highest run and the number of runs. With one run, the "
+        "number 1 is in round brackets. Beside an answer are the number of runs in which the rule "
+        "holds and the number of all runs. `runs.md` has the numbers of every run, with intervals "
+        "and numbers of clusters."
     ]
     sections: Mapping[str, Callable[[Mapping[str, Arm]], list[str]]] = {
         "1. Is the circuit sparse at the end?": sparsity,
