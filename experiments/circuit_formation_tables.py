@@ -196,7 +196,7 @@ def checking(arms: Mapping[str, Arm]) -> list[str]:
     rows = []
     for name, arm in with_node(arms, "checks").items():
         said = checks(arm)
-        size = over_worlds(checked(arm, "size"), arm.worlds)
+        size = steps_of(checked(arm, "size"))
         for order in ("exact", "EAP", "magnitude", "random"):
             numbers = ("incompleteness", "needed", "stability")
             shown = [over_worlds(checked(arm, of, order), arm.worlds) for of in numbers]

@@ -35,6 +35,7 @@ STUDIES = {
     "Reasoning or shortcut": "reasoning_or_shortcut",
     "Phases of composition": "composition_phases",
     "Parts that compute the answer": "components",
+    "Edges that compute the answer": "circuits",
     "Edited facts and chains": "editing",
     "Phi and weight decay": "phi_and_weight_decay",
     "Births of features": "feature_birth",
