@@ -249,18 +249,18 @@ for head in range(run.model.spec.n_heads):
 # ## Answer
 #
 # - **In part.** The model composes: it answers unseen chains through the bridge. In the graphs of
-#   the sparsest transcoders (4 active features), .18 of the influence of `e1` and `r1` passes
+#   the sparsest transcoders (4 active features), .23 of the influence of `e1` and `r1` passes
 #   through features that stand for the bridge, and none through those of another bridge. The rest
 #   passes through features without a label, features of tokens, and errors. The share grows while
 #   the model learns to compose.
 # - **A good graph need not be a true one.** Denser transcoders have a better replacement score, and
-#   their graphs show less of the bridge. The graph of the query above has no feature of the bridge
-#   at all, although the model uses the bridge.
+#   their graphs show less of the bridge. At the end, the graph of the query above has no feature of
+#   the bridge at all, although the model uses the bridge.
 # - **Interventions agree with the paths in sign and order, not in size.** The correlation is .7 to
-#   .8, and the slope is mostly about two thirds: the model compensates in part for an ablation.
-#   Swaps of the bridge's features change .28 of the answers with the sparsest transcoders and .38
+#   .8, and the slope is mostly .5 to .7: the model compensates in part for an ablation.
+#   Swaps of the bridge's features change .21 of the answers with the sparsest transcoders and .40
 #   with the cross-layer transcoder, against at most .02 for the nulls.
-# - **This cross-layer transcoder does not skip the bridge.** Its bridge share is .26 at 4 active
+# - **This cross-layer transcoder does not skip the bridge.** Its bridge share is .34 at 4 active
 #   features.
 # - Heads of the second block prefer `r1` to `e1` because of features and errors at `r1`, in about
 #   equal parts, and hardly because of the token embeddings.
