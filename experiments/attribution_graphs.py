@@ -177,7 +177,7 @@ def kept(
     nodes = {
         "/": about(run, world, init),
         "training": curves(run),
-        "stages": found.assign(n_states=n_states(run), **settings),
+        "stages": found.assign({**settings, "n_states": n_states(run)}),
         "followed": by_stage(patching[chosen].drop_attrs(), found, "step"),
     }
     for kind in KINDS:

@@ -236,7 +236,7 @@ def same_over_time(arm: Arm, number: int, steps: slice, size: float | None = Non
 class Overlap(NamedTuple):
     """The Jaccard index of two circuits, and their size."""
 
-    index: float
+    share: float
     size: float
 
 
@@ -251,8 +251,8 @@ def fine_tuning(taught: Arm, before: Arm) -> tuple[np.ndarray, np.ndarray, str]:
         own, reference = same_over_time(taught, number, slice(None)), np.nan
         if pair in pairs:
             at = pairs.index(pair)
-            reference = same_over_time(before, at, slice(-2, None), own.size).index
-        found.append((own.index, reference))
+            reference = same_over_time(before, at, slice(-2, None), own.size).share
+        found.append((own.share, reference))
     index, reference = np.array(found, float).T
     difference = index - reference
     if np.isfinite(difference).sum() < MOST + FEWEST:

@@ -37,6 +37,7 @@ STUDIES = {
     "Parts that compute the answer": "components",
     "Edges that compute the answer": "circuits",
     "Edited facts and chains": "editing",
+    "Attribution graphs": "graphs",
     "Phi and weight decay": "phi_and_weight_decay",
     "Births of features": "feature_birth",
     "Transcoders and autoencoders": "transcoders_vs_saes",

@@ -51,7 +51,8 @@ class ScoredEdits(NamedTuple):
 
     Attributes:
       share, counted: the scores.
-      size: the Frobenius norm of the change of `W_out`, as a share of the norm of `W_out`.
+      size: the Frobenius norm of the change of `W_out`, as a share of the norm of `W_out`; 0 if
+        `W_out` is 0.
     """
 
     share: Float[Array, "*editor edit score"]
@@ -236,7 +237,7 @@ def score_changes(
             )[:, 0]
         kept = answers_with(after, rest.answer)
         scored = score_edit(case, logits, kept, rest.counted[edit], needs_efficacy=~is_null)
-        return ScoredEdits(*scored, change.norm() / norm)
+        return ScoredEdits(*scored, share_of(change.norm(), norm))
 
     edit = jnp.tile(jnp.arange(n_edits), n_editors)
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), changes)
@@ -281,7 +282,7 @@ def score_parameters(
         logits = consequence_logits(model, edited, case)
         after = answer_logits(model, edited, rest.tokens, rest.position)
         scored = score_edit(case, logits, answers_with(after, rest.answer), rest.counted[edit])
-        size = jnp.linalg.norm(output_matrix(model, edited, layer) - old) / norm
+        size = share_of(jnp.linalg.norm(output_matrix(model, edited, layer) - old), norm)
         return ScoredEdits(*scored, size)
 
     found: ScoredEdits = jax.lax.map(one, jnp.arange(len(cases.kind)))
@@ -336,7 +337,7 @@ def score_together(
       shared: prompts that use a fact of another edit (`Consequences.shared`). They do not count.
     """
     old, new = (output_matrix(model, one, layer) for one in (params, edited))
-    size = jnp.linalg.norm(new - old) / jnp.linalg.norm(old)
+    size = share_of(jnp.linalg.norm(new - old), jnp.linalg.norm(old))
 
     def one(item: tuple[Case, Array]) -> ScoredEdits:
         case, shared = item
@@ -346,3 +347,8 @@ def score_together(
 
     found: ScoredEdits = jax.lax.map(one, (cases, shared))
     return found
+
+
+def share_of(size: Float[Array, ""], norm: Float[Array, ""]) -> Float[Array, ""]:
+    """Return a norm as a share of another one; 0 if the other one is 0, as in an empty MLP."""
+    return jnp.where(norm > 0, size / jnp.where(norm > 0, norm, 1), 0)

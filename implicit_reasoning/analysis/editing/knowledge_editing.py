@@ -95,7 +95,7 @@ class KnowledgeEditing(Instrument):
         + ". A prompt counts if it is answered correctly before the edit. All scores except "
         "efficacy are those of edits that succeed. Controls, of which all edits count: none (no "
         "edit); random (a random rank-one change with the norm of that of rome). change: Frobenius "
-        "norm of the change of W_out, as a share of the norm of W_out."
+        "norm of the change of W_out, as a share of the norm of W_out; 0 if W_out is 0."
     )
     outputs = {
         "share": ("editor", "score", "example"),

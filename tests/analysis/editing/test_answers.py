@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import NotApplicable
-from implicit_reasoning.analysis.editing.edited_models import answer_logits, has_thought
+from implicit_reasoning.analysis.editing.edited_models import answer_logits, has_thought, share_of
 from implicit_reasoning.analysis.editing.knowledge_editing import ORACLE, KnowledgeEditing
 from implicit_reasoning.model import Edit
 from tests.analysis.editing.test_rank_one import MODEL
@@ -58,3 +58,9 @@ def test_prompts_without_a_chain_of_thought_have_no_place_for_it():
 def test_fine_tuning_with_chains_is_refused_with_a_chain_of_thought():
     with pytest.raises(NotApplicable, match="answers of one entity"):
         KnowledgeEditing((ORACLE,)).examples(MODEL, dataset(chain_of_thought=True))
+
+
+def test_a_change_of_an_empty_mlp_has_no_share():
+    """Block 0 of a planted memoriser has no output, and means of its edits must be finite."""
+    sizes, norms = jnp.array([0.5, 0.5]), jnp.array([2.0, 0.0])
+    np.testing.assert_array_equal(jax.vmap(share_of)(sizes, norms), [0.25, 0])
