@@ -182,8 +182,8 @@ def test_what_is_left_is_listed_with_the_time_to_expect(smoke_run, tmp_path, cap
     [line] = runs.table([runs.state_of(runs.needed("feature_birth")[0], tmp_path)])
     assert line == (
         "pocket/composition_w0_i0  missing  5 min on a core of an AMD EPYC  "
-        "grokking, worlds, composition_phases, feature_birth, circuit_formation, components, "
-        "editing"
+        "grokking, worlds, composition_phases, feature_birth, attribution_graphs, "
+        "circuit_formation, components, editing"
     )
     with pytest.raises(InputError, match="take no overrides"):
         load("runs").main(["--config.steps=3"])
