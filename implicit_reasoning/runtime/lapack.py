@@ -24,8 +24,8 @@ def one_at_a_time(
 ) -> Any:
     """Decompose matrices one after another, where decomposing them at once can block.
 
-    The matrices can be stacked, by leading dimensions or by `jax.vmap`. Derivatives are those of
-    `decompose`. They contain decompositions of the whole batch.
+    The matrices can be stacked by leading dimensions or by `jax.vmap`. Derivatives are those of
+    `decompose`. A program with derivatives decomposes the whole batch at once.
 
     Args:
       decompose: a function of one matrix, or of stacked matrices, such as `jnp.linalg.qr`.
@@ -42,7 +42,7 @@ def one_at_a_time(
     def alone(matrix: Float[Array, "m n"]) -> Any:
         return decompose(matrix)
 
-    # A loop of `sequential_vmap` has no derivative in reverse mode, so the derivative has no loop.
+    # `sequential_vmap` has no derivative in reverse mode, so the derivative is that of `decompose`.
     alone.defjvp(lambda primals, tangents: jax.jvp(decompose, primals, tangents))
     stacked = alone
     for _ in matrices.shape[:-2]:

@@ -124,7 +124,7 @@ def random_active(
 def bridge_share(
     graph: Graph,
     kinds: NodeKinds,
-    stands: Bool[Array, " active"],
+    features: Bool[Array, " active"],
     sources: Bool[Array, " pos"],
 ) -> Float[Array, ""]:
     """Return the share of influence of some embeddings that passes through some features.
@@ -132,11 +132,12 @@ def bridge_share(
     Args:
       graph: the graph of one prompt.
       kinds: the kinds of its nodes.
-      stands: the features, such as those that stand for the bridge of the prompt.
+      features: which of the active features count, such as those that stand for the bridge of the
+        prompt.
       sources: whether the embedding at each position is a source, such as those of e1 and r1.
     """
-    n_rest = len(kinds.weights) - len(stands)
-    through = jnp.concatenate([stands, jnp.zeros(n_rest, bool)])
+    n_rest = len(kinds.weights) - len(features)
+    through = jnp.concatenate([features, jnp.zeros(n_rest, bool)])
     n_pos = len(sources)
     start = len(kinds.weights) - len(graph.token) - n_pos
     chosen = jnp.zeros(len(kinds.weights), bool).at[start : start + n_pos].set(sources)
