@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
+from implicit_reasoning.analysis.editing.knowledge_editing import KnowledgeEditing
+from implicit_reasoning.analysis.editing.value_search import ValueSearch
 from implicit_reasoning.analysis.runner import measure
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import build
@@ -34,16 +36,23 @@ def subject(name, chains):
     return random_subject(make_model(dataset), dataset, n_checkpoints=3)
 
 
+def instrument_of(name):
+    """Return an instrument. Random weights answer no fact, so a default search takes all steps."""
+    if name == "knowledge_editing":
+        return KnowledgeEditing(edits=6, search=ValueSearch(steps=3))
+    return find_instrument(name)
+
+
 def examples_of(name, subject):
     if name not in chosen:
-        chosen[name] = find_instrument(name).examples(subject.model, subject.dataset)
+        chosen[name] = instrument_of(name).examples(subject.model, subject.dataset)
     return chosen[name]
 
 
 @instruments
 def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
     """The program is traced once (`lax.map` may trace twice), not once per cell or checkpoint."""
-    instrument, model = find_instrument(name), subject.model
+    instrument, model = instrument_of(name), subject.model
     inputs = examples_of(name, subject).inputs
     if instrument.reference:
         inputs = inputs | {"reference": subject.checkpoints[0]}
@@ -57,7 +66,7 @@ def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
 
 @instruments
 def test_it_has_a_null_that_is_in_its_results(subject, name):
-    instrument, dataset = find_instrument(name), subject.dataset
+    instrument, dataset = instrument_of(name), subject.dataset
     labels = examples_of(name, subject).coords
     instrument.check_nulls({**instrument.coords(subject.model, dataset), **labels})
     assert instrument.nulls

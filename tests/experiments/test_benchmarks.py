@@ -102,6 +102,18 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
     assert parts["run"] > 0 and set(parts) == set(script.PARTS)
 
 
+@pytest.mark.slow  # it compiles every program again, without a cache
+def test_fact_edits_are_scored(smoke_run, tmp_path):
+    try:
+        found = result(run(BENCHMARKS["fact_edits"], tmp_path, workdir=smoke_run.files.workdir)["out"])
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    for name, checkpoints in {"last checkpoint": 1, "checkpoints": 2}.items():
+        job = found["jobs"][name]
+        assert job["edits"] == 2 and len(job["steps"]) == checkpoints
+        assert job["gflop_of_scores"] > 0
+
+
 def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
     """Times are 2 and 8, and 4 and 1 for the other commit: faster in one round, then slower."""
     script, seconds = load("against"), {"here": iter((2.0, 8.0)), "other": iter((4.0, 1.0))}
