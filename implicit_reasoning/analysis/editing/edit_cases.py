@@ -292,6 +292,8 @@ def _consequences_of(
     head, relation, old = (int(column[fact]) for column in facts[:3])
     there = _allowed(world, 1)
     others = edited - {fact}
+    changed = tail.copy()
+    changed[head, relation] = new
 
     def some(items: np.ndarray) -> list[int]:
         found: list[int] = random.permutation(items)[:MOST].tolist()
@@ -299,10 +301,12 @@ def _consequences_of(
 
     def row(kind: int, e: int, r: int, r2: int | None, place: int, path: set[int]) -> None:
         last = 0 if r2 is None else world.n_entities + r2
-        before, after = _answers(tail, (head, relation, new), e, r, r2)
+        before, after = tail[e, r], changed[e, r]
+        if r2 is not None:
+            before, after = tail[before, r2], changed[after, r2]
         position, shared = 1 if r2 is None else answered, bool(path & others)
         tokens = e, world.n_entities + r, last
-        rows.append((*tokens, position, before, after, kind, place, shared))
+        rows.append((*tokens, position, int(before), int(after), kind, place, shared))
 
     rows: list[tuple[int, ...]] = []
     row(0, head, relation, None, 1, set())
@@ -317,15 +321,3 @@ def _consequences_of(
     for e in some(np.flatnonzero((tail[:, relation] >= 0) & (np.arange(len(tail)) != head))):
         row(4, e, relation, None, NONE, {int(number[e, relation])})
     return rows
-
-
-def _answers(
-    tail: np.ndarray, change: tuple[int, int, int], e: int, r: int, r2: int | None
-) -> tuple[int, int]:
-    """Return the answers to a prompt before and after a change `(head, relation, new tail)`."""
-
-    def look_up(one: int, by: int) -> int:
-        return change[2] if (one, by) == change[:2] else int(tail[one, by])
-
-    before, after = int(tail[e, r]), look_up(e, r)
-    return (before, after) if r2 is None else (int(tail[before, r2]), look_up(after, r2))
