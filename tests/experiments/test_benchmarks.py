@@ -104,8 +104,9 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
 
 @pytest.mark.slow  # it compiles every program again, without a cache
 def test_fact_edits_are_scored(smoke_run, tmp_path):
+    workdir = smoke_run.files.workdir
     try:
-        found = result(run(BENCHMARKS["fact_edits"], tmp_path, workdir=smoke_run.files.workdir)["out"])
+        found = result(run(BENCHMARKS["fact_edits"], tmp_path, workdir=workdir)["out"])
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     for name, checkpoints in {"last checkpoint": 1, "checkpoints": 2}.items():
