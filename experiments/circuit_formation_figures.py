@@ -141,8 +141,9 @@ def draw_estimates(arms: Mapping[str, Arm]) -> Any:
             at = np.arange(len(values)) + 0.08 * (place - 2)
             for column in values.T:
                 ax.plot(at, column, ".", color=color, markersize=3, alpha=0.5)
-            with np.errstate(invalid="ignore"):
-                mean = np.nanmean(values, 1)
+            there = np.isfinite(values).any(1)  # some arms do not reach every stage
+            mean = np.full(len(values), np.nan)
+            mean[there] = np.nanmean(values[there], 1)
             style = "--" if estimator == "magnitude" else "-"
             label = "magnitude (null)" if estimator == "magnitude" else estimator
             ax.plot(at, mean, style, marker="o", markersize=4, color=color, label=label)
