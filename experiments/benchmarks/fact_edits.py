@@ -99,16 +99,21 @@ def measure(run: Run, steps: list[int], edits: int, others: int, rounds: int) ->
         found = runner(params, inputs)
         seconds.append(time.perf_counter() - began)
         print(f"{number}/{rounds}: {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
-    rome = np.asarray(found["share"])[-1, len(NULLS)]  # [score, edit]
+    share, counted = (
+        np.asarray(found[name])[-1, len(NULLS)] for name in ("share", "counted")
+    )  # [score, edit]
     one = jax.tree.map(lambda leaf: leaf[0], params)
     gflop = len(steps) * flops_of_scores(run, instrument, one, inputs.inputs) / 1e9
     return {
         "steps": steps,
-        "edits": rome.shape[1],
+        "edits": share.shape[1],
         "first_call_seconds": seconds[0],
         "seconds": spread(seconds[1:]),
         "gflop_of_scores": gflop,
-        "mean_scores_at_last_step": dict(zip(SCORES, np.nanmean(rome, 1).tolist(), strict=True)),
+        "scores_at_last_step": {
+            name: {"mean": float(of[there].mean()) if there.any() else None, "n": int(there.sum())}
+            for name, of, there in zip(SCORES, share, counted.astype(bool), strict=True)
+        },
     }
 
 

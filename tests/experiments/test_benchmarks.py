@@ -113,6 +113,8 @@ def test_fact_edits_are_scored(smoke_run, tmp_path):
         job = found["jobs"][name]
         assert job["edits"] == 2 and len(job["steps"]) == checkpoints
         assert job["gflop_of_scores"] > 0
+        scores = job["scores_at_last_step"].values()
+        assert all((score["mean"] is None) == (score["n"] == 0) for score in scores)
 
 
 def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
