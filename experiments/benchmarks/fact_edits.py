@@ -6,8 +6,9 @@ The instrument `knowledge_editing` edits facts of a trained run with the editor 
 every edit beside its null controls: the consequences of the edit, and the locality on other
 prompts. There are two jobs, each one compiled program on every core:
 
-- `last checkpoint`: 1,000 edits of the last checkpoint. Aim: 120 seconds.
-- `checkpoints`: 200 edits of each of 20 checkpoints, evenly spaced in the schedule of the run.
+- `last checkpoint`: 1,000 edits of the last checkpoint, with 1,000 other prompts. Aim: 120 seconds.
+- `checkpoints`: 200 edits of each of 20 checkpoints, evenly spaced in the schedule of the run, with
+  300 other prompts, as in `editing.py`.
 
 The model must be trained, because a search for a value ends when the new answer is certain. In an
 untrained model, no prompt counts and every search has the maximum number of steps.
@@ -18,7 +19,7 @@ before. Mean scores stand beside the seconds and show that the edits were made.
 
 Smoke test:
     python experiments/benchmarks/fact_edits.py --workdir=runs/smoke/run --edits=2 --others=5 \
-        --checkpoints=2 --edits_each=2 --rounds=1 --out=runs/smoke/fact_edits.json
+        --checkpoints=2 --edits_each=2 --others_each=5 --rounds=1 --out=runs/smoke/fact_edits.json
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ FLAGS = {
     "others": 1000,
     "checkpoints": 20,
     "edits_each": 200,
+    "others_each": 300,
     "rounds": 3,
     "out": OUT,
 }
@@ -63,8 +65,12 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     run = Run(flags["workdir"])
     jobs = {
-        "last checkpoint": (run.steps[-1:], flags["edits"]),
-        "checkpoints": (evenly(run.steps, flags["checkpoints"]), flags["edits_each"]),
+        "last checkpoint": (run.steps[-1:], flags["edits"], flags["others"]),
+        "checkpoints": (
+            evenly(run.steps, flags["checkpoints"]),
+            flags["edits_each"],
+            flags["others_each"],
+        ),
     }
     result = {
         "sizes": {name: flags[name] for name in FLAGS if name not in ("workdir", "out")},
@@ -72,8 +78,8 @@ def main(argv: list[str]) -> None:
         "load_average": os.getloadavg()[0],
         "aim_seconds": AIM,
         "jobs": {
-            name: measure(run, list(steps), edits, flags["others"], flags["rounds"])
-            for name, (steps, edits) in jobs.items()
+            name: measure(run, list(steps), edits, others, flags["rounds"])
+            for name, (steps, edits, others) in jobs.items()
         },
     }
     keep(result, flags["out"], "fact_edits")

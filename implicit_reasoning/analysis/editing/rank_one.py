@@ -22,16 +22,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.editing.value_search import (
     FactPrompts,
     ValueSearch,
-    in_chunks,
-    minimize,
+    search_vector,
+    search_vectors,
 )
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.surgery import (
+    ChangePoint,
     LowRankChange,
     change_point,
     logits_after_change,
@@ -169,10 +170,14 @@ def search_values(
     """
     none = jax.tree.map(lambda part: part[:, :0], directions)
 
-    def one(own: FactPrompts, keys: Array, earlier: LowRankChange) -> Array:
-        return search_value(model, params, own, layer, keys, unit, search, earlier)
+    def prepare(own: FactPrompts, keys: Array, earlier: LowRankChange) -> _OneSearch:
+        return _one_search(model, params, own, layer, keys, unit, earlier)
 
-    return in_chunks(one, (prompts, directions.keys, none if earlier is None else earlier))
+    def loss(one: _OneSearch, step: Array) -> tuple[Array, Array]:
+        return _loss(model, params, layer, search, one, step)
+
+    edits = prompts, directions.keys, none if earlier is None else earlier
+    return unit * search_vectors(prepare, loss, edits, model.spec.d_model, search)
 
 
 def search_value(
@@ -197,26 +202,68 @@ def search_value(
       search: the settings.
       earlier: a change of the same block before the edit; its rank can be 0.
     """
-    start = change_point(model, params, own.tokens, layer)
-
-    def answers(step: Array) -> Array:
-        both = zip((keys, (unit * step)[None]), earlier, strict=True)
-        change = LowRankChange(*(jnp.concatenate(parts) for parts in both))
-        logits = logits_after_change(model, params, start, layer, change)[:, 0]
-        return jax.nn.log_softmax(logits)
-
-    before = answers(jnp.zeros(model.spec.d_model))
-    others = own.there & (jnp.arange(len(own.there)) > 0)
+    one = _one_search(model, params, own, layer, keys, unit, earlier)
 
     def loss(step: Array) -> tuple[Array, Array]:
-        after = answers(step)
-        divergence = (jnp.exp(before) * (before - after)).sum(-1)
-        divergence = jnp.where(others, divergence, 0).sum() / jnp.maximum(others.sum(), 1)
-        target = -after[0, own.new]
-        penalty = search.decay * (step**2).mean()
-        return target + search.divergence * divergence + penalty, target
+        return _loss(model, params, layer, search, one, step)
 
-    return unit * minimize(loss, model.spec.d_model, search)
+    return unit * search_vector(loss, model.spec.d_model, search)
+
+
+class _OneSearch(NamedTuple):
+    """What the search for the value of one edit needs.
+
+    Attributes:
+      start: the activations of the prompts, from `change_point`.
+      before: the log probabilities of the answers before the edit.
+      others: whether each prompt is that of another fact.
+      new: the token of the new tail b'.
+      keys: the keys of the change of the edit.
+      unit: the root mean square of the outputs of the MLP.
+      earlier: the change before the edit.
+    """
+
+    start: ChangePoint
+    before: Float[Array, "prompt d_vocab"]
+    others: Bool[Array, " prompt"]
+    new: Int[Array, ""]
+    keys: Float[Array, "1 d_mlp"]
+    unit: Float[Array, ""]
+    earlier: LowRankChange
+
+
+def _one_search(
+    model: Transformer,
+    params: Params,
+    own: FactPrompts,
+    layer: int,
+    keys: Array,
+    unit: Array,
+    earlier: LowRankChange,
+) -> _OneSearch:
+    start = change_point(model, params, own.tokens, layer)
+    before = jax.nn.log_softmax(logits_after_change(model, params, start, layer, earlier)[:, 0])
+    others = jnp.asarray(own.there).at[0].set(False)
+    return _OneSearch(start, before, others, jnp.asarray(own.new), keys, unit, earlier)
+
+
+def _loss(
+    model: Transformer,
+    params: Params,
+    layer: int,
+    search: ValueSearch,
+    one: _OneSearch,
+    step: Float[Array, " d_model"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the loss of ROME for a change of the output, and its part -log p(b')."""
+    both = zip((one.keys, (one.unit * step)[None]), one.earlier, strict=True)
+    change = LowRankChange(*(jnp.concatenate(parts) for parts in both))
+    after = jax.nn.log_softmax(logits_after_change(model, params, one.start, layer, change)[:, 0])
+    divergence = (jnp.exp(one.before) * (one.before - after)).sum(-1)
+    divergence = jnp.where(one.others, divergence, 0).sum() / jnp.maximum(one.others.sum(), 1)
+    target = -after[0, one.new]
+    penalty = search.decay * (step**2).mean()
+    return target + search.divergence * divergence + penalty, target
 
 
 class RankOneEdits(NamedTuple):

@@ -22,8 +22,7 @@ from implicit_reasoning.analysis.editing.scores import Case, score_edit
 from implicit_reasoning.analysis.editing.value_search import (
     FactPrompts,
     ValueSearch,
-    in_chunks,
-    minimize,
+    search_vectors,
 )
 from implicit_reasoning.model import Edit, HookContext, Params, Transformer
 from implicit_reasoning.model.surgery import changed_depths
@@ -50,19 +49,20 @@ def search_states(
       unit: the unit of steps, from `second_moment`.
       search: the settings.
     """
+    place = jnp.array([prompts.tokens.shape[2] - 1])
 
-    def one(tokens: Array, new: Array) -> Array:
-        place = jnp.array([tokens.shape[1] - 1])
+    def fact(tokens: Array, new: Array) -> tuple[Array, Array]:
+        return tokens[:1], new
 
-        def loss(step: Array) -> tuple[Array, Array]:
-            edits = overwrite(model, layer, site, place, unit * step)
-            logits = model.forward(params, tokens[:1], edits=edits)[0]
-            target = -jax.nn.log_softmax(logits[0, -1])[new]
-            return target + search.decay * (step**2).mean(), target
+    def loss(fact: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
+        tokens, new = fact
+        edits = overwrite(model, layer, site, place, unit * step)
+        logits = model.forward(params, tokens, edits=edits)[0]
+        target = -jax.nn.log_softmax(logits[0, -1])[new]
+        return target + search.decay * (step**2).mean(), target
 
-        return unit * minimize(loss, model.spec.d_model, search)
-
-    return in_chunks(one, (prompts.tokens, prompts.new))
+    edits = prompts.tokens, prompts.new
+    return unit * search_vectors(fact, loss, edits, model.spec.d_model, search)
 
 
 def score_states(

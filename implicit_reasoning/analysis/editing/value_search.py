@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
-from implicit_reasoning.analysis.editing.descent import descend
+from implicit_reasoning.analysis.editing.descent import descend, descend_many
 
-_AT_ONCE = 25  # maximum number of edits per chunk; their prompts are one batch
+_AT_ONCE = 25  # maximum number of searches at once; their prompts are one batch
+_PREPARED = 500  # maximum number of edits whose activations are in memory
 
 
 class FactPrompts(NamedTuple):
@@ -59,10 +60,10 @@ class ValueSearch:
     decay: float = 1e-3
 
 
-def minimize(
+def search_vector(
     loss: Callable[[Array], tuple[Array, Array]], size: int, search: ValueSearch
 ) -> Float[Array, " size"]:
-    """Return the vector that Adam finds, in units of the outputs of the MLP.
+    """Return the vector that Adam finds for one edit, in units of the outputs of the MLP.
 
     Args:
       loss: function of the vector, which starts at 0. It returns the loss to minimize, and the part
@@ -70,25 +71,40 @@ def minimize(
       size: the length of the vector.
       search: the settings.
     """
-    found: Array = descend(
-        loss, jnp.zeros(size), rate=search.rate, steps=search.steps, enough=search.enough
-    )
+    found: Array = descend(loss, jnp.zeros(size), **_settings(search))
     return found
 
 
-def in_chunks(one: Callable[..., Array], edits: tuple[Any, ...]) -> Float[Array, "edit size"]:
-    """Compute `one(*edit)` for all edits, in chunks of edits that are vmapped.
-
-    The chunks are as equal as possible, because the last one is padded.
+def search_vectors(
+    prepare: Callable[..., Any],
+    loss: Callable[[Any, Array], tuple[Array, Array]],
+    edits: tuple[Any, ...],
+    size: int,
+    search: ValueSearch,
+) -> Float[Array, "edit size"]:
+    """Return the vectors that Adam finds for many edits, in units of the outputs of the MLP.
 
     Args:
-      one: function that returns the vector of one edit.
-      edits: arguments of `one`, pytrees of arrays [edit, ...].
+      prepare: function of the arguments of one edit. It returns what the loss needs. It is
+        evaluated once for each edit, and the loss once for each step.
+      loss: function of what `prepare` returns and of the vector; see `search_vector`.
+      edits: the arguments of all edits, pytrees of arrays [edit, ...].
+      size: the length of the vectors.
+      search: the settings.
     """
 
     def several(edits: tuple[Any, ...]) -> dict[str, Array]:
-        return {"vector": jax.vmap(one)(*edits).T}
+        needed = jax.vmap(prepare)(*edits)
+        begin = jnp.zeros(size)
+        return {
+            "vector": descend_many(loss, needed, begin, at_once=_AT_ONCE, **_settings(search)).T
+        }
 
     count = len(jax.tree.leaves(edits)[0])
-    size = -(-count // -(-count // _AT_ONCE))
-    return map_in_chunks(several, edits, at_once=size)["vector"].T
+    # The parts are as equal as possible, because the last one is padded.
+    part = -(-count // -(-count // _PREPARED))
+    return map_in_chunks(several, edits, at_once=part)["vector"].T
+
+
+def _settings(search: ValueSearch) -> dict[str, Any]:
+    return {"rate": search.rate, "steps": search.steps, "enough": search.enough}
