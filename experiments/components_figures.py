@@ -131,14 +131,25 @@ def draw_accuracy(ax: Axes, arm: Arm, splits: Sequence[str] = ("train_ii", "test
 
 
 def add_legend(drawing: Any, axes: Iterable[Any]) -> None:
-    """Add one legend for several axes, with an entry for each label."""
+    """Add one legend for several axes, with an entry for each label.
+
+    A label that only later axes have stands behind the label that precedes it there.
+    """
     entries: dict[str, Any] = {}
+    order: list[str] = []
     for ax in axes:
-        handles, names = ax.get_legend_handles_labels()
-        for handle, name in zip(handles, names, strict=True):
-            entries.setdefault(name, handle)
+        place = 0
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            if name not in entries:
+                entries[name] = handle
+                order.insert(place, name)
+            place = order.index(name) + 1
     drawing.legend(
-        entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=8
+        [entries[name] for name in order],
+        order,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
     )
 
 

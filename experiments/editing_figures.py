@@ -96,9 +96,10 @@ CAPTIONS = {
     "hop, which is no share: values below 0 or above 1 are drawn at the edge. A small mark is a "
     "run. A place at which both hops are at 1 is one store for both hops.",
     "methods": "Scores of I facts by method at the end. A small mark is a run, and a large mark is "
-    "the mean over runs. The methods `state` and `resid_mid` change no weights. `state` is an "
-    "upper bound of the hops. `memit` makes all edits in one model, so its locality is that of one "
-    "model per run. A good method has all marks at the top.",
+    "the mean over runs. The methods `state` and `resid_mid` change no weights. They write at r1 "
+    "for the first hop, and at the last position for the second hop. `memit` makes all edits in "
+    "one model, so its locality is that of one model per run. A good method has all marks at the "
+    "top.",
     "sequences": "Scores of the edits made so far, after several rank-one edits of one model. A "
     "thin line is a run, and a thick line is the mean over runs. A line that falls to the right "
     "means that later edits undo earlier ones. Points with fewer than 20 edits have no intervals.",
