@@ -91,17 +91,17 @@ def over_worlds(values: np.ndarray, worlds: np.ndarray) -> str:
     if not found.n_clusters:
         return "-"
     n = int(np.isfinite(values).sum())
-    text = f"{found.mean:.2f}"
+    text = f"{found.mean:z.2f}"
     if n == 1:
         return f"{text} (1)"
     if found.n_clusters > 2:  # two worlds give an interval that says nothing
-        text += f" [{found.low:.2f}, {found.high:.2f}]"
-    return f"{text} ({np.nanmin(values):.2f} - {np.nanmax(values):.2f}; {n})"
+        text += f" [{found.low:z.2f}, {found.high:z.2f}]"
+    return f"{text} ({np.nanmin(values):z.2f} - {np.nanmax(values):z.2f}; {n})"
 
 
 def number(value: float) -> str:
     """Format a number; `-` for nan."""
-    return "-" if np.isnan(value) else f"{value:.2f}"
+    return "-" if np.isnan(value) else f"{value:z.2f}"
 
 
 def ladders(arms: Mapping[str, Arm]) -> dict[str, Arm]:
