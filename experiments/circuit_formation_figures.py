@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from circuit_formation_rules import agreement
+from circuit_formation_rules import agreement, all_edges, smallest
 from components_figures import (
     add_legend,
     count_of,
@@ -54,6 +54,7 @@ def draw_all(out: Path, arms: Mapping[str, Arm]) -> None:
     """Draw and save every figure for which there are results."""
     drawings = {
         "faithfulness": draw_faithfulness(arms),
+        "sizes": draw_sizes(arms),
         "routes": draw_routes(arms),
         "estimates": draw_estimates(arms),
     }
@@ -104,6 +105,29 @@ def draw_faithfulness(arms: Mapping[str, Arm]) -> Any:
         ax.axhline(1, color=GREY, linewidth=0.6)
         ax.set_xlabel("share of edges (linear below .01, then log)", fontsize=8)
     return finish(drawing, axes, "faithfulness")
+
+
+def draw_sizes(arms: Mapping[str, Arm]) -> Any:
+    """Draw the size of the smallest faithful circuit over training, for several orders.
+
+    If only the circuit of all edges is faithful, the size is the number of edges that can matter.
+    """
+    chosen = with_node(arms, "discovery", TITLES)
+    if not chosen:
+        return None
+    drawing, axes = panels(chosen)
+    for ax, arm in zip(axes, chosen.values(), strict=False):
+        part, most = arm.parts["discovery"], all_edges(arm)
+        there = known(part, "faithfulness").isel(group=0, order=0, size=-1, drop=True).notnull()
+        for order, (color, line) in reversed(ORDERS.items()):
+            found = smallest(part, order).fillna(most).clip(max=most).where(there)
+            draw_runs(ax, found, color, order, linestyle=line)
+        ax.axhline(most, color=GREY, linewidth=0.6)
+        step_axis(ax, int(arm.parts["training"]["evaluation"][-1]))
+        ax.set_xlim(left=100)
+        ax.set_yscale("log")
+        ax.set_xlabel("training step (log)")
+    return finish(drawing, axes, "edges of the smallest faithful circuit")
 
 
 def draw_routes(arms: Mapping[str, Arm]) -> Any:

@@ -28,11 +28,23 @@ EXACT = "exact, grown"
 
 def sizes(arm: Arm, stage: str, order: str = EXACT) -> np.ndarray:
     """Return the size of the circuit of every run at a stage; nan if it is missing."""
-    part = at_stage(arm, "discovery", stage).isel(group=0, drop=True).sel(order=order)
-    faithful = known(part, "faithfulness").transpose("run", "size").values[:, :-1]
-    reached = faithful >= LEVEL
-    found = part["size"].values[reached.argmax(1)].astype(float)
-    return np.where(reached.any(1), found, np.nan)
+    return smallest(at_stage(arm, "discovery", stage), order).values
+
+
+def smallest(part: xr.Dataset, order: str = EXACT) -> xr.DataArray:
+    """Return the smallest faithful size on the first group of pairs.
+
+    Args:
+      part: results of discovery.
+      order: order in which circuits grow.
+
+    Returns:
+      Sizes without the dimension `size`; nan where no circuit but that of all edges is faithful, or
+      where faithfulness is not known.
+    """
+    faithful = known(part, "faithfulness").isel(group=0, drop=True).sel(order=order, drop=True)
+    reached = faithful.isel(size=slice(-1)) >= LEVEL
+    return part["size"].where(reached).min("size")
 
 
 def all_edges(arm: Arm) -> float:

@@ -172,7 +172,8 @@ def test_a_route_is_bypassed_or_remains():
         assert found.size == "shrinks"
         np.testing.assert_allclose(found.log_ratio, np.log(10 / 40))
     assert rules.sparse(away).answer == "yes"
-    assert np.isnan(rules.sizes(away, "untrained")).all()
+    np.testing.assert_array_equal(rules.smallest(size), [[np.nan, 40, 10, 10]] * 8)
+    np.testing.assert_array_equal(rules.sizes(away, "memorised"), 40)
 
 
 def test_only_a_route_that_is_there_forms_with_the_answers():
