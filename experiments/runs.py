@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from apart import Command, run_apart
@@ -46,6 +47,8 @@ from implicit_reasoning.training.saved_states import newest
 
 ROOT = Path("runs/studies")
 SMOKE_SECONDS = 10.0
+
+_in_training: dict[Path, Lock] = {}
 
 
 @dataclass(frozen=True)
@@ -265,13 +268,21 @@ def _earlier(run: StudyRun, root: Path) -> list[Path]:
 def train_missing(state: State, command: Command, progress: bool = False) -> Run:
     """Train a missing run or resume an interrupted run, and return the run.
 
+    If the run continues another run, that run is trained first. Jobs that need the same run wait
+    for each other.
+
     Args:
       state: state of the run.
       command: function that runs a command of the package, as `run_apart` passes it to jobs.
       progress: whether to show a progress bar.
     """
-    if not state.finished:
-        command(training(state, progress))
+    if state.finished:
+        return Run(state.folder)
+    if state.run.source:
+        train_missing(state_of(state.run.source, state.root), command, progress)
+    with _in_training.setdefault(state.folder, Lock()):
+        if not state_of(state.run, state.root).finished:  # by another job
+            command(training(state, progress))
     return Run(state.folder)
 
 

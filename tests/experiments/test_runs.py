@@ -4,6 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,31 @@ def test_missing_then_stopped_then_finished(smoke_run, tmp_path, commands):
     (folder / "config.json").unlink()
     assert str(runs.state_of(ONE, tmp_path)) == "missing"
     assert not commands
+
+
+def test_a_run_that_is_continued_is_trained_first_and_once(smoke_run, tmp_path):
+    """Two jobs train it at the same time: one for its study, and one for the run that continues."""
+    taught, before = (runs.StudyRun(arm, "smoke", 0, 0) for arm in ("ladder_taught", "ladder"))
+    begun, trained = threading.Barrier(2, timeout=60), []
+
+    def command(words):
+        [folder] = [Path(word.partition("=")[2]) for word in words if "--workdir=" in word]
+        run = taught if "taught" in folder.name else before
+        assert run is before or str(runs.state_of(before, tmp_path)) == "finished"
+        trained.append(folder.name)
+        time.sleep(0.2)  # the other job looks for the run meanwhile
+        place(smoke_run, folder)
+        (folder / "config.json").write_text(json.dumps(to_json(run.config(tmp_path))))
+
+    def job(run):
+        state = runs.state_of(run, tmp_path)
+        begun.wait()
+        return runs.train_missing(state, command)
+
+    with ThreadPoolExecutor(2) as pool:
+        opened = list(pool.map(job, (before, taught)))
+    assert trained == ["ladder_w0_i0", "ladder_taught_w0_i0"]
+    assert [run.files.workdir.name for run in opened] == trained
 
 
 @pytest.mark.slow
