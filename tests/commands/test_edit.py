@@ -21,7 +21,7 @@ from implicit_reasoning.analysis.editing.edit_effects import (
     change_size,
     measure_effects,
     random_like,
-    read_layer,
+    read_layers,
 )
 from implicit_reasoning.analysis.editing.fact_edit import choose_method, edit_fact, parse_edit
 from implicit_reasoning.analysis.editing.fine_tuning import Tuning
@@ -232,8 +232,8 @@ def test_methods_have_one_spelling_on_the_command_line_and_in_python():
     assert choose_method(model, "rome") == ("rome", (0,))
     assert choose_method(model, "memit", [1, 0]) == ("memit", (0, 1))
     assert choose_method(model, "tuned") == ("tuned", ())
-    assert read_layer(model, choose_method(model, "memit", [0, 1])) == 2
-    assert read_layer(model, choose_method(model, "tuned")) == 2
+    assert read_layers(model, choose_method(model, "memit", [0, 1])) == (2,)
+    assert read_layers(model, choose_method(model, "tuned")) == (2,)
 
 
 def test_random_changes_have_the_norm_of_the_edit_and_rank_one():

@@ -11,6 +11,9 @@ Two readings show why a consequence follows or not:
   at the first hop has the same states there, so the lens shows which bridge is decodable in it.
 - `written` compares the change of the state where a prompt uses the fact with the change at r1 of
   the fact. It is 1 if the edit writes there what it writes at the fact, and 0 if it writes nothing.
+
+With a chain of thought, each model outputs the bridge of a chain and reads it, before it answers.
+In a looped model, an edited block changes in every loop.
 """
 
 from __future__ import annotations
@@ -30,11 +33,17 @@ from implicit_reasoning.analysis.editing.edit_cases import (
     consequences,
     other_prompts,
 )
+from implicit_reasoning.analysis.editing.edited_models import (
+    answer_logits,
+    has_thought,
+    with_bridge,
+)
 from implicit_reasoning.analysis.editing.fact_edit import N_PROMPTS, EditMethod, FactEdit
 from implicit_reasoning.analysis.editing.state_edits import overwrite
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.model import HookContext, Params, Transformer
+from implicit_reasoning.model.surgery import changed_depths
 from implicit_reasoning.runtime.machine import highest_precision
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.world import NONE
@@ -50,6 +59,8 @@ class Answered(NamedTuple):
     """What one model answers. With several models, all arrays have a leading axis `model`.
 
     Attributes:
+      bridge: the bridge that the model outputs before it answers a chain; -1 without a chain of
+        thought.
       token: the answer: the token with the highest logit.
       probability: the probability of the answer.
       is_old: whether the answer is right before the edit. A tie counts as wrong.
@@ -57,6 +68,7 @@ class Answered(NamedTuple):
       kept: whether each of the other prompts has its right answer.
     """
 
+    bridge: Int[Array, "*model prompt"]
     token: Int[Array, "*model prompt"]
     probability: Float[Array, "*model prompt"]
     is_old: Bool[Array, "*model prompt"]
@@ -86,23 +98,27 @@ class EditEffects(NamedTuple):
     Attributes:
       edit: the fact and its new tail.
       method: the method of the edit.
-      layer: the number of the state S[layer] whose change `written` compares.
+      read: the numbers of the states S[layer] whose change `written` compares, in ascending order:
+        the states after the last edited block, one for each loop.
+      changed: the unrolled depths of the blocks that change; empty if all weights change.
       depth: the number of blocks of the model; blocks of looped models count once for each loop.
       names: the name of each token, such as "e12".
       prompts: the prompts, without padding, as the only edit of `Consequences`.
       before, after: the answers before and after the edit.
       random: the answers of models with random changes of equal norm.
-      state: the answers of the model before the edit, with the change of S[layer] at r1 of the fact
-        added wherever a prompt uses the fact.
+      state: the answers of the model before the edit, with the change of S[read[0]] at r1 of the
+        fact added wherever a prompt uses the fact.
       lens_before, lens_after, lens_random: the readings of the bridge.
-      written: for each prompt, the part of the change at r1 of the fact that the state has where
-        the prompt uses the fact, or else where the prompt is answered.
+      written: for each prompt, the part of the change of S[read[0]] at r1 of the fact that a state
+        has where the prompt uses the fact, or else where the prompt is answered. It is the largest
+        part over `read`.
       size: the Frobenius norm of the change, as a share of the norm of the arrays that change.
     """
 
     edit: FactEdit
     method: EditMethod
-    layer: int
+    read: tuple[int, ...]
+    changed: tuple[int, ...]
     depth: int
     names: tuple[str, ...]
     prompts: Consequences
@@ -146,7 +162,7 @@ def measure_effects(
       method: the method of the edit.
       seed: the seed of the choice of prompts and of the random changes.
     """
-    edits, layer = edit.as_edits(), read_layer(model, method)
+    edits, read = edit.as_edits(), read_layers(model, method)
     prompts = Consequences(*(column[0] for column in consequences(dataset, edits, seed)))
     others = other_prompts(dataset, edits, _OTHERS, seed)
     inputs = {
@@ -155,7 +171,7 @@ def measure_effects(
         "tails": np.array([edit.old, edit.new], np.int32),
     }
     arguments = before, after, jax.tree.map(jnp.asarray, inputs), jax.random.key(seed)
-    found = jax.device_get(_program(model, layer, _changed(before, after))(*arguments))
+    found = jax.device_get(_program(model, read, _changed(before, after))(*arguments))
 
     def answers(model: Answered) -> Answered:
         columns = {
@@ -171,7 +187,8 @@ def measure_effects(
     return EditEffects(
         edit,
         method,
-        layer,
+        read,
+        tuple(sorted({depth for layer in method.layers for depth in changed_depths(model, layer)})),
         model.spec.depth,
         tuple(_TOKEN.sub(r"\1\2", name) for name in dataset.vocab),
         prompts,
@@ -212,7 +229,9 @@ class _Found(NamedTuple):
     size: Float[Array, ""]
 
 
-def _program(model: Transformer, layer: int, changed: Sequence[bool]) -> Callable[..., _Found]:
+def _program(
+    model: Transformer, read: tuple[int, ...], changed: Sequence[bool]
+) -> Callable[..., _Found]:
     """Return the compiled function that asks all models."""
 
     @jax.jit
@@ -225,31 +244,32 @@ def _program(model: Transformer, layer: int, changed: Sequence[bool]) -> Callabl
                 lambda *leaves: jnp.select([number == 0, number == 1], leaves[:2], leaves[2]),
                 *(before, after, drawn),
             )
-            return _ask(model, params, inputs, layer)
+            return _ask(model, params, inputs, read)
 
         # The number of a model is 0 before the edit and 1 after it.
         models = jnp.arange(2 + N_RANDOM), jax.random.split(key, 2 + N_RANDOM)
         answered, lens, states = jax.lax.map(ask_model, models)
-        change = states[1] - states[0]
+        change = states[1] - states[0]  # of every state that is read, at every prompt
+        at_fact = change[0, 0]
         place = jnp.where(inputs["prompts"]["kind"] < 3, inputs["prompts"]["place"], NONE)
-        edits = overwrite(model, layer - 1, "hook_resid_post", place, change[0])
-        overwritten = _ask(model, before, inputs, layer, edits)[0]
-        length = (change[0] ** 2).sum()
-        written = (change * change[:1]).sum(-1) / jnp.where(length > 0, length, 1)
+        edits = overwrite((read[0] - 1,), "hook_resid_post", place, at_fact)
+        overwritten = _ask(model, before, inputs, read, edits)[0]
+        length = (at_fact**2).sum()
+        written = (change * at_fact[None, None]).sum(-1).max(0) / jnp.where(length > 0, length, 1)
         return _Found(answered, lens, overwritten, written, change_size(before, after))
 
     return compute
 
 
-def read_layer(model: Transformer, method: EditMethod) -> int:
-    """Return the number of the state S[layer] in which an edit is looked for.
+def read_layers(model: Transformer, method: EditMethod) -> tuple[int, ...]:
+    """Return the numbers of the states S[layer] in which an edit is looked for.
 
-    It is the state after the last edited block. If all weights change, it is the last state that a
-    later block reads.
+    They are the states after the last edited block, one for each loop. If all weights change, it is
+    the last state that a later block reads.
     """
     if method.layers:
-        return method.layers[-1] + 1
-    return max(model.spec.depth - 1, 1)
+        return tuple(depth + 1 for depth in changed_depths(model, method.layers[-1]))
+    return (max(model.spec.depth - 1, 1),)
 
 
 def random_like(
@@ -297,16 +317,19 @@ def change_size(before: Params, after: Params) -> Float[Array, ""]:
 
 
 def _ask(
-    model: Transformer, params: Params, inputs: Any, layer: int, edits: Any = None
-) -> tuple[Answered, BridgeReading, Float[Array, "prompt d_model"]]:
-    """Return the answers of one model, the readings of the bridge, and the states S[layer]."""
+    model: Transformer, params: Params, inputs: Any, read: tuple[int, ...], edits: Any = None
+) -> tuple[Answered, BridgeReading, Float[Array, "read prompt d_model"]]:
+    """Return the answers of one model, the readings of the bridge, and the states that are read."""
     prompts, others, sites = inputs["prompts"], inputs["others"], model.resid_sites
-    logits, found = model.forward(params, prompts["tokens"], edits=edits, sites=sites)
+    tokens = with_bridge(model, params, prompts["tokens"], edits, whole=edits is not None)
+    bridge = tokens[:, -1] if has_thought(tokens) else jnp.full(len(tokens), NONE)
+    logits, found = model.forward(params, tokens, edits=edits, sites=sites)
     at_answer = _at(logits, prompts["position"])
     shares = jax.nn.softmax(at_answer)
     # States are not edited in other prompts, because no fact of theirs is edited.
-    rest = _at(model.forward(params, others["tokens"])[0], others["position"])
+    rest = answer_logits(model, params, others["tokens"], others["position"])
     answered = Answered(
+        bridge,
         at_answer.argmax(-1),
         shares.max(-1),
         answers_with(at_answer, prompts["before"]),
@@ -314,12 +337,13 @@ def _ask(
         answers_with(rest, others["answer"]),
     )
     states = jnp.stack([found[site][0, 1] for site in sites])
-    read = model.bind(params).readout(states, HookContext())
+    logits_of_bridge = model.bind(params).readout(states, HookContext())
     tails = jnp.broadcast_to(inputs["tails"][:, None], (2, len(sites)))
-    old, new = ranks(read, tails[None])[0]
-    lens = BridgeReading(read.argmax(-1), jax.nn.softmax(read).max(-1), old, new)
+    old, new = ranks(logits_of_bridge, tails[None])[0]
+    shares_of_bridge = jax.nn.softmax(logits_of_bridge)
+    lens = BridgeReading(logits_of_bridge.argmax(-1), shares_of_bridge.max(-1), old, new)
     place = jnp.where(prompts["place"] >= 0, prompts["place"], prompts["position"])
-    return answered, lens, _at(found[sites[layer]], place)
+    return answered, lens, jnp.stack([_at(found[sites[layer]], place) for layer in read])
 
 
 def _at(

@@ -13,6 +13,7 @@ import numpy as np
 
 from implicit_reasoning.analysis.editing.edit_cases import KINDS
 from implicit_reasoning.analysis.editing.edit_effects import EditEffects
+from implicit_reasoning.analysis.editing.edited_models import has_thought
 from implicit_reasoning.analysis.editing.knowledge_editing import WEIGHTS
 
 OUTCOMES = ("new answer", "old answer", "another answer")
@@ -125,10 +126,12 @@ def _about_first(effects: EditEffects, row: Row) -> str:
         return _nothing_known(row, f"(e{head}, r{relation}, r)")
     count = f"{row.edit[0]} of {row.known} chains (e{head}, r{relation}, r)"
     result = f"{count} have the answer that follows from the new tail."
+    if has_thought(effects.prompts.tokens):
+        return f"{result} {_bridges_that_are_output(effects, row)}"
     read = effects.depth - 1  # the last state at r1 that a later block reads
     if read < 1:
         return f"{result} The model has one block, so no later block reads the state at r1."
-    if min(effects.method.layers, default=0) >= read:
+    if min(effects.changed, default=0) >= read:
         return (
             f"{result} Block {read} is the last one, so no later block reads what the "
             f"edit writes at r1. Chains still read {_bridge(effects, read, 'after')} at "
@@ -140,6 +143,16 @@ def _about_first(effects: EditEffects, row: Row) -> str:
         f"{_bridge(effects, read, 'after')} after it."
     )
     return f"{result} {seen} {_first_conclusion(effects, row, read)}".rstrip()
+
+
+def _bridges_that_are_output(effects: EditEffects, row: Row) -> str:
+    known = effects.known("first hop")
+    output = np.asarray(effects.after.bridge)[known]
+    new, old = ((output == tail).sum() for tail in (effects.edit.new, effects.edit.old))
+    return (
+        "The model outputs the bridge before it answers. After the edit, it outputs the new tail "
+        f"in {new} and the old tail in {old} of these {row.known} chains."
+    )
 
 
 def _first_conclusion(effects: EditEffects, row: Row, read: int) -> str:
@@ -176,9 +189,12 @@ def _about_second(effects: EditEffects, row: Row) -> str:
     written = effects.written[effects.known("second hop")]
     low, high = (f"{100 * end:.0f}%".replace("-0%", "0%") for end in (written.min(), written.max()))
     span = low if low == high else f"{low} to {high}"
+    states = " or ".join(f"S[{layer}]" for layer in effects.read)
+    most = " (the larger change counts)" if len(effects.read) > 1 else ""
+    change = "the change" if not most else f"the change of S[{effects.read[0]}]"
     part = (
-        f"At their last position, S[{effects.layer}] moves by {span} of the change at r1 of the "
-        "fact, along its direction."
+        f"At their last position, {states} moves by {span} of {change} at r1 of the "
+        f"fact, along its direction{most}."
     )
     by_hand = (
         f"If the whole change is added there, {row.state[0]} of {row.known} have the new tail as "

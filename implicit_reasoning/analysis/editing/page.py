@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implicit_reasoning.analysis.editing.edit_cases import KINDS
+from implicit_reasoning.analysis.editing.edit_cases import KINDS, POSITIONS
 from implicit_reasoning.analysis.editing.edit_effects import N_RANDOM, EditEffects
 from implicit_reasoning.analysis.editing.edit_summary import (
     NEIGHBORS,
@@ -23,6 +23,7 @@ from implicit_reasoning.analysis.editing.edit_summary import (
     summary_rows,
     title,
 )
+from implicit_reasoning.analysis.editing.edited_models import has_thought
 from implicit_reasoning.figures import Page
 from implicit_reasoning.pages import make_environment, read_source
 
@@ -90,6 +91,7 @@ def make_page(effects: EditEffects, run: str, step: int, saved: str = "") -> Pag
             (kind, meaning[kind], kind in NEIGHBORS, _prompts(effects, kind)) for kind in KINDS
         ],
         effects=effects,
+        thought=has_thought(effects.prompts.tokens),
         edit=effects.edit,
         size=f"{100 * effects.size:.1f}%",
         n_random=N_RANDOM,
@@ -145,7 +147,7 @@ def _layers(effects: EditEffects) -> list[dict[str, Any]]:
             {
                 "layer": layer,
                 "reader": f"block {layer}" if layer < effects.depth else "the unembedding only",
-                "changed": layer > min(effects.method.layers, default=-1),
+                "changed": layer > min(effects.changed, default=-1),
                 "before": _read(effects, before, layer),
                 "after": _read(effects, after, layer),
                 "old": f"{before.old[layer] + 1} → {after.old[layer] + 1}",
@@ -168,14 +170,15 @@ def _prompts(effects: EditEffects, kind: str) -> list[PromptRow]:
     names, prompts = effects.names, effects.prompts
     rows = []
     for index in effects.of_kind(kind).tolist():
-        tokens = prompts.tokens[index, : prompts.position[index] + 1]
+        shown = [names[token] for token in prompts.tokens[index, : prompts.position[index] + 1]]
+        shown[len(POSITIONS) :] = ["…"] * (len(shown) - len(POSITIONS))  # the model outputs it
         old, new = (names[column[index]] for column in (prompts.before, prompts.after))
         same = int(
             (np.asarray(effects.random.token)[:, index] == effects.before.token[index]).sum()
         )
         rows.append(
             PromptRow(
-                prompt=" ".join(names[token] for token in tokens),
+                prompt=" ".join(shown),
                 right=old if kind in NEIGHBORS else f"{old} → {new}",
                 before=_answer(effects, effects.before, index),
                 after=_answer(effects, effects.after, index),

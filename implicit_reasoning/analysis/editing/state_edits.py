@@ -3,7 +3,7 @@
 A vector is added to one site of a block wherever a prompt uses the edited fact: at r1 of the fact
 and of chains that use it at the first hop, and at the last position of chains that use it at the
 second hop. Other prompts do not change. The first hop of these edits shows how far the rest of the
-model follows a state that says b'. It is the part of the first hop of a weight edit that is no
+model follows a state that codes b'. It is the part of the first hop of a weight edit that is no
 evidence about stores of facts. The second hop is an upper bound: the vector is written there,
 whether or not the second hop reads the edited block.
 
@@ -12,6 +12,8 @@ before the MLP, the vector is searched separately, so the edit does not go throu
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ def search_states(
 
     def loss(fact: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
         tokens, new = fact
-        edits = overwrite(model, layer, site, place, unit * step)
+        edits = overwrite(changed_depths(model, layer), site, place, unit * step)
         logits = model.forward(params, tokens, edits=edits)[0]
         target = -jax.nn.log_softmax(logits[0, -1])[new]
         return target + search.decay * (step**2).mean(), target
@@ -88,7 +90,7 @@ def score_states(
 
     def one(item: tuple[Case, Array, Array]) -> ScoredEdits:
         case, counted, vector = item
-        edits = overwrite(model, layer, site, case.place, vector)
+        edits = overwrite(changed_depths(model, layer), site, case.place, vector)
         logits = answer_logits(model, params, case.tokens, case.position, edits, whole=True)
         return ScoredEdits(*score_edit(case, logits, counted, counted), jnp.float32(0))
 
@@ -97,8 +99,7 @@ def score_states(
 
 
 def overwrite(
-    model: Transformer,
-    layer: int,
+    depths: Sequence[int],
     site: str,
     place: Int[Array, " batch"],
     vector: Float[Array, " d_model"],
@@ -106,16 +107,12 @@ def overwrite(
     """Return edits that add a vector at one position of each prompt.
 
     Args:
-      model: the model.
-      layer: an unrolled depth of the block. States are edited at every depth of this block.
-      site: the name of the site in the block.
+      depths: the unrolled depths of the blocks.
+      site: the name of the site in a block.
       place: the position for each prompt; -1 to leave the prompt as it is.
       vector: the vector.
     """
-    return {
-        f"blocks.{depth}.{site}": Edit(_add_at, (place, vector))
-        for depth in changed_depths(model, layer)
-    }
+    return {f"blocks.{depth}.{site}": Edit(_add_at, (place, vector)) for depth in depths}
 
 
 def _add_at(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
