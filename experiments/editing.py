@@ -92,11 +92,11 @@ facts have the role I (ordinary facts).
    at least .8. The facts are I facts. In a model of two blocks without loops, the first hop cannot
    read an edit of the last block.
 6. Which method is best? A method is better, or worse, than `rome` at a score if the interval over
-   worlds of the difference, paired by run, is above, or below, 0. `state` is an upper bound of the
-   hops: its vector is written wherever a prompt uses the fact. With a chain of thought, it is no
-   bound, because the model can read the fact again at r2, where the vector is not written. `memit`
-   makes all 100 edits in one model. Its locality is that of one model per run, and has no interval
-   within a run.
+   worlds of the difference, paired by run, is above, or below, 0. `state` bounds the hops of a
+   weight edit with the same vector, because it is written wherever a prompt uses the fact. Other
+   vectors can reach more. With a chain of thought, it is no bound, because the model can read the
+   fact again at r2, where the vector is not written. `memit` makes all 100 edits in one model. Its
+   locality is that of one model per run, and has no interval within a run.
 7. Can an edit be undone? An edit of an I fact that is edited back is undone if the lower ends of
    efficacy, first hop, second hop and locality are all at least .8, where the right answers are
    those before any edit. Only edits count whose first edit succeeds. The size of what is left is

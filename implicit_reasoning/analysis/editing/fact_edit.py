@@ -103,8 +103,8 @@ def parse_edit(world: World, fact: str, to: str) -> FactEdit:
     if number == NONE:
         there = ", ".join(f"r{r}" for r in np.flatnonzero(world.tail[head] >= 0))
         raise InputError(
-            f"the world has no fact (e{head}, r{relation}); e{head} has facts with the relations "
-            f"{there or 'of no other entity'}"
+            f"the world has no fact (e{head}, r{relation}); e{head} has "
+            + (f"facts with the relations {there}" if there else "no facts")
         )
     named = _ENTITY.fullmatch(to.strip())
     if not named:

@@ -7,7 +7,8 @@ At the first hop, the chain and the prompt of the fact have the same states up t
 overwrites the state there, without any change of a store, therefore has first-hop answers too. The
 editors `state` and `resid_mid` overwrite the state, after and before the MLP. Where their first-hop
 scores equal that of `rome`, the first hop is no evidence about stores, and only the second hop is.
-They are also an upper bound of the second hop, because they write wherever a prompt uses the fact.
+They also bound the second hop of a weight edit with the same vector, because they write it wherever
+a prompt uses the fact.
 
 Sources: Meng et al. 2022 (ROME); Zhong et al. 2023 (MQuAKE); Cohen et al. 2023 (RippleEdits).
 """

@@ -4,8 +4,8 @@ A vector is added to one site of a block wherever a prompt uses the edited fact:
 and of chains that use it at the first hop, and at the last position of chains that use it at the
 second hop. Other prompts do not change. The first hop of these edits shows how far the rest of the
 model follows a state that codes b'. It is the part of the first hop of a weight edit that is no
-evidence about stores of facts. The second hop is an upper bound: the vector is written there,
-whether or not the second hop reads the edited block.
+evidence about stores of facts. The second hop bounds that of a weight edit with the same vector,
+because the vector is written there, whether or not the second hop reads the edited block.
 
 There are two sites. At `hook_mlp_out`, the vector is that of the weight edit. At `hook_resid_mid`,
 before the MLP, the vector is searched separately, so the edit does not go through the store at all.
