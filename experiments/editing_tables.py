@@ -40,7 +40,13 @@ from editing_rules import (
 )
 from reasoning_or_shortcut_arms import Arm, over_worlds
 
-from implicit_reasoning.analysis.editing.knowledge_editing import EDITORS, MEMIT, NULLS, ROME
+from implicit_reasoning.analysis.editing.knowledge_editing import (
+    EDITORS,
+    MEMIT,
+    NULLS,
+    RANDOM,
+    ROME,
+)
 from implicit_reasoning.analysis.editing.scores import SCORES
 
 CLAIMS = ("composition", "ladder", "ladder_looped")
@@ -265,9 +271,10 @@ def places(arms: Mapping[str, Arm]) -> list[str]:
                 over_worlds(at_place(arm, place, score).mean, arm.worlds)
                 for score in ("efficacy", *HOPS, "same entity", "locality")
             ]
+            random = [at_place(arm, place, s, RANDOM).mean for s in ("efficacy", *HOPS)]
             rows.append(
                 [
-                    *(name, place, *cells),
+                    *(name, place, *cells, over_worlds(np.nanmax(random, 0), arm.worlds)),
                     *(answer(name, follows(ends)) for ends in (first, second)),
                     *(
                         answer(name, verdict(ends.is_high & entity.is_high, ends, entity))
@@ -278,6 +285,7 @@ def places(arms: Mapping[str, Arm]) -> list[str]:
     return table(
         [
             *("arm", "block, position", "efficacy", *HOPS, "same entity", "locality"),
+            "random change: largest of efficacy and hops",
             *("reaches the first hop", "reaches the second hop"),
             *("first hop of this fact only", "second hop of this fact only"),
         ],
